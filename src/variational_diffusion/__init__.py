@@ -1,0 +1,63 @@
+"""Variational diffusion models with learned noise schedules: likelihoods, samples.
+
+The names below are the public surface. They are imported when first used, so that the command line
+answers before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from variational_diffusion.checkpoint import Run as Run
+    from variational_diffusion.config import RunConfig as RunConfig
+    from variational_diffusion.config import TrainingConfig as TrainingConfig
+    from variational_diffusion.data import open_dataset as open_dataset
+    from variational_diffusion.decoders import Discretized as Discretized
+    from variational_diffusion.decoders import Gaussian as Gaussian
+    from variational_diffusion.errors import InputError as InputError
+    from variational_diffusion.likelihood import evaluate as evaluate
+    from variational_diffusion.likelihood import summarize as summarize
+    from variational_diffusion.model import VDM as VDM
+    from variational_diffusion.model import build as build
+    from variational_diffusion.networks import MLP as MLP
+    from variational_diffusion.networks import PaperUNet as PaperUNet
+    from variational_diffusion.networks import UNet as UNet
+    from variational_diffusion.objective import Bound as Bound
+    from variational_diffusion.schedules import FixedLinear as FixedLinear
+    from variational_diffusion.schedules import LearnedLinear as LearnedLinear
+    from variational_diffusion.schedules import Monotone as Monotone
+    from variational_diffusion.training import TrainingState as TrainingState
+    from variational_diffusion.training import fit as fit
+
+_HOMES = {
+    "Bound": "objective",
+    "Discretized": "decoders",
+    "FixedLinear": "schedules",
+    "Gaussian": "decoders",
+    "InputError": "errors",
+    "LearnedLinear": "schedules",
+    "MLP": "networks",
+    "Monotone": "schedules",
+    "PaperUNet": "networks",
+    "Run": "checkpoint",
+    "RunConfig": "config",
+    "TrainingConfig": "config",
+    "TrainingState": "training",
+    "UNet": "networks",
+    "VDM": "model",
+    "build": "model",
+    "evaluate": "likelihood",
+    "fit": "training",
+    "open_dataset": "data",
+    "summarize": "likelihood",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

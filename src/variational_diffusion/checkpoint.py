@@ -1,0 +1,216 @@
+"""A run directory: configuration, weights, the state of training, metrics.
+
+    config.json           what was asked for; see `config`
+    model.safetensors     the weights as they are
+    ema.safetensors       their average over training: what evaluates and samples best
+    state/training.safetensors    weights, average, optimiser and step, in one file
+    metrics.jsonl         one JSON object a line
+    samples/
+
+Every file is written under a temporary name and then renamed, so it is the old one or the new one
+and never a part. Training goes on from `state/training.safetensors` alone: one file, one rename,
+one step. Tensor files carry a format version and a SHA-256 digest of their contents, which is
+checked whenever one is read. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from variational_diffusion.config import RunConfig
+from variational_diffusion.errors import InputError
+from variational_diffusion.files import atomic
+from variational_diffusion.model import VDM, build
+from variational_diffusion.training import TrainingState
+
+FORMAT = "1"
+"""Version of the tensor files."""
+
+Weights = Literal["ema", "raw"]
+_WEIGHT_FILES = {"ema": "ema.safetensors", "raw": "model.safetensors"}
+
+
+class Run:
+    """A run directory that exists. Make one with `Run.start`, open one with `Run.open`."""
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open the run in a directory; raise `InputError` if there is none."""
+        path = Path(path)
+        try:
+            text = (path / "config.json").read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"run = '{path}': no run is there (no readable config.json); "
+                f"train one with: vdm train DATA --run {path}"
+            ) from error
+        return cls(path, RunConfig.from_json(text))
+
+    @classmethod
+    def start(cls, path: str | Path, config: RunConfig) -> Run:
+        """Make a run directory, or open the one that is there if its configuration is the same.
+
+        A run of another configuration is never touched: `InputError` says which settings differ.
+        """
+        path = Path(path)
+        if (path / "config.json").exists():
+            run = cls.open(path)
+            differences = run.config.differences(config)
+            if differences:
+                raise InputError(
+                    f"run = '{path}' holds a run of another configuration "
+                    f"({'; '.join(differences)}): give the same settings, or another --run"
+                )
+            return run
+        try:
+            (path / "state").mkdir(parents=True, exist_ok=True)
+            (path / "samples").mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"run = '{path}': cannot be written ({error.strerror}); give another --run"
+            ) from error
+        with atomic(path / "config.json") as temporary:
+            temporary.write_text(config.to_json(), encoding="utf-8")
+        return cls(path, config)
+
+    def save(self, state: TrainingState) -> None:
+        """Write the state of training and both sets of weights."""
+        weights = state.vdm.state_dict()
+        average = state.average.module.state_dict()
+        optimizer = {
+            f"optimizer.{index}.{name}": value
+            for index, values in state.optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        progress = {"step": str(state.step), "seconds": repr(state.seconds)}
+        everything = _prefixed("model", weights) | _prefixed("ema", average) | optimizer
+        write_tensors(self.path / "state" / "training.safetensors", everything, progress)
+        write_tensors(self.path / _WEIGHT_FILES["raw"], weights, progress)
+        write_tensors(self.path / _WEIGHT_FILES["ema"], average, progress)
+
+    def resume(self, device: torch.device | str = "cpu") -> TrainingState | None:
+        """Return the state of training as it was last saved, None if nothing was saved yet."""
+        path = self.path / "state" / "training.safetensors"
+        if not path.exists():
+            return None
+        tensors, metadata = read_tensors(path)
+        state = TrainingState.start(build(self.config.model).to(device), self.config.training)
+        _load(state.vdm, _without_prefix("model", tensors), path)
+        _load(state.average.module, _without_prefix("ema", tensors), path)
+        optimizer: dict[int, dict[str, Tensor]] = {}
+        for key, value in _without_prefix("optimizer", tensors).items():
+            index, name = key.split(".")
+            optimizer.setdefault(int(index), {})[name] = value
+        groups = state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
+        state.step, state.seconds = int(metadata["step"]), float(metadata["seconds"])
+        state.average.n_averaged.fill_(state.step)
+        return state
+
+    def load(self, weights: Weights = "ema") -> VDM:
+        """Return the trained model, in evaluation mode."""
+        path = self.path / _WEIGHT_FILES[weights]
+        if not path.exists():
+            raise InputError(
+                f"run = '{self.path}': no weights are saved yet ({path.name} is missing); "
+                f"train it first: vdm train {self.config.data.source} --run {self.path}"
+            )
+        vdm = build(self.config.model)
+        _load(vdm, read_tensors(path)[0], path)
+        return vdm.eval().requires_grad_(False)
+
+    def log(self, **values: Any) -> None:
+        """Append one line to `metrics.jsonl`."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of `metrics.jsonl`; a last line cut short by a crash is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that were not saved and will be done again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        with atomic(self.path / "metrics.jsonl", overwrite=True) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and a few strings to a safetensors file, with version and digest."""
+    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {**metadata, "format": FORMAT, "digest": _digest(contents)}
+    with atomic(path, overwrite=True) as temporary:
+        save_file(contents, temporary, metadata=header)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return what `write_tensors` wrote; raise `InputError` if the file is damaged or too new."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"'{path}' is damaged or cut short ({error}): restore it from a copy, "
+            "or train again in another --run"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(
+            f"'{path}' has format {metadata.get('format')}, this version reads {FORMAT}: "
+            "update variational-diffusion"
+        )
+    if metadata.get("digest") != _digest(tensors):
+        raise InputError(
+            f"'{path}' is damaged (its contents do not match their digest): restore it from a "
+            "copy, or train again in another --run"
+        )
+    return tensors, metadata
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _load(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(
+            f"'{path}' does not fit the model of config.json beside it: "
+            "the two belong to different runs, restore the pair"
+        ) from error
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix += "."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

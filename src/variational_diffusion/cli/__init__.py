@@ -1,0 +1,74 @@
+"""The command `vdm`: one module a command, each of which parses, calls and prints.
+
+Exit codes: 0 done; 2 the user's input was wrong, one line on standard error; 1 anything else.
+Results go to standard output, everything else to standard error. This module imports no torch, and
+a command's module is imported when the command runs, so that `vdm --help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from variational_diffusion.errors import InputError
+
+COMMANDS = {
+    "train": "Train a model on your data, or go on with a run.",
+    "evaluate": "Bits per dimension of data under a trained model, with a standard error.",
+    "sample": "Draw examples: a sheet, single files, an array, an animation.",
+    "data": "Show what will be read: count, shape, levels, splits, examples.",
+    "demo": "Train, evaluate and sample on handwritten digits, in a few minutes.",
+}
+
+
+class _Commands(click.Group):
+    """The commands of the table, each imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            raise click.UsageError(
+                f"command = '{cmd_name}': known are {', '.join(COMMANDS)}; type: vdm --help"
+            )
+        return import_module(f"variational_diffusion.cli.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Commands, invoke_without_command=True)
+@click.version_option(package_name="variational-diffusion")
+@click.pass_context
+def vdm(ctx: click.Context) -> None:
+    """Variational diffusion models: train, evaluate in bits per dimension, sample."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code. Defects of ours are raised as they are."""
+    try:
+        vdm.main(args=arguments, prog_name="vdm", standalone_mode=False)
+    except click.ClickException as error:
+        click.echo(f"vdm: {' '.join(error.format_message().split())}", err=True)
+        return 2
+    except InputError as error:
+        click.echo(f"vdm: {' '.join(str(error).split())}", err=True)
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("vdm: interrupted", err=True)
+        return 1
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    return 0

@@ -1,0 +1,99 @@
+"""What commands print: progress to standard error, tables and JSON to standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+_PLAIN_INTERVAL = 10.0  # seconds between two lines of progress in a pipe
+
+
+class Meter:
+    """Progress of long work: a bar on a terminal, a line every ten seconds in a pipe.
+
+    title: the work. unit: what is counted, as in "images".
+    """
+
+    def __init__(self, title: str, unit: str) -> None:
+        self.title, self.unit = title, unit
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.fields[note]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(title, total=1.0, note="")
+
+    def __enter__(self) -> Meter:
+        self._start = self._printed = time.monotonic()
+        self._origin: tuple[float, int] | None = None
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, fraction: float, count: int, note: str = "") -> None:
+        """Show that `fraction` of the work is done, `count` units so far, and the note."""
+        now = time.monotonic()
+        if self._origin is None:
+            self._origin = (fraction, count)  # work that was done before we began to look
+        done, counted = fraction - self._origin[0], count - self._origin[1]
+        seconds = now - self._start
+        text = f"{counted / max(seconds, 1e-9):.1f} {self.unit}/s" if counted else ""
+        if done > 0:
+            text += f", {_clock(seconds * (1 - fraction) / done)} left"
+        text = ", ".join(part for part in (note, text) if part)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=fraction, note=text)
+        elif now - self._printed >= _PLAIN_INTERVAL:
+            self._printed = now
+            click.echo(f"{self.title} {100 * fraction:.0f} %: {text}", err=True)
+
+    def message(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            click.echo(text, err=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table to standard output; numbers in all columns but the first."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(file=sys.stdout, highlight=False).print(table, markup=False)
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """Print one JSON object, on one line, to standard output."""
+    click.echo(json.dumps(values))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,58 @@
+"""`vdm data`: show what will be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from variational_diffusion.cli.console import print_json, print_table
+from variational_diffusion.cli.options import data_config, data_options
+from variational_diffusion.data import open_dataset
+from variational_diffusion.files import unused
+from variational_diffusion.pictures import is_image, save_sheet
+
+_EXAMPLES = 64
+
+
+@click.command()
+@click.argument("data")
+@click.option("--sheet", help="Where the .png of examples goes; default: NAME-examples.png here.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@data_options
+def command(data: str, sheet: str | None, as_json: bool, **options: Any) -> None:
+    """Show how DATA will be read: count, shape, levels, splits, and a sheet of examples."""
+    dataset = open_dataset(data_config(data, options))
+    counts = {name: len(split) for name, split in dataset.splits.items()}
+    train = dataset.splits["train"]
+    examples = train.source.read(train.indices[:_EXAMPLES])
+    path = None
+    if is_image(dataset.shape):
+        name = f"{Path(dataset.source).stem}-examples.png"
+        path = unused(name) if sheet is None else Path(sheet)
+        save_sheet(examples, dataset.levels, path)
+    if as_json:
+        print_json(
+            {
+                "source": dataset.source,
+                "shape": list(dataset.shape),
+                "levels": dataset.levels,
+                "splits": counts,
+                "notes": list(dataset.notes),
+                "sheet": None if path is None else str(path),
+            }
+        )
+        return
+    levels = "real values" if dataset.levels is None else f"{dataset.levels} levels"
+    rows = [
+        ("examples", str(sum(counts.values()))),
+        ("shape of one", " x ".join(map(str, dataset.shape))),
+        ("values", f"{levels}, {examples.min()} to {examples.max()} in {len(examples)} examples"),
+        *((f"  {name}", str(count)) for name, count in counts.items()),
+    ]
+    print_table(dataset.source, ["", ""], rows)
+    for note in dataset.notes:
+        click.echo(note)
+    if path is not None:
+        click.echo(f"a sheet of examples: {path}")

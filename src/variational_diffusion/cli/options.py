@@ -1,0 +1,78 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from variational_diffusion.config import DataConfig, validated
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Size(click.ParamType):
+    """HEIGHTxWIDTH, or one number for both."""
+
+    name = "HxW"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        parts = str(value).lower().split("x")
+        if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a size: give one as 32 or 32x48 (height x width)")
+        return int(parts[0]), int(parts[-1])
+
+
+def data_options(command: Command) -> Command:
+    """Add the options that say how DATA is read; `data_config` collects them."""
+    for option in (
+        click.option("--split-seed", type=click.IntRange(0), default=0, help="Seed of the splits."),
+        click.option("--test", type=float, default=0.1, help="Share of the test split."),
+        click.option(
+            "--validation", type=float, default=0.1, help="Share of the validation split."
+        ),
+        click.option("--skip-damaged", is_flag=True, help="Leave out images that do not decode."),
+        click.option(
+            "--channels",
+            type=click.Choice(["auto", "grey", "rgb", "rgba"]),
+            default="auto",
+            help="Channels of image files; auto: grey if all are, otherwise rgb.",
+        ),
+        click.option("--resize", type=Size(), help="Crop and resample image files to this size."),
+        click.option("--array", help="Which array of an .npz file."),
+        click.option(
+            "--range", "value_range", type=float, nargs=2, help="Allowed range of real values."
+        ),
+        click.option("--levels", type=int, help="Levels of integer data, 2 to 65536."),
+    ):
+        command = option(command)
+    return command
+
+
+def data_config(source: str, options: dict[str, Any]) -> DataConfig:
+    """Take the options of `data_options` out of a command's arguments."""
+    names = DataConfig.model_fields.keys() - {"source"}
+    return validated(DataConfig, {"source": source, **{name: options.pop(name) for name in names}})
+
+
+def device_options(command: Command) -> Command:
+    """Add --device and --threads; `use_device` acts on them."""
+    for option in (
+        click.option("--threads", type=click.IntRange(1), help="CPU threads."),
+        click.option("--device", default="auto", help="cpu, cuda, cuda:1, …; auto: cuda if any."),
+    ):
+        command = option(command)
+    return command
+
+
+def weights_option(command: Command) -> Command:
+    """Add --weights."""
+    return click.option(
+        "--weights",
+        type=click.Choice(["ema", "raw"]),
+        default="ema",
+        help="Averaged weights, or the last ones.",
+    )(command)

@@ -1,0 +1,119 @@
+"""`vdm sample`: draw examples from a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from variational_diffusion.checkpoint import Run
+from variational_diffusion.cli.console import Meter
+from variational_diffusion.cli.devices import use_device
+from variational_diffusion.cli.options import device_options, weights_option
+from variational_diffusion.errors import InputError
+from variational_diffusion.files import atomic, unused
+from variational_diffusion.model import VDM
+from variational_diffusion.pictures import animation, save_image, save_sheet
+from variational_diffusion.sampling import SAMPLERS
+
+_FRAMES = 48
+
+
+@click.command()
+@click.argument("run")
+@click.option("--n", "count", type=click.IntRange(1), default=64, help="How many.")
+@click.option("--sampler", default="ancestral", help=f"One of: {', '.join(SAMPLERS)}.")
+@click.option("--steps", type=click.IntRange(1), default=256, help="Steps of the sampler.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the draw.")
+@click.option(
+    "--out",
+    help="A .png sheet, an .npy array, or a folder for single files; default: in the run.",
+)
+@click.option("--animate", help="Also write the reverse process as this .gif.")
+@weights_option
+@device_options
+def command(
+    run: str,
+    count: int,
+    sampler: str,
+    steps: int,
+    seed: int,
+    out: str | None,
+    animate: str | None,
+    weights: Any,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Draw examples from the model in RUN."""
+    target = use_device(device, threads)
+    opened = Run.open(run)
+    vdm = opened.load(weights).to(target)
+    is_image = len(vdm.shape) == 3 and vdm.shape[0] in (1, 3, 4)
+    if out is None:
+        name = f"{sampler}-{steps}-seed-{seed}{'.png' if is_image else '.npy'}"
+        path = unused(opened.path / "samples" / name)
+    else:
+        path = Path(out)
+    _check_targets(path, animate, is_image)
+    samples, frames = draw(
+        vdm, count, sampler=sampler, steps=steps, seed=seed, frames=_FRAMES if animate else 0
+    )
+    levels = opened.config.data.levels
+    write_samples(path, samples, levels)
+    click.echo(path)
+    if animate:
+        animation(frames, levels, Path(animate))
+        click.echo(animate)
+
+
+def draw(
+    vdm: VDM, count: int, *, sampler: str, steps: int, seed: int, frames: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw examples with a progress bar; return them and up to `frames` + 1 stages of the way."""
+    generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(seed)
+    kept: list[Tensor] = []
+    with torch.no_grad(), Meter("sampling", "steps") as meter:
+        path = vdm.trajectory(count, steps=steps, sampler=sampler, generator=generator)
+        for step, (gamma, z) in enumerate(path):
+            if frames and step * frames // steps > (step - 1) * frames // steps:
+                kept.append(vdm.decoder.decode(z))
+            meter.update(step / steps, step, f"γ = {float(gamma):.1f}")
+        samples = vdm.decoder.sample(z, gamma, generator).cpu().numpy()
+    stages = [stage.cpu().numpy() for stage in kept] + [samples] * (len(kept) // 4)
+    return samples, np.stack(stages) if stages else np.empty((0, *samples.shape))
+
+
+def write_samples(path: Path, samples: np.ndarray, levels: int | None) -> None:
+    """Write a .png sheet, an .npy array, or a folder of single images."""
+    if path.suffix == ".npy":
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            np.save(file, _smallest(samples, levels))
+    elif path.suffix == ".png":
+        save_sheet(samples, levels, path)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        for i, sample in enumerate(samples):
+            save_image(sample, levels, path / f"{i:05}.png")
+
+
+def _smallest(samples: np.ndarray, levels: int | None) -> np.ndarray:
+    """Return integers in the smallest unsigned type that holds all levels."""
+    return samples if levels is None else samples.astype(np.min_scalar_type(levels - 1))
+
+
+def _check_targets(path: Path, animate: str | None, is_image: bool) -> None:
+    """Refuse before drawing what could not be written after it."""
+    if not is_image and (path.suffix != ".npy" or animate):
+        raise InputError(f"out = '{path}': these samples are no images; give --out FILE.npy")
+    if path.suffix not in (".png", ".npy", ""):
+        raise InputError(f"out = '{path}': give a .png sheet, an .npy array or a folder")
+    if path.suffix and path.exists():
+        raise InputError(f"out = '{path}' exists: give another --out")
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"out = '{path}' is not empty: give another --out")
+    if animate and (Path(animate).suffix != ".gif" or Path(animate).exists()):
+        raise InputError(f"animate = '{animate}': give the name of a new .gif file")

@@ -1,0 +1,193 @@
+"""`vdm train`: train a model, or go on with a run."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, cast
+
+import click
+import torch
+
+from variational_diffusion.checkpoint import Run
+from variational_diffusion.cli.console import Meter, print_json, print_table
+from variational_diffusion.cli.devices import use_device
+from variational_diffusion.cli.options import data_config, data_options, device_options
+from variational_diffusion.config import RunConfig
+from variational_diffusion.data import Dataset, open_dataset
+from variational_diffusion.data.loader import batches, ordered_batches
+from variational_diffusion.errors import InputError
+from variational_diffusion.likelihood import Summary, evaluate, summarize, summary_rows
+from variational_diffusion.model import VDM, build
+from variational_diffusion.numerics import bits_per_dim
+from variational_diffusion.presets import configure
+from variational_diffusion.training import StepRecord, TrainingState, fit
+
+_DEFAULT_MINUTES = 10
+_LOG_STEPS = 50
+_VALIDATION_EXAMPLES = 512  # enough to follow the run; `vdm evaluate` takes them all
+
+
+@click.command()
+@click.argument("data")
+@click.option("--run", "directory", required=True, help="Directory of the run.")
+@click.option("--preset", help="Complete configuration to start from; default: by the data.")
+@click.option("--steps", type=click.IntRange(1), help="Budget in steps.")
+@click.option("--minutes", type=float, help="Budget in minutes of training (default 10).")
+@click.option("--seed", type=click.IntRange(0), help="Seed of weights, order, times and noise.")
+@click.option("--schedule", help="Noise schedule: fixed-linear, learned-linear, monotone.")
+@click.option("--network", help="Network: unet, paper-unet, mlp.")
+@click.option("--batch-size", type=click.IntRange(1), help="Examples in one step.")
+@click.option("--learning-rate", type=float, help="Of the network.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="SECTION.FIELD=VALUE",
+    help="Any other setting of config.json; sections: training, model, network, schedule.",
+)
+@click.option(
+    "--every", type=click.FloatRange(1), default=60.0, help="Seconds between two validations."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@data_options
+@device_options
+def command(
+    data: str,
+    directory: str,
+    every: float,
+    as_json: bool,
+    device: str,
+    threads: int | None,
+    **options: Any,
+) -> None:
+    """Train a model on DATA, or go on with the run in --run if its configuration is the same.
+
+    DATA is digits, fashion-mnist, a folder of images, a folder of IDX files, or an .npy or .npz
+    file.
+    """
+    target = use_device(device, threads)
+    dataset_config = data_config(data, options)
+    dataset = open_dataset(dataset_config)
+    config = configure(
+        dataset_config,
+        dataset,
+        preset=options["preset"],
+        schedule=options["schedule"],
+        network=options["network"],
+        settings=_settings(options),
+    )
+    state, summary = train(directory, config, dataset, target, every=every)
+    if as_json:
+        print_json(
+            {
+                "run": directory,
+                "steps": state.step,
+                "seconds": state.seconds,
+                "validation": vars(summary),
+            }
+        )
+        return
+    print_table(
+        f"{directory}: {state.step} steps in {state.seconds / 60:.1f} minutes",
+        ["validation", "bits/dim"],
+        summary_rows(summary),
+    )
+    click.echo(f"next: vdm evaluate {directory}   or: vdm sample {directory}", err=True)
+
+
+def train(
+    directory: str, config: RunConfig, dataset: Dataset, device: torch.device, *, every: float
+) -> tuple[TrainingState, Summary]:
+    """Train until the budget is spent; validate and save every `every` seconds and at the end.
+
+    Leaving the loop for whatever reason, an interrupt included, saves the state. The directory is
+    made once the model and the first batch are known to be possible.
+    """
+    training = config.training
+    vdm = build(config.model, seed=training.seed).to(device)
+    batches(dataset.splits["train"], training.batch_size, training.seed)
+    run = Run.start(directory, config)
+    state = run.resume(device) or TrainingState.start(vdm, training)
+    run.forget_metrics_after(state.step)
+    stream = batches(dataset.splits["train"], training.batch_size, training.seed, start=state.step)
+    recent: list[StepRecord] = []
+    saved_step, saved_at = state.step, time.monotonic()
+    try:
+        with Meter("training", "steps") as meter:
+            for record in fit(state, stream, training):
+                recent.append(record)
+                meter.update(record.progress, record.step, _short(state.vdm, recent))
+                if len(recent) == _LOG_STEPS:
+                    run.log(**_metrics(state.vdm, recent))
+                    recent.clear()
+                if time.monotonic() - saved_at > every:
+                    summary = _validate(run, state, dataset)
+                    meter.message(
+                        f"step {state.step}: validation {summary.bits_per_dim:.3f} bits/dim"
+                    )
+                    run.save(state)
+                    saved_step, saved_at = state.step, time.monotonic()
+    finally:
+        if state.step > saved_step:
+            run.save(state)
+    return state, _validate(run, state, dataset)
+
+
+def _validate(run: Run, state: TrainingState, dataset: Dataset) -> Summary:
+    """Evaluate the averaged weights on the validation split, and log it."""
+    average = cast(VDM, state.average.module)
+    split = dataset.splits["validation"].limit(_VALIDATION_EXAMPLES)
+    device = next(average.parameters()).device
+    generator = torch.Generator(device).manual_seed(0)
+    bounds = evaluate(average, ordered_batches(split, 256), draws=2, generator=generator)
+    summary = summarize(bounds, average.dimensions)
+    run.log(step=state.step, seconds=state.seconds, validation=vars(summary))
+    return summary
+
+
+def _metrics(vdm: VDM, records: list[StepRecord]) -> dict[str, Any]:
+    """Return the means over some steps, and the end points of the schedule after the last."""
+    last = records[-1]
+    gamma_0, gamma_1 = vdm.schedule.end_points.tolist()
+
+    def bits(name: str) -> float:
+        nats = torch.stack([getattr(record.bound, name).mean() for record in records])
+        return float(bits_per_dim(nats, vdm.dimensions).mean())
+
+    return {
+        "step": last.step,
+        "seconds": last.seconds,
+        "train": {name: bits(name) for name in ("prior", "reconstruction", "diffusion")},
+        "gradient_norm": float(torch.stack([r.gradient_norm for r in records]).mean()),
+        "learning_rate": last.learning_rate,
+        "gamma_0": gamma_0,
+        "gamma_1": gamma_1,
+    }
+
+
+def _short(vdm: VDM, records: list[StepRecord]) -> str:
+    nats = torch.stack([record.bound.total.mean() for record in records]).mean()
+    return f"{float(bits_per_dim(nats, vdm.dimensions)):.2f} bits/dim"
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Return "section.field" → value from --set and the options that are shorthands for it."""
+    settings: dict[str, Any] = {}
+    for assignment in options["settings"]:
+        key, equals, text = assignment.partition("=")
+        if not equals or "." not in key:
+            raise InputError(
+                f"set = {assignment!r}: give SECTION.FIELD=VALUE, "
+                "for example --set training.weight_decay=0.05"
+            )
+        try:
+            settings[key] = json.loads(text)
+        except json.JSONDecodeError:
+            settings[key] = text
+    for name in ("steps", "minutes", "seed", "batch_size", "learning_rate"):
+        if options[name] is not None:
+            settings[f"training.{name}"] = options[name]
+    if settings.keys().isdisjoint({"training.steps", "training.minutes"}):
+        settings["training.minutes"] = _DEFAULT_MINUTES
+    return settings

@@ -1,0 +1,161 @@
+"""The configuration of a run: types, ranges, JSON in and out.
+
+A run is data, a model and a way of training. Everything that decides the result stands here, and
+nothing else does: threads, devices and intervals of saving do not change a run, so they are
+arguments of the command. This module imports no torch, so that `vdm --help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from variational_diffusion.errors import InputError
+
+Section = TypeVar("Section", bound=BaseModel)
+
+FORMAT = 1
+"""Version of `config.json`; a file of a newer version is refused."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(_Section):
+    """What is read, and how it is split.
+
+    source: a name of `DATASETS`, or the path of a folder of images, a folder of IDX files, or a
+        `.npy`/`.npz` file.
+    levels: number of values of integer data, 2 to 65,536; None: found out from the data.
+    value_range: lowest and highest value that real-valued data may take; None: any finite one.
+    array: the array to read from an `.npz` file that holds several.
+    resize: (height, width) that images are cropped around the centre and resampled to.
+    channels: "auto" reads grey images as one channel and all others as three, with transparency
+        put on white.
+    skip_damaged: leave out image files that cannot be decoded instead of stopping at the first.
+    validation, test: shares of the examples, drawn by `split_seed`; a source that has a test set
+        of its own keeps it, and `test` has no effect.
+    """
+
+    source: str
+    levels: int | None = Field(None, ge=2, le=65_536)
+    value_range: tuple[float, float] | None = None
+    array: str | None = None
+    resize: tuple[int, int] | None = None
+    channels: Literal["auto", "grey", "rgb", "rgba"] = "auto"
+    skip_damaged: bool = False
+    validation: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.1, gt=0, lt=1)
+    split_seed: int = Field(0, ge=0)
+
+
+class Component(_Section):
+    """An entry of a table (`NETWORKS`, `SCHEDULES`, `DECODERS`) and its constructor's arguments."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class ModelConfig(_Section):
+    """A variational diffusion model: shape of one example, without the batch, and its parts."""
+
+    shape: tuple[int, ...] = Field(min_length=1)
+    decoder: Component
+    schedule: Component
+    network: Component
+    prediction: Literal["noise", "velocity"] = "velocity"
+
+
+class TrainingConfig(_Section):
+    """How long and how the model is trained.
+
+    steps, minutes: the budget; exactly one is given. Minutes are of training, saving and
+        validating left out. The learning rate follows the share of the budget that is spent: a
+        linear rise over `warmup_steps`, constant, then from the share `decay_from` on a straight
+        line to zero.
+    learning_rate, betas, weight_decay: AdamW's, for the network. Vectors (biases, gains) and the
+        schedule are not decayed.
+    schedule_learning_rate: for the parameters of the noise schedule.
+    clip_norm: largest norm of the network's gradient; None: not limited.
+    ema_decay: decay of the weight average after its warm-up.
+    seed: of the initial weights, the order of the data, the times and the noise.
+    """
+
+    steps: int | None = Field(None, ge=1)
+    minutes: float | None = Field(None, gt=0)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.01, ge=0)
+    schedule_learning_rate: float = Field(2e-5, ge=0)
+    warmup_steps: int = Field(100, ge=0)
+    decay_from: float = Field(0.0, ge=0, le=1)
+    clip_norm: float | None = Field(None, gt=0)
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainingConfig:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError(
+                f"steps = {self.steps} and minutes = {self.minutes}: give one of them as the budget"
+            )
+        return self
+
+
+class RunConfig(_Section):
+    """All that decides what a run comes to; stored as `config.json`."""
+
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+
+    def to_json(self) -> str:
+        """Return the configuration as indented JSON, with its format version."""
+        return json.dumps({"format": FORMAT, **self.model_dump(mode="json")}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunConfig:
+        """Read what `to_json` wrote; raise `InputError` that names the field if it is not that."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"config.json is not JSON: {error}") from error
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise InputError(f"config.json: format must be {FORMAT}; update variational-diffusion")
+        return validated(cls, values)
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """Return a line "section.field: ours, theirs" for every setting that is not the same."""
+        ours, theirs = _leaves(self.model_dump(mode="json")), _leaves(other.model_dump(mode="json"))
+        return [
+            f"{name}: {ours.get(name)!r} here, {theirs.get(name)!r} asked"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
+        ]
+
+
+def validated(section: type[Section], values: dict[str, Any]) -> Section:
+    """Return `section(**values)`; raise `InputError` that names the field and what is allowed."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            name = ".".join(str(part) for part in first["loc"])
+            message = f"{name} = {first['input']!r}: {message.lower()}"
+        raise InputError(message) from error
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            leaves |= _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = value
+    return leaves

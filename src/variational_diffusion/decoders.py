@@ -1,0 +1,158 @@
+"""Decoders: data as real numbers, and p(x|z_0).
+
+A decoder is where the domain of the data ends. `encode` takes data to real numbers of the scale
+of one, and p(x|z_0), the last step of the generative model, brings them back.
+
+Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models" (2021), section 3.3 and
+appendix B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Integer, Shaped
+from torch import Tensor, nn
+
+from variational_diffusion import lattice, process
+from variational_diffusion.errors import InputError
+from variational_diffusion.numerics import Normal, expand, sum_per_example
+
+
+class Discretized(nn.Module):
+    """Integers 0 … levels − 1, as the centres of `levels` equal bins of (−1, 1).
+
+    Level k is the real number f(k) = 2 (k + ½)/levels − 1, and
+    p(x_i = k | z_0) ∝ exp(−½ e^{−γ_0} (z_0i/alpha_0 − f(k))²), a softmax over all levels that is
+    computed exactly and without a tensor of levels.
+
+    levels: 2 to 65,536.
+    """
+
+    def __init__(self, levels: int = 256) -> None:
+        super().__init__()
+        if not 2 <= levels <= 65_536:
+            raise InputError(f"levels = {levels}: discrete data have 2 to 65536 levels")
+        self.levels = levels
+
+    def encode(self, x: Shaped[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """Return f(x) in (−1, 1); raise `InputError` for anything but integers in range."""
+        if x.is_floating_point() or x.is_complex():
+            raise InputError(
+                f"x has type {x.dtype}: Discretized takes integers 0 to {self.levels - 1}; "
+                "convert the data, or use the decoder Gaussian for real values"
+            )
+        low, high = (int(x.min()), int(x.max())) if x.numel() else (0, 0)
+        if low < 0 or high >= self.levels:
+            raise InputError(
+                f"x lies in [{low}, {high}]: with levels = {self.levels} it must lie in "
+                f"[0, {self.levels - 1}]; give the number of levels of the data"
+            )
+        return (2 * x.to(torch.get_default_dtype()) + 1) / self.levels - 1
+
+    def decode(self, x: Float[Tensor, "batch *shape"]) -> Integer[Tensor, "batch *shape"]:
+        """Return the level whose centre is nearest: the inverse of `encode`."""
+        return lattice.nearest_level(self._position(x), self.levels).long()
+
+    def log_prob(
+        self,
+        x: Integer[Tensor, "batch *shape"],
+        z_0: Float[Tensor, "batch *shape"],
+        gamma_0: process.Gamma,
+    ) -> Float[Tensor, " batch"]:
+        """Return log p(x|z_0) in nats per example."""
+        position, spacing = self._position_and_spacing(z_0, gamma_0)
+        nearest = lattice.nearest_level(position, self.levels).detach()
+        offset = x - nearest
+        exponent = offset * (position - nearest) - 0.5 * offset.square()
+        log_sum = lattice.log_lattice_sum(position, spacing, self.levels)
+        return sum_per_example(spacing.square() * exponent - log_sum)
+
+    def sample(
+        self,
+        z_0: Float[Tensor, "batch *shape"],
+        gamma_0: process.Gamma,
+        generator: torch.Generator | None = None,
+    ) -> Integer[Tensor, "batch *shape"]:
+        """Draw x ~ p(x|z_0)."""
+        position, spacing = self._position_and_spacing(z_0, gamma_0)
+        return lattice.sample_level(position, spacing, self.levels, generator).long()
+
+    def _position(self, x: Tensor) -> Tensor:
+        """Return real numbers in units of levels, where f(k) is k."""
+        return 0.5 * self.levels * x + 0.5 * (self.levels - 1)
+
+    def _position_and_spacing(self, z_0: Tensor, gamma_0: Tensor) -> tuple[Tensor, Tensor]:
+        gamma_0 = expand(gamma_0, z_0)
+        spacing = (2 / self.levels) * torch.exp(-0.5 * gamma_0)
+        return self._position(z_0 / process.alpha(gamma_0)), spacing.expand(z_0.shape)
+
+
+class Gaussian(nn.Module):
+    """Real-valued data, standardised by a location and a scale.
+
+    x is encoded as u = (x − location)/scale, and p(u|z_0) = N(z_0/alpha_0, e^{γ_0}): what z_0
+    says of u when nothing else is known. Likelihoods are densities of x, so they include the
+    −log scale of the encoding and can exceed one.
+
+    location, scale > 0: one number, or one for every entry of the first axis of an example
+        (channels of an image, entries of a vector).
+    """
+
+    def __init__(
+        self, location: float | Sequence[float] = 0.0, scale: float | Sequence[float] = 1.0
+    ) -> None:
+        super().__init__()
+        self.register_buffer("location", torch.as_tensor(location, dtype=torch.get_default_dtype()))
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.get_default_dtype()))
+        if not bool((self.get_buffer("scale") > 0).all()):
+            raise InputError(f"scale = {scale}: a scale is positive; leave constant columns out")
+
+    def encode(self, x: Shaped[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """Return (x − location)/scale; raise `InputError` for integers."""
+        if not x.is_floating_point():
+            raise InputError(
+                f"x has type {x.dtype}: Gaussian takes real numbers; "
+                "convert the data, or use the decoder Discretized for integers"
+            )
+        location, scale = self._location_and_scale(x)
+        return (x - location) / scale
+
+    def decode(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """Return location + scale · x: the inverse of `encode`."""
+        location, scale = self._location_and_scale(x)
+        return location + scale * x
+
+    def log_prob(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        z_0: Float[Tensor, "batch *shape"],
+        gamma_0: process.Gamma,
+    ) -> Float[Tensor, " batch"]:
+        """Return log p(x|z_0), a density of x, in nats per example."""
+        _, scale = self._location_and_scale(x)
+        return sum_per_example(self._p_encoded(z_0, gamma_0).log_prob(self.encode(x)) - scale.log())
+
+    def sample(
+        self,
+        z_0: Float[Tensor, "batch *shape"],
+        gamma_0: process.Gamma,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch *shape"]:
+        """Draw x ~ p(x|z_0)."""
+        return self.decode(self._p_encoded(z_0, gamma_0).sample(generator))
+
+    def _p_encoded(self, z_0: Tensor, gamma_0: Tensor) -> Normal:
+        gamma_0 = expand(gamma_0, z_0)
+        return Normal(z_0 / process.alpha(gamma_0), torch.exp(0.5 * gamma_0))
+
+    def _location_and_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        location, scale = self.get_buffer("location"), self.get_buffer("scale")
+        return expand(location, x[0]), expand(scale, x[0])
+
+
+DECODERS: dict[str, type[Discretized] | type[Gaussian]] = {
+    "discretized": Discretized,
+    "gaussian": Gaussian,
+}

@@ -1,0 +1,9 @@
+"""The one exception for what a user can put right."""
+
+
+class InputError(ValueError):
+    """A value that the caller gave is not allowed.
+
+    The message is one line: the name and the value, what is allowed, and what to do or type.
+    The command line prints it and exits with 2; every other exception is a defect of ours.
+    """

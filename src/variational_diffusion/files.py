@@ -1,0 +1,89 @@
+"""Files that are whole or not there: written aside, flushed, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from variational_diffusion.errors import InputError
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+@contextmanager
+def atomic(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; rename it to `path` when the block ends well.
+
+    The temporary name ends like `path`, for writers that go by the extension. It is flushed to the
+    disk before it is renamed, so that a crash leaves the old file or the new one, never half of
+    one. When the block raises, the temporary file is removed and `path` is as it was.
+
+    overwrite: replace a file that exists; otherwise that is an error, found before the block runs.
+    Raises InputError when `path` exists or is no regular file, when its folder is missing or may
+    not be written to, and when the disk is full.
+    """
+    path = Path(path)
+    _check_free(path, overwrite)
+    temporary = path.with_name(f".{path.stem[:80]}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        raise InputError(_why_not(path, error)) from error
+    try:
+        yield temporary
+        _flush(temporary)
+        _check_free(path, overwrite)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise InputError(_why_not(path, error)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unused(path: str | os.PathLike[str]) -> Path:
+    """Return `path`; where it exists, the first of `name-2.png`, `name-3.png`, … that does not."""
+    path = Path(path)
+    if not os.path.lexists(path):
+        return path
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise InputError(f"'{path}' is a folder; give a file in it, for example --out {path}/new")
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(
+            f"'{path}' exists and is not overwritten; give another name, for example "
+            f"--out {unused(path)}"
+        )
+    if path.exists() and not path.is_file():
+        raise InputError(f"'{path}' is no regular file; give another name with --out FILE")
+
+
+def _why_not(path: Path, error: OSError) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"'{path}' cannot be written: '{folder}' is no folder; mkdir -p {folder}"
+    reason = (error.strerror or str(error)).lower()
+    remedy = "free some space, or give" if error.errno in _FULL else "give"
+    return f"'{path}' cannot be written: {reason}; {remedy} a place elsewhere with --out FILE"
+
+
+def _flush(path: Path) -> None:
+    """Write what the system still holds of a file, or of the names in a folder, to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,249 @@
+"""The model: a schedule, a network and a decoder, and what follows from the three.
+
+Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models" (2021); the velocity head is
+Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models" (2022); the
+probability-flow ODE is Song et al., "Score-Based Generative Modeling through Stochastic
+Differential Equations" (2021), eq. 13, here with γ as its time.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from variational_diffusion import objective, process
+from variational_diffusion.config import Component, ModelConfig
+from variational_diffusion.decoders import DECODERS, Discretized, Gaussian
+from variational_diffusion.errors import InputError
+from variational_diffusion.networks import NETWORKS
+from variational_diffusion.numerics import Normal, expand, randn_like
+from variational_diffusion.objective import Bound
+from variational_diffusion.sampling import SAMPLERS
+from variational_diffusion.schedules import SCHEDULES, Schedule
+
+
+class Denoised(NamedTuple):
+    """Estimates of the noise ε and of the encoded data x in z = alpha x + sigma ε."""
+
+    noise: Tensor
+    x: Tensor
+
+
+class VDM(nn.Module):
+    """A variational diffusion model of arrays of one shape.
+
+    network: any module called as network(z, gamma, conditioning=None), gamma of shape (batch,),
+        with a result of the shape of z.
+    schedule: t → γ(t), see `schedules`.
+    decoder: the domain of the data and p(x|z_0), see `decoders`.
+    shape: of one example, without the batch.
+    prediction: what the network returns: "noise", ε̂, or "velocity", v̂ = alpha ε̂ − sigma x̂.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        decoder: Discretized | Gaussian,
+        shape: tuple[int, ...],
+        prediction: Literal["noise", "velocity"] = "velocity",
+    ) -> None:
+        super().__init__()
+        if prediction not in ("noise", "velocity"):
+            raise InputError(f"prediction = {prediction!r}: known are 'noise' and 'velocity'")
+        self.network = network
+        self.schedule = schedule
+        self.decoder = decoder
+        self.shape = tuple(shape)
+        self.prediction = prediction
+
+    @property
+    def dimensions(self) -> int:
+        """Number of entries d of one example, the d of bits per dimension."""
+        return math.prod(self.shape)
+
+    def vlb(
+        self,
+        x: Shaped[Tensor, "batch *shape"],
+        *,
+        steps: int | None = None,
+        times: Float[Tensor, " batch"] | None = None,
+        conditioning: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Bound:
+        """Estimate the variational bound on −log p(x), unbiased, in nats per example.
+
+        x: data in the decoder's domain, shape (batch, *self.shape).
+        steps: T ≥ 1 for the bound of the T-step model, None for infinitely many steps.
+        times: one t in [0, 1) for each example, each uniform on its own; by default
+            low-discrepancy times over the batch.
+        """
+        self._check_shape(x)
+        encoded = self.decoder.encode(x)
+        gamma_0, gamma_1 = self.schedule.end_points.unbind()
+        if times is None:
+            times = objective.low_discrepancy_times(len(x), generator, like=encoded)
+
+        def predict_noise(z: Tensor, gamma: Tensor) -> Tensor:
+            return self.denoise(z, gamma, conditioning).noise
+
+        noise = randn_like(encoded, generator)
+        if steps is None:
+            diffusion = objective.diffusion(predict_noise, self.schedule, encoded, times, noise)
+        else:
+            diffusion = objective.diffusion_discrete(
+                predict_noise, self.schedule, encoded, times, noise, steps
+            )
+        q_0 = process.q_t(encoded, gamma_0)
+        return Bound(
+            prior=objective.prior(encoded, gamma_1),
+            reconstruction=-self.decoder.log_prob(x, q_0.sample(generator), gamma_0),
+            diffusion=diffusion,
+        )
+
+    def denoise(
+        self,
+        z: Float[Tensor, "batch *shape"],
+        gamma: process.Gamma,
+        conditioning: Tensor | None = None,
+    ) -> Denoised:
+        """Estimate the noise in z and the encoded data under it.
+
+        gamma: shape (batch,) or ().
+        """
+        gamma = gamma.expand(z.shape[0])
+        output = self.network(z, gamma, conditioning)
+        alpha, sigma = expand(process.alpha(gamma), z), expand(process.sigma(gamma), z)
+        if self.prediction == "noise":
+            return Denoised(noise=output, x=(z - sigma * output) / alpha)
+        return Denoised(noise=alpha * output + sigma * z, x=alpha * z - sigma * output)
+
+    def reverse(
+        self,
+        z_t: Float[Tensor, "batch *shape"],
+        gamma_t: process.Gamma,
+        gamma_s: process.Gamma,
+        conditioning: Tensor | None = None,
+    ) -> Normal:
+        """Return p(z_s|z_t) = q(z_s|z_t, x = x̂(z_t; γ_t)) (VDM eq. 9)."""
+        x = self.denoise(z_t, gamma_t, conditioning).x
+        return process.q_s_given_t(z_t, x, gamma_s, gamma_t)
+
+    def drift(
+        self,
+        z: Float[Tensor, "batch *shape"],
+        gamma: process.Gamma,
+        conditioning: Tensor | None = None,
+    ) -> Float[Tensor, "batch *shape"]:
+        """Return dz/dγ of the probability-flow ODE, −½ sigma² z + ½ sigma ε̂(z; γ)."""
+        noise = self.denoise(z, gamma, conditioning).noise
+        sigma = expand(process.sigma(gamma.expand(z.shape[0])), z)
+        return 0.5 * sigma * (noise - sigma * z)
+
+    def trajectory(
+        self,
+        n: int,
+        *,
+        steps: int,
+        sampler: str = "ancestral",
+        conditioning: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[tuple[Tensor, Float[Tensor, "n *shape"]]]:
+        """Yield (γ, z) for n samples: first the prior's draw at γ_1, then after every step.
+
+        steps: number of sampler steps, uniform in t. sampler: a name in `SAMPLERS`.
+        """
+        if steps < 1:
+            raise InputError(f"steps = {steps}: sampling takes one step or more")
+        if sampler not in SAMPLERS:
+            raise InputError(f"sampler = {sampler!r}: known are {', '.join(SAMPLERS)}")
+        start = self.schedule.end_points
+        t = torch.linspace(1, 0, steps + 1, dtype=start.dtype, device=start.device)
+        gammas = self.schedule(t)
+        z = torch.randn((n, *self.shape), generator=generator, dtype=t.dtype, device=t.device)
+        yield gammas[0], z
+        path = SAMPLERS[sampler](self, z, gammas, conditioning=conditioning, generator=generator)
+        yield from zip(gammas[1:], path, strict=True)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        steps: int,
+        sampler: str = "ancestral",
+        conditioning: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Shaped[Tensor, "n *shape"]:
+        """Draw n examples x ~ p(x), in the decoder's domain.
+
+        The arguments are those of `trajectory`; the last z is decoded by a draw from p(x|z_0).
+        """
+        path = self.trajectory(
+            n, steps=steps, sampler=sampler, conditioning=conditioning, generator=generator
+        )
+        *_, (gamma_0, z_0) = path
+        return self.decoder.sample(z_0, gamma_0, generator)
+
+    def _check_shape(self, x: Tensor) -> None:
+        if tuple(x.shape[1:]) != self.shape:
+            raise InputError(
+                f"x has shape {tuple(x.shape)}: the model takes (batch, "
+                f"{', '.join(map(str, self.shape))})"
+            )
+
+
+def build(config: ModelConfig, *, seed: int = 0) -> VDM:
+    """Build the model that a configuration describes, on the CPU, with initial weights by `seed`.
+
+    torch's initialisers draw from the global generator; its state is put back afterwards.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VDM(
+            network=_construct("network", NETWORKS, config.network, config.shape),
+            schedule=_construct("schedule", SCHEDULES, config.schedule),
+            decoder=_construct("decoder", DECODERS, config.decoder),
+            shape=config.shape,
+            prediction=config.prediction,
+        )
+
+
+def complete(config: ModelConfig) -> ModelConfig:
+    """Return the configuration with every default of the parts' constructors written out.
+
+    A stored configuration then builds the same model when a later version changes a default.
+    """
+
+    def with_defaults(table: Mapping[str, Any], component: Component) -> Component:
+        parameters = inspect.signature(table[component.name]).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        return Component(name=component.name, options=defaults | component.options)
+
+    return config.model_copy(
+        update={
+            "network": with_defaults(NETWORKS, config.network),
+            "schedule": with_defaults(SCHEDULES, config.schedule),
+            "decoder": with_defaults(DECODERS, config.decoder),
+        }
+    )
+
+
+def _construct(kind: str, table: Mapping[str, Any], component: Component, *first: Any) -> Any:
+    """Return table[name](*first, **options); name what is unknown, and what is known."""
+    if component.name not in table:
+        raise InputError(f"{kind} = {component.name!r}: known are {', '.join(table)}")
+    constructor = table[component.name]
+    known = [p for p in inspect.signature(constructor).parameters if p != "shape"]
+    for option in component.options:
+        if option not in known:
+            raise InputError(
+                f"{kind}.{option}: {component.name} has the options {', '.join(known)}"
+            )
+    return constructor(*first, **component.options)

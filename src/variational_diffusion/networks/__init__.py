@@ -1,0 +1,20 @@
+"""Networks: a prediction from (z, γ, conditioning), in the shape of z.
+
+Any `nn.Module` with the signature `network(z, gamma, conditioning=None)`, where gamma has shape
+(batch,), can be the network of a model. The ones in this table can also be named in a
+configuration; each is built as `NETWORKS[name](shape, **options)`.
+"""
+
+from torch import nn
+
+from variational_diffusion.networks.mlp import MLP
+from variational_diffusion.networks.paper import PaperUNet
+from variational_diffusion.networks.unet import UNet
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "unet": UNet,
+    "paper-unet": PaperUNet,
+    "mlp": MLP,
+}
+
+__all__ = ["MLP", "NETWORKS", "PaperUNet", "UNet"]

@@ -1,0 +1,83 @@
+"""A residual multi-layer perceptron: the default network for vectors, and for any other shape."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from variational_diffusion.networks.layers import (
+    NoiseLevelEmbedding,
+    lattice_features,
+    zero_initialised,
+)
+
+
+class MLP(nn.Module):
+    """A prediction of the shape of z from (z, γ), by residual blocks on the flattened array.
+
+    shape: of one example, any.
+    gamma_min, gamma_max: range that the embedding maps to [0, 1].
+    levels: number of levels of discrete data, whose lattice is then an input; None: real values.
+    width, blocks: size and number of the residual blocks.
+    conditioning_size: length of the conditioning vector, shape (batch, conditioning_size).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        gamma_min: float = -13.3,
+        gamma_max: float = 5.0,
+        levels: int | None = None,
+        width: int = 128,
+        blocks: int = 4,
+        dropout: float = 0.0,
+        conditioning_size: int = 0,
+    ) -> None:
+        super().__init__()
+        size = math.prod(shape)
+        self.levels = levels
+        self.embedding = NoiseLevelEmbedding(32, gamma_min, gamma_max, conditioning_size)
+        self.dense_in = nn.Linear(size * (1 if levels is None else 2), width)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(width, self.embedding.size, dropout) for _ in range(blocks)
+        )
+        self.norm_out = nn.LayerNorm(width)
+        self.dense_out = zero_initialised(nn.Linear(width, size))
+
+    def forward(
+        self,
+        z: Float[Tensor, "batch *shape"],
+        gamma: Float[Tensor, " batch"],
+        conditioning: Float[Tensor, "batch n"] | None = None,
+    ) -> Float[Tensor, "batch *shape"]:
+        embedding = self.embedding(gamma, conditioning)
+        inputs = z.flatten(1)
+        if self.levels is not None:
+            inputs = torch.cat([inputs, lattice_features(inputs, gamma, self.levels)], dim=1)
+        h = self.dense_in(inputs)
+        for block in self.blocks:
+            h = block(h, embedding)
+        return self.dense_out(silu(self.norm_out(h))).reshape(z.shape)
+
+
+class ResidualBlock(nn.Module):
+    """LayerNorm, SiLU, dense, + embedding, SiLU, dropout, dense, + x."""
+
+    def __init__(self, width: int, embedding_size: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.dense_1 = nn.Linear(width, 2 * width)
+        self.embed = nn.Linear(embedding_size, 2 * width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.dense_2 = zero_initialised(nn.Linear(2 * width, width))
+
+    def forward(
+        self, x: Float[Tensor, "batch width"], embedding: Float[Tensor, "batch size"]
+    ) -> Float[Tensor, "batch width"]:
+        h = self.dense_1(silu(self.norm(x))) + self.embed(embedding)
+        return x + self.dense_2(self.dropout(silu(h)))

@@ -1,0 +1,102 @@
+"""A down-sampling U-Net: the default network for images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, silu
+
+from variational_diffusion.errors import InputError
+from variational_diffusion.networks.layers import (
+    AttentionBlock,
+    NoiseLevelEmbedding,
+    Stage,
+    group_norm,
+    image_channels,
+    lattice_features,
+    zero_initialised,
+)
+
+
+class UNet(nn.Module):
+    """A prediction of the shape of z from (z, γ), most of it computed at reduced resolutions.
+
+    Every resolution has `blocks` ResNet blocks on the way down and on the way up, where the last
+    output of the same resolution is joined in. A step down halves height and width, rounded up,
+    so any size is allowed.
+
+    shape: (channels, height, width).
+    gamma_min, gamma_max: range that the embedding maps to [0, 1].
+    levels: number of levels of discrete data, whose lattice is then an input; None: real values.
+    widths: channels at each resolution, the full one first.
+    blocks: ResNet blocks at each resolution, each way.
+    attention: whether the lowest resolution ends in self-attention.
+    conditioning_size: length of the conditioning vector, shape (batch, conditioning_size).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        gamma_min: float = -13.3,
+        gamma_max: float = 5.0,
+        levels: int | None = None,
+        widths: Sequence[int] = (16, 32, 64),
+        blocks: int = 2,
+        attention: bool = True,
+        dropout: float = 0.0,
+        conditioning_size: int = 0,
+    ) -> None:
+        super().__init__()
+        channels = image_channels(shape)
+        if any(width % 4 for width in widths) or not widths:
+            raise InputError(f"widths = {list(widths)}: give one or more multiples of 4")
+        self.levels = levels
+        self.embedding = NoiseLevelEmbedding(widths[0], gamma_min, gamma_max, conditioning_size)
+        size = self.embedding.size
+
+        def stage(channels_in: int, width: int) -> Stage:
+            return Stage(channels_in, width, size, blocks=blocks, dropout=dropout)
+
+        self.conv_in = nn.Conv2d(channels * (1 if levels is None else 2), widths[0], 3, padding=1)
+        self.down = nn.ModuleList()
+        self.shrink = nn.ModuleList()
+        self.grow = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for i, width in enumerate(widths):
+            self.down.append(stage(width, width))
+            self.up.append(stage(2 * width, width))
+            if i + 1 < len(widths):
+                self.shrink.append(nn.Conv2d(width, widths[i + 1], 3, stride=2, padding=1))
+                self.grow.append(nn.Conv2d(widths[i + 1], width, 1))
+        self.attention = AttentionBlock(widths[-1]) if attention else None
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = zero_initialised(nn.Conv2d(widths[0], channels, 3, padding=1))
+
+    def forward(
+        self,
+        z: Float[Tensor, "batch c h w"],
+        gamma: Float[Tensor, " batch"],
+        conditioning: Float[Tensor, "batch n"] | None = None,
+    ) -> Float[Tensor, "batch c h w"]:
+        embedding = self.embedding(gamma, conditioning)
+        inputs = [z] if self.levels is None else [z, lattice_features(z, gamma, self.levels)]
+        h = self.conv_in(torch.cat(inputs, dim=1))
+        skips = []
+        for i, blocks in enumerate(self.down):
+            h = blocks(h, embedding)
+            skips.append(h)
+            if i < len(self.shrink):
+                h = self.shrink[i](h)
+        if self.attention is not None:
+            h = self.attention(h)
+        for i in reversed(range(len(self.up))):
+            skip = skips[i]
+            if i < len(self.grow):
+                # project before enlarging: the same numbers, computed on a quarter of the pixels
+                h = interpolate(self.grow[i](h), size=skip.shape[-2:], mode="nearest")
+            h = self.up[i](torch.cat([h, skip], dim=1), embedding)
+        return self.conv_out(silu(self.norm_out(h)))

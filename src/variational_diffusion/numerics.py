@@ -1,0 +1,66 @@
+"""Broadcasting, the Normal distribution and units: the arithmetic that every level shares."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def expand(per_example: Tensor, like: Tensor) -> Tensor:
+    """Append axes of length one, so that a value per example broadcasts over `like`.
+
+    per_example: shape (batch,) or (); like: shape (batch, ...).
+    """
+    if per_example.ndim == 0:
+        return per_example
+    return per_example.reshape(per_example.shape + (1,) * (like.ndim - per_example.ndim))
+
+
+def sum_per_example(values: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
+    """Sum over all axes but the first."""
+    return values.flatten(1).sum(1) if values.ndim > 1 else values
+
+
+def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
+    """Convert nats per example to bits per dimension: nats / (d ln 2)."""
+    return nats / (dimensions * math.log(2))
+
+
+def randn_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw independent N(0, 1) values with the shape, type and device of `x`."""
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Independent normal distributions N(mean, std²), one per element.
+
+    mean and std broadcast against each other. `torch.distributions.Normal` draws from the global
+    generator only; this one is handed its generator.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw mean + std · N(0, 1)."""
+        return self.mean + self.std * randn_like(self.mean, generator)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the log density of every element, in nats."""
+        standard = (x - self.mean) / self.std
+        return -0.5 * (standard.square() + math.log(2 * math.pi)) - self.std.log()
+
+    def kl(self, other: Normal) -> Tensor:
+        """Return KL(self ‖ other) of every element, in nats.
+
+        The variance part is u − log(1 + u) with u = var/var' − 1, which keeps its digits when the
+        two variances are close.
+        """
+        excess = (self.std - other.std) * (self.std + other.std) / other.std.square()
+        shift = (self.mean - other.mean) / other.std
+        return 0.5 * (shift.square() + excess - torch.log1p(excess))

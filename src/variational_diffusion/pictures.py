@@ -1,0 +1,188 @@
+"""Arrays as pictures: single images, sheets and animations.
+
+Images are (channels, height, width) with 1 (grey), 3 (colour) or 4 channels (colour and opacity).
+Integers of L levels are spread evenly over what a picture can show. Real values (levels None) are
+shown from the lowest, black, to the highest, white, of `value_range`; values outside are clipped,
+and without a range it is that of the array, NaN left out and shown black.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from variational_diffusion.errors import InputError
+from variational_diffusion.files import atomic
+
+Range = tuple[float, float]
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_FORMATS: dict[str, tuple[str, dict[str, bool]]] = {
+    ".png": ("PNG", {}),
+    ".webp": ("WEBP", {"lossless": True, "exact": True}),
+}
+_GAP = 2
+_BACKGROUND = "#808080"
+_SIDE = 64
+"""Images on a sheet are enlarged as long as they stay within this many pixels."""
+_MILLISECONDS, _LAST_MILLISECONDS = 80, 1500
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Tell whether arrays of this shape are images."""
+    return len(shape) == 3 and shape[0] in _MODES
+
+
+def to_pil(
+    image: np.ndarray, levels: int | None, *, value_range: Range | None = None
+) -> Image.Image:
+    """Return a picture of one image, shape (channels, height, width).
+
+    With 256 levels, or 65,536 in grey, the picture holds the values themselves: they can be read
+    back. Raises InputError for a shape that is no image.
+    """
+    _check_shape(image.shape)
+    if levels == 65_536 and image.shape[0] == 1:
+        return Image.fromarray(image[0].astype(np.uint16))
+    return _from_bytes(_to_bytes(image, levels, value_range))
+
+
+def sheet(
+    images: np.ndarray,
+    levels: int | None,
+    columns: int | None = None,
+    scale: int | None = None,
+    *,
+    value_range: Range | None = None,
+) -> Image.Image:
+    """Return a grid of images, shape (n, channels, height, width), row by row with thin grey gaps.
+
+    columns: None makes the sheet about square. scale: pixels drawn for one, in each direction;
+    None enlarges small images, so that an 8×8 digit is 64×64.
+    """
+    if len(images) == 0:
+        raise InputError("images = none: a sheet needs at least one image; give --n 1 or more")
+    _check_shape(images.shape[1:])
+    n, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(n * height / width))
+    scale = scale or max(1, _SIDE // max(height, width))
+    step_y, step_x = height * scale + _GAP, width * scale + _GAP
+    size = (columns * step_x + _GAP, math.ceil(n / columns) * step_y + _GAP)
+    page = Image.new(_MODES[channels], size, _BACKGROUND)
+    for i, pixels in enumerate(_to_bytes(images, levels, value_range)):
+        picture = _from_bytes(pixels.repeat(scale, axis=1).repeat(scale, axis=2))
+        page.paste(picture, (i % columns * step_x + _GAP, i // columns * step_y + _GAP))
+    return page
+
+
+def save_image(
+    image: np.ndarray,
+    levels: int | None,
+    path: str | os.PathLike[str],
+    *,
+    value_range: Range | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write one image, shape (channels, height, width), as a lossless .png or .webp file.
+
+    Raises InputError for another extension, and when the file exists, as `files.atomic` does.
+    """
+    _save(to_pil(image, levels, value_range=value_range), path, overwrite)
+
+
+def save_sheet(
+    images: np.ndarray,
+    levels: int | None,
+    path: str | os.PathLike[str],
+    columns: int | None = None,
+    scale: int | None = None,
+    *,
+    value_range: Range | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write what `sheet` draws as a .png or .webp file; raise as `save_image` does."""
+    _save(sheet(images, levels, columns, scale, value_range=value_range), path, overwrite)
+
+
+def animation(
+    frames: Iterable[np.ndarray],
+    levels: int | None,
+    path: str | os.PathLike[str],
+    *,
+    value_range: Range | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write sheets, shape (n_frames, n, channels, height, width), as a .gif that repeats.
+
+    12 sheets a second, the last for a second and a half. Transparency is put on white. Without a
+    `value_range` every frame has its own.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".gif":
+        raise InputError(f"'{path}': an animation is a .gif; give a name that ends so")
+    sheets = [_opaque(sheet(frame, levels, value_range=value_range)) for frame in frames]
+    if not sheets:
+        raise InputError(f"'{path}': an animation needs at least one frame; give --steps 1 or more")
+    durations = [_MILLISECONDS] * (len(sheets) - 1) + [_LAST_MILLISECONDS]
+    with atomic(path, overwrite) as temporary:
+        sheets[0].save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=sheets[1:],
+            duration=durations,
+            loop=0,
+        )
+
+
+def _save(picture: Image.Image, path: str | os.PathLike[str], overwrite: bool) -> None:
+    path = Path(path)
+    if path.suffix.lower() not in _FORMATS:
+        raise InputError(
+            f"'{path}' is no name of a lossless picture; give one that ends in "
+            f"{' or '.join(_FORMATS)}"
+        )
+    name, options = _FORMATS[path.suffix.lower()]
+    with atomic(path, overwrite) as temporary:
+        picture.save(temporary, format=name, **options)
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if not is_image(shape):
+        raise InputError(
+            f"shape = {shape}: a picture is (channels, height, width) with 1, 3 or 4 channels; "
+            "save these data with --out FILE.npy"
+        )
+
+
+def _to_bytes(values: np.ndarray, levels: int | None, value_range: Range | None) -> np.ndarray:
+    if levels == 256:
+        return values.astype(np.uint8)
+    values = values.astype(np.float64)
+    if levels is not None:
+        low, high = 0.0, levels - 1.0
+    elif value_range is not None:
+        low, high = value_range
+    else:
+        finite = values[np.isfinite(values)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    values = np.nan_to_num(np.clip(values, low, high), nan=low)
+    spread = high - low if high > low else 1.0
+    return np.rint((values - low) * (255 / spread)).astype(np.uint8)
+
+
+def _from_bytes(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1).copy())
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    if picture.mode != "RGBA":
+        return picture
+    page = Image.new("RGBA", picture.size, "white")
+    page.alpha_composite(picture)
+    return page.convert("RGB")

@@ -1,0 +1,160 @@
+"""Training: a generator of step records.
+
+Progress bars, logging, validating, saving and stopping are the caller's `for` loop:
+
+    state = TrainingState.start(build(config.model), config.training)
+    for record in fit(state, batches, config.training):
+        ...
+
+The state is everything that a run needs to go on: a loop that is left and entered again with the
+same state does what an uninterrupted one does, step by step. The only other inputs of a step are
+its number and the seed, which fix its batch, its times and its noise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from variational_diffusion.config import TrainingConfig
+from variational_diffusion.ema import exponential_average
+from variational_diffusion.model import VDM
+from variational_diffusion.numerics import bits_per_dim
+from variational_diffusion.objective import Bound
+
+
+@dataclass
+class TrainingState:
+    """A model in training. `fit` changes it in place.
+
+    step: number of steps done. seconds: spent in them.
+    """
+
+    vdm: VDM
+    average: AveragedModel
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def start(cls, vdm: VDM, config: TrainingConfig) -> TrainingState:
+        """Return the state before the first step."""
+        return cls(vdm, exponential_average(vdm, config.ema_decay), make_optimizer(vdm, config))
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of training.
+
+    step: its number, from 1. bound: of the batch, in nats per example, detached. gradient_norm: of
+    the network, before clipping. learning_rate: of the network. progress: share of the budget
+    that is spent after it. seconds: of training so far.
+    """
+
+    step: int
+    bound: Bound
+    gradient_norm: Tensor
+    learning_rate: float
+    progress: float
+    seconds: float
+
+
+def fit(
+    state: TrainingState, batches: Iterable[Tensor], config: TrainingConfig
+) -> Iterator[StepRecord]:
+    """Minimise the mean of the bound, in bits per dimension, until the budget is spent.
+
+    batches: the data from batch number `state.step` on, each of shape (batch, *shape).
+    """
+    vdm, optimizer = state.vdm, state.optimizer
+    device = next(vdm.parameters()).device
+    network_parameters = list(vdm.network.parameters())
+    start = time.monotonic() - state.seconds
+    paused = 0.0
+
+    for x in batches:
+        progress = _progress(state, config)
+        if progress >= 1:
+            return
+        factor = learning_rate_factor(state.step, progress, config)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+        vdm.train()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            seed = step_seed(config.seed, state.step)
+            torch.manual_seed(seed)  # dropout has no other generator
+            generator = torch.Generator(device).manual_seed(seed)
+            bound = vdm.vlb(x.to(device), generator=generator)
+            bits_per_dim(bound.total, vdm.dimensions).mean().backward()
+        gradient_norm = nn.utils.clip_grad_norm_(
+            network_parameters, config.clip_norm if config.clip_norm is not None else torch.inf
+        )
+        optimizer.step()
+        optimizer.zero_grad()
+        state.average.update_parameters(vdm)
+        state.step += 1
+        state.seconds = time.monotonic() - start - paused
+
+        before_yield = time.monotonic()
+        yield StepRecord(
+            step=state.step,
+            bound=bound.detach(),
+            gradient_norm=gradient_norm,
+            learning_rate=config.learning_rate * factor,
+            progress=min(1.0, _progress(state, config)),
+            seconds=state.seconds,
+        )
+        paused += time.monotonic() - before_yield
+
+
+def make_optimizer(vdm: VDM, config: TrainingConfig) -> torch.optim.AdamW:
+    """Return AdamW over three groups: the network's matrices, its vectors, and the schedule.
+
+    Only the matrices (and convolution kernels) are decayed.
+    """
+    network = list(vdm.network.parameters())
+    matrices = [p for p in network if p.ndim > 1]
+    vectors = [p for p in network if p.ndim <= 1]
+    schedule = [p for p in vdm.schedule.parameters() if p.requires_grad]
+    groups = [
+        (matrices, config.learning_rate, config.weight_decay),
+        (vectors, config.learning_rate, 0.0),
+        (schedule, config.schedule_learning_rate, 0.0),
+    ]
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+            for parameters, rate, decay in groups
+            if parameters
+        ],
+        betas=config.betas,
+        fused=True,
+    )
+
+
+def learning_rate_factor(step: int, progress: float, config: TrainingConfig) -> float:
+    """Return the share of the learning rate in use: a linear rise, a plateau, a linear fall."""
+    rise = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    if progress <= config.decay_from:
+        return rise
+    return rise * max(0.0, 1 - progress) / (1 - config.decay_from)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of a step's randomness: a function of the run's seed and the step alone."""
+    low, high = np.random.SeedSequence([seed, step]).generate_state(2, np.uint32)
+    return int(low) | (int(high) << 32) >> 1
+
+
+def _progress(state: TrainingState, config: TrainingConfig) -> float:
+    if config.steps is not None:
+        return state.step / config.steps
+    assert config.minutes is not None
+    return state.seconds / (60 * config.minutes)
