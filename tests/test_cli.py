@@ -110,8 +110,9 @@ def test_sample_writes_a_sheet_files_an_array_and_an_animation(capsys, trained, 
     common = ["sample", trained, "--n", "5", "--steps", "4"]
     sheet, film = tmp_path / "sheet.png", tmp_path / "film.gif"
     output(capsys, [*common, "--out", str(sheet), "--animate", str(film)])
-    assert Image.open(sheet).size[0] > 64
-    assert Image.open(film).n_frames > 3
+    with Image.open(sheet) as image, Image.open(film) as frames:
+        assert image.size[0] > 64
+        assert frames.n_frames > 3
     output(capsys, [*common, "--out", str(tmp_path / "a.npy")])
     output(capsys, [*common, "--out", str(tmp_path / "b.npy")])
     first, second = np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy")

@@ -69,7 +69,7 @@ def sheet(
         raise InputError("images = none: a sheet needs at least one image; give --n 1 or more")
     _check_shape(images.shape[1:])
     n, channels, height, width = images.shape
-    columns = columns or math.ceil(math.sqrt(n * height / width))
+    columns = columns or min(n, math.ceil(math.sqrt(n * height / width)))
     scale = scale or max(1, _SIDE // max(height, width))
     step_y, step_x = height * scale + _GAP, width * scale + _GAP
     size = (columns * step_x + _GAP, math.ceil(n / columns) * step_y + _GAP)

@@ -11,8 +11,8 @@ import gzip
 import os
 import struct
 import zlib
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -77,7 +77,7 @@ def read_idx(path: Path) -> np.ndarray:
         raise InputError(f"{path} cannot be read ({error}); fetch the file again") from error
 
 
-def _read_gzip(path: Path, file: BinaryIO, length: int) -> np.ndarray:
+def _read_gzip(path: Path, file: BufferedIOBase, length: int) -> np.ndarray:
     with gzip.open(file) as stream:
         shape = _read_shape(path, stream)
         size = _size(shape)
@@ -91,7 +91,7 @@ def _read_gzip(path: Path, file: BinaryIO, length: int) -> np.ndarray:
     return np.frombuffer(values, np.uint8).reshape(shape)
 
 
-def _read_shape(path: Path, stream: BinaryIO | gzip.GzipFile) -> tuple[int, int, int]:
+def _read_shape(path: Path, stream: BufferedIOBase) -> tuple[int, int, int]:
     header = stream.read(_HEADER.size)
     if len(header) < _HEADER.size or _HEADER.unpack(header)[0] != _MAGIC:
         raise InputError(

@@ -1,0 +1,112 @@
+"""Pictures show what the arrays hold, pixel by pixel."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from variational_diffusion import pictures
+from variational_diffusion.errors import InputError
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("extension", ["png", "webp"])
+def test_images_with_256_levels_are_read_back_exactly(tmp_path, channels, extension):
+    image = np.random.default_rng(0).integers(0, 256, (channels, 5, 7), dtype=np.uint8)
+    path = tmp_path / f"image.{extension}"
+    pictures.save_image(image, 256, path)
+    with Image.open(path) as file:
+        read = np.asarray(file.convert("L" if channels == 1 else file.mode))
+    expected = image[0] if channels == 1 else image.transpose(1, 2, 0)
+    np.testing.assert_array_equal(read, expected)
+
+
+def test_grey_images_with_16_bits_are_read_back_exactly(tmp_path):
+    image = np.array([[[0, 1, 256], [40_000, 65_534, 65_535]]], np.uint16)
+    pictures.save_image(image, 65_536, tmp_path / "image.png")
+    with Image.open(tmp_path / "image.png") as file:
+        np.testing.assert_array_equal(np.asarray(file), image[0])
+
+
+def test_levels_are_spread_evenly_from_black_to_white():
+    image = np.arange(17, dtype=np.uint8).reshape(1, 1, 17)
+    shown = np.asarray(pictures.to_pil(image, 17))
+    np.testing.assert_array_equal(shown[0], np.rint(np.arange(17) * 255 / 16))
+
+
+def test_real_values_are_shown_within_their_range_and_clipped():
+    image = np.array([[[-3.0, -1.0, 0.0, 1.0, 9.0, np.nan, np.inf]]])
+    shown = np.asarray(pictures.to_pil(image, None, value_range=(-1.0, 1.0)))[0]
+    assert shown.tolist() == [0, 0, 128, 255, 255, 0, 255]
+    shown = np.asarray(pictures.to_pil(image[..., :5], None))[0]
+    assert shown.tolist() == [0, 42, 64, 85, 255]
+    assert np.asarray(pictures.to_pil(np.full((1, 1, 2), 3.0), None)).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 8, 8), (8, 8), (1, 2, 3, 4)])
+def test_other_shapes_are_no_pictures(shape):
+    with pytest.raises(InputError, match=r"1, 3 or 4 channels; .*--out FILE\.npy"):
+        pictures.to_pil(np.zeros(shape, np.uint8), 256)
+    assert not pictures.is_image(shape)
+    assert pictures.is_image((3, 8, 9))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_every_image_is_where_it_belongs_on_the_sheet(channels):
+    images = np.random.default_rng(1).integers(0, 256, (5, channels, 2, 3), dtype=np.uint8)
+    page = np.asarray(pictures.sheet(images, 256, columns=2, scale=3))
+    page = page.reshape(*page.shape[:2], channels).transpose(2, 0, 1)
+    assert page.shape == (channels, 3 * (2 * 3 + 2) + 2, 2 * (3 * 3 + 2) + 2)
+    for i, image in enumerate(images):
+        top, left = 2 + i // 2 * 8, 2 + i % 2 * 11
+        shown = page[:, top : top + 6, left : left + 9]
+        np.testing.assert_array_equal(shown, image.repeat(3, 1).repeat(3, 2))
+    assert (page[:3, 0, 0] == 128).all()  # the gap
+
+
+def test_small_images_are_enlarged_and_the_sheet_is_square():
+    digits = pictures.sheet(np.zeros((64, 1, 8, 8), np.uint8), 17)
+    assert digits.size == (8 * 66 + 2, 8 * 66 + 2)
+    assert pictures.sheet(np.zeros((1, 1, 100, 1), np.uint8), 17).size == (5, 104)
+    with pytest.raises(InputError, match=r"at least one image; give --n 1"):
+        pictures.sheet(np.zeros((0, 1, 8, 8), np.uint8), 17)
+
+
+def test_a_sheet_is_written_once(tmp_path):
+    path = tmp_path / "sheet.png"
+    images = np.full((2, 1, 4, 4), 200, np.uint8)
+    pictures.save_sheet(images, 256, path)
+    with pytest.raises(InputError, match=r"sheet\.png' exists .*--out"):
+        pictures.save_sheet(images, 256, path)
+    pictures.save_sheet(images, 256, path, columns=1, overwrite=True)
+    with Image.open(path) as file:
+        assert file.size == (4 * 16 + 4, 2 * (4 * 16 + 2) + 2)
+
+
+def test_lossy_pictures_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"sheet\.jpg' is no name of a lossless .*\.png or \.webp"):
+        pictures.save_sheet(np.zeros((1, 1, 4, 4), np.uint8), 256, tmp_path / "sheet.jpg")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_an_animation_has_a_sheet_for_every_frame(tmp_path, channels):
+    frames = np.zeros((3, 4, channels, 8, 8), np.uint8)
+    for i, frame in enumerate(frames):
+        frame[:] = 100 * i
+        if channels == 4:
+            frame[:, 3] = 255
+    path = tmp_path / "way.gif"
+    pictures.animation(frames, 256, path)
+    with Image.open(path) as file:
+        assert file.n_frames == 3
+        for i in range(3):
+            file.seek(i)
+            assert file.convert("RGB").getpixel((10, 10)) == (100 * i,) * 3
+            assert file.info["duration"] == (80, 80, 1500)[i]
+
+
+def test_an_animation_needs_frames_and_a_name(tmp_path):
+    with pytest.raises(InputError, match=r"way\.png': an animation is a \.gif"):
+        pictures.animation(np.zeros((1, 1, 1, 8, 8), np.uint8), 256, tmp_path / "way.png")
+    with pytest.raises(InputError, match="at least one frame; give --steps"):
+        pictures.animation([], 256, tmp_path / "way.gif")
