@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -52,7 +52,7 @@ class VDM(nn.Module):
         schedule: Schedule,
         decoder: Discretized | Gaussian,
         shape: tuple[int, ...],
-        prediction: Literal["noise", "velocity"] = "velocity",
+        prediction: str = "velocity",
     ) -> None:
         super().__init__()
         if prediction not in ("noise", "velocity"):
@@ -221,29 +221,33 @@ def complete(config: ModelConfig) -> ModelConfig:
     A stored configuration then builds the same model when a later version changes a default.
     """
 
-    def with_defaults(table: Mapping[str, Any], component: Component) -> Component:
-        parameters = inspect.signature(table[component.name]).parameters.values()
+    def with_defaults(kind: str, table: Mapping[str, Any], component: Component) -> Component:
+        parameters = inspect.signature(_constructor(kind, table, component)).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         return Component(name=component.name, options=defaults | component.options)
 
     return config.model_copy(
         update={
-            "network": with_defaults(NETWORKS, config.network),
-            "schedule": with_defaults(SCHEDULES, config.schedule),
-            "decoder": with_defaults(DECODERS, config.decoder),
+            "network": with_defaults("network", NETWORKS, config.network),
+            "schedule": with_defaults("schedule", SCHEDULES, config.schedule),
+            "decoder": with_defaults("decoder", DECODERS, config.decoder),
         }
     )
 
 
 def _construct(kind: str, table: Mapping[str, Any], component: Component, *first: Any) -> Any:
-    """Return table[name](*first, **options); name what is unknown, and what is known."""
+    return _constructor(kind, table, component)(*first, **component.options)
+
+
+def _constructor(kind: str, table: Mapping[str, Any], component: Component) -> Any:
+    """Return the entry of a table; name an unknown name or option, and what is known."""
     if component.name not in table:
         raise InputError(f"{kind} = {component.name!r}: known are {', '.join(table)}")
     constructor = table[component.name]
-    known = [p for p in inspect.signature(constructor).parameters if p != "shape"]
+    known = [name for name in inspect.signature(constructor).parameters if name != "shape"]
     for option in component.options:
         if option not in known:
             raise InputError(
                 f"{kind}.{option}: {component.name} has the options {', '.join(known)}"
             )
-    return constructor(*first, **component.options)
+    return constructor

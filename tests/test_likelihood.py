@@ -1,0 +1,69 @@
+"""Evaluation: honest means, honest errors, and less spread for more draws."""
+
+import math
+
+import pytest
+import torch
+
+from known_answers import diffusion, exact_vdm, prior, reconstruction
+from variational_diffusion.errors import InputError
+from variational_diffusion.likelihood import evaluate, stratified_times, summarize, summary_rows
+from variational_diffusion.objective import Bound
+
+MEAN, STD, DIMENSIONS = 0.3, 0.5, 4
+
+
+def gaussian(n, generator):
+    noise = torch.randn(n, DIMENSIONS, dtype=torch.float64, generator=generator)
+    return MEAN + STD * noise
+
+
+def test_the_bound_is_met_within_the_reported_error(generator):
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
+    batches = gaussian(4000, generator).split(300)
+    summary = summarize(evaluate(vdm, batches, draws=4, generator=generator), DIMENSIONS)
+    terms = (prior(4.0, MEAN, STD), reconstruction(-6.0), diffusion(-6.0, 4.0, STD))
+    expected = sum(terms) / math.log(2)
+    assert summary.examples == 4000
+    # Two-sided at 4 standard errors: false alarm 6e-5
+    assert abs(summary.bits_per_dim - expected) < 4 * summary.standard_error
+    assert summary.standard_error < 0.05
+    assert summary.prior + summary.reconstruction + summary.diffusion == pytest.approx(
+        summary.bits_per_dim
+    )
+    assert vdm.training is False
+
+
+def test_more_draws_spread_less(generator):
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
+    x = gaussian(1, generator).expand(2000, -1)
+    spread = {}
+    for draws in (1, 4, 16):
+        (bound,) = evaluate(vdm, [x], draws=draws, generator=generator)
+        spread[draws] = float(bound.diffusion.std())
+    assert spread[4] < 0.55 * spread[1]
+    assert spread[16] < 0.55 * spread[4]
+
+
+def test_times_of_a_batch_are_even_and_so_are_those_of_each_example(generator):
+    times = stratified_times(5, 4, generator)
+    assert times.shape == (4, 5)
+    assert torch.equal((times.flatten() * 20).floor().sort().values, torch.arange(20.0))
+    for example in times.unbind(1):
+        assert torch.equal((example * 4).floor().sort().values, torch.arange(4.0))
+
+
+def test_a_summary_is_mean_and_standard_error_in_bits_per_dimension():
+    nats = torch.tensor([1.0, 3.0]) * 2 * math.log(2)
+    zero = torch.zeros(2)
+    summary = summarize([Bound(nats[:1], zero[:1], zero[:1]), Bound(nats[1:], *[zero[1:]] * 2)], 2)
+    assert summary.bits_per_dim == pytest.approx(2)
+    assert summary.standard_error == pytest.approx(math.sqrt(2) / math.sqrt(2))
+    assert ("bound", "2.0000 ± 1.0000") in summary_rows(summary)
+
+
+def test_nothing_to_evaluate_is_said():
+    with pytest.raises(InputError, match="no examples"):
+        summarize([], 2)
+    with pytest.raises(InputError, match="draws = 0"):
+        list(evaluate(exact_vdm(), [torch.zeros(1, 4, dtype=torch.float64)], draws=0))

@@ -1,0 +1,145 @@
+"""The model: what its two heads say of each other, the ODE's drift, and building from a table."""
+
+import pytest
+import torch
+from torch import nn
+
+from known_answers import exact_vdm
+from variational_diffusion import process
+from variational_diffusion.config import Component, ModelConfig
+from variational_diffusion.decoders import Discretized, Gaussian
+from variational_diffusion.errors import InputError
+from variational_diffusion.model import VDM, build, complete
+from variational_diffusion.schedules import FixedLinear
+
+
+@pytest.mark.parametrize("prediction", ["noise", "velocity"])
+def test_the_estimates_of_noise_and_data_add_up_to_z(prediction, generator):
+    vdm = exact_vdm(prediction=prediction)
+    z = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+    gamma = torch.linspace(-6, 4, 5, dtype=torch.float64)
+    noise, x = vdm.denoise(z, gamma)
+    alpha, sigma = process.alpha(gamma)[:, None], process.sigma(gamma)[:, None]
+    torch.testing.assert_close(alpha * x + sigma * noise, z, rtol=1e-12, atol=1e-12)
+
+
+def test_the_two_heads_of_one_denoiser_agree(generator):
+    z = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+    gamma = torch.linspace(-6, 4, 5, dtype=torch.float64)
+    a, b = (exact_vdm(prediction=p).denoise(z, gamma) for p in ("noise", "velocity"))
+    torch.testing.assert_close(a.noise, b.noise, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(a.x, b.x, rtol=1e-9, atol=1e-9)
+
+
+def test_the_drift_carries_the_marginals(generator):
+    """For Gaussian data the ODE is linear: z − alpha m grows as the marginal's std."""
+    mean, std = 0.3, 0.5
+    vdm = exact_vdm(mean=mean, std=std)
+    z = torch.randn(3, 4, dtype=torch.float64, generator=generator)
+    gamma = torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)
+    centre = process.alpha(gamma) * mean
+    spread = (process.alpha(gamma) ** 2 * std**2 + process.sigma(gamma) ** 2).sqrt()
+    (d_centre,) = torch.autograd.grad(centre, gamma, retain_graph=True)
+    (d_log_spread,) = torch.autograd.grad(spread.log(), gamma)
+    expected = d_centre + (z - centre.detach()) * d_log_spread
+    torch.testing.assert_close(vdm.drift(z, gamma.detach()), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_reverse_is_the_posterior_at_the_estimate(generator):
+    vdm = exact_vdm()
+    z = torch.randn(3, 4, dtype=torch.float64, generator=generator)
+    gamma_t, gamma_s = torch.tensor(1.0).double(), torch.tensor(-2.0).double()
+    alpha_s, alpha_t = process.alpha(gamma_s), process.alpha(gamma_t)
+    c = 1 - torch.exp(gamma_s - gamma_t)
+    noise = vdm.denoise(z, gamma_t).noise
+    p = vdm.reverse(z, gamma_t, gamma_s)
+    mean = alpha_s / alpha_t * (z - process.sigma(gamma_t) * c * noise)
+    torch.testing.assert_close(p.mean, mean, rtol=1e-10, atol=1e-10)
+    variance = (1 - alpha_s**2) * c
+    torch.testing.assert_close(p.std**2, variance, rtol=1e-10, atol=0)
+
+
+class Recorder(nn.Module):
+    """A network of a user's own, that keeps what it was called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, z, gamma, conditioning=None):
+        self.gamma, self.conditioning = gamma, conditioning
+        return self.scale * z
+
+
+def test_any_module_can_be_the_network(generator):
+    network = Recorder()
+    vdm = VDM(network, FixedLinear(-13.3, 5.0), Discretized(256), (2, 3), "noise")
+    labels = torch.arange(4)
+    x = torch.randint(0, 256, (4, 2, 3), generator=generator)
+    vdm.vlb(x, conditioning=labels, generator=generator).total.sum().backward()
+    assert network.gamma.shape == (4,)
+    assert torch.equal(network.conditioning, labels)
+    assert network.scale.grad != 0
+    vdm.sample(4, steps=2, conditioning=labels + 1)
+    assert torch.equal(network.conditioning, labels + 1)
+    assert network.gamma.shape == (4,)
+
+
+def test_times_can_be_given(generator):
+    vdm = VDM(Recorder(), FixedLinear(-10.0, 10.0), Gaussian(), (2,), "noise")
+    vdm.vlb(torch.zeros(3, 2), times=torch.tensor([0.0, 0.25, 0.5]))
+    torch.testing.assert_close(vdm.network.gamma, torch.tensor([-10.0, -5.0, 0.0]))
+
+
+def a_config(**changes):
+    parts = {
+        "decoder": Component(name="discretized", options={"levels": 17}),
+        "schedule": Component(name="monotone", options={"hidden": 8}),
+        "network": Component(name="mlp", options={"width": 16, "levels": 17}),
+    }
+    return ModelConfig(shape=(1, 2, 2), **{**parts, **changes})
+
+
+def test_building_is_a_function_of_the_seed_and_leaves_the_global_generator_alone():
+    before = torch.random.get_rng_state()
+    first, second, other = (build(a_config(), seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    weights = [vdm.network.dense_in.weight for vdm in (first, second, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_completed_configuration_holds_the_defaults_and_builds_the_same():
+    config = complete(a_config())
+    assert config.network.options["blocks"] == 4
+    assert config.network.options["width"] == 16
+    assert config.schedule.options["gamma_min"] == -13.3
+    assert complete(config) == config
+    for name, value in build(a_config()).state_dict().items():
+        assert torch.equal(value, build(config).state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("part", "component", "message"),
+    [
+        ("network", Component(name="dit"), r"network = 'dit': known are unet, paper-unet, mlp"),
+        ("schedule", Component(name="cosine"), r"schedule = 'cosine': known are fixed-linear"),
+        ("decoder", Component(name="x"), r"decoder = 'x': known are discretized, gaussian"),
+        (
+            "network",
+            Component(name="mlp", options={"depth": 3}),
+            r"network.depth: mlp has the options .*width, blocks",
+        ),
+    ],
+)
+def test_unknown_parts_and_options_are_named(part, component, message):
+    for function in (build, complete):
+        with pytest.raises(InputError, match=message):
+            function(a_config(**{part: component}))
+
+
+def test_a_wrong_shape_and_a_wrong_prediction_are_refused():
+    with pytest.raises(InputError, match=r"\(3, 5\): the model takes \(batch, 4\)"):
+        exact_vdm().vlb(torch.zeros(3, 5, dtype=torch.float64))
+    with pytest.raises(InputError, match=r"prediction = 'x0': known are"):
+        VDM(Recorder(), FixedLinear(), Gaussian(), (2,), "x0")

@@ -1,0 +1,167 @@
+"""Networks: any size, sight of the noise level, no mixing of examples, and the paper's letter."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from variational_diffusion.errors import InputError
+from variational_diffusion.networks import MLP, NETWORKS, PaperUNet, UNet
+from variational_diffusion.networks.layers import (
+    NoiseLevelEmbedding,
+    fourier_features,
+    group_norm,
+    lattice_features,
+)
+
+SMALL = {
+    "unet": {"widths": [8, 12], "blocks": 1, "conditioning_size": 1},
+    "paper-unet": {"width": 8, "blocks": 2, "dropout": 0.0},
+    "mlp": {"width": 16, "blocks": 2, "conditioning_size": 1},
+}
+
+
+def perturbed(name, shape, **options):
+    """A network as training may leave it: no parameter is zero."""
+    torch.manual_seed(0)
+    network = NETWORKS[name](shape, **SMALL[name], **options).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    return network
+
+
+def test_every_network_of_the_table_is_tested():
+    assert SMALL.keys() == NETWORKS.keys()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7), (4, 1, 1), (2, 9, 4)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_examples_do_not_mix_whatever_the_size(name, shape, generator):
+    network = perturbed(name, shape)
+    z = torch.randn(4, *shape, generator=generator)
+    gamma = torch.tensor([-10.0, -4.0, 0.0, 4.0])
+    together = network(z, gamma)
+    assert together.shape == z.shape
+    for i in range(4):
+        alone = network(z[i : i + 1], gamma[i : i + 1])
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_output_depends_on_the_noise_level_and_on_the_conditioning(name, generator):
+    """Groups of one channel would cancel the embedding, and the network would be blind to γ."""
+    network = perturbed(name, (1, 8, 8))
+    z = torch.randn(1, 1, 8, 8, generator=generator).expand(3, -1, -1, -1)
+    out = network(z, torch.tensor([-10.0, -1.0, 4.0]))
+    assert (out[0] - out[1]).abs().max() > 1e-3
+    assert (out[1] - out[2]).abs().max() > 1e-3
+    gamma = torch.zeros(3)
+    out = network(z, gamma, torch.tensor([[0.0], [1.0], [-1.0]]))
+    torch.testing.assert_close(out[:1], network(z[:1], gamma[:1]), rtol=1e-4, atol=1e-5)
+    assert (out[0] - out[1]).abs().max() > 1e-3
+
+
+def test_groups_hold_four_channels_or_more():
+    for channels in (4, 8, 12, 16, 32, 64, 100, 128, 256):
+        norm = group_norm(channels)
+        assert channels % norm.num_groups == 0
+        assert channels // norm.num_groups >= 4
+        assert norm.eps == 1e-6
+    assert group_norm(128).num_groups == group_norm(256).num_groups == 32
+
+
+@pytest.mark.parametrize("name", ["unet", "mlp"])
+def test_the_lattice_is_an_input_for_discrete_data(name, generator):
+    network = perturbed(name, (1, 4, 4), levels=17)
+    z = torch.randn(2, 1, 4, 4, generator=generator)
+    gamma = torch.tensor([-8.0, 0.0])
+    assert network(z, gamma).shape == z.shape
+    inputs = network.conv_in.in_channels if name == "unet" else network.dense_in.in_features / 16
+    assert inputs == 2
+
+
+def test_lattice_features_are_the_noise_where_it_is_fine(generator):
+    gamma = torch.tensor([-13.3], dtype=torch.float64)
+    x = (2 * torch.randint(0, 256, (1, 1, 50), generator=generator).double() + 1) / 256 - 1
+    noise = torch.randn(1, 1, 50, dtype=torch.float64, generator=generator).clamp(-2, 2)
+    z = torch.sigmoid(-gamma).sqrt() * x + torch.sigmoid(gamma).sqrt() * noise
+    torch.testing.assert_close(lattice_features(z, gamma, 256), noise, rtol=1e-9, atol=1e-9)
+    assert lattice_features(z + 5, gamma, 256).max() == 4
+
+
+def test_images_are_asked_for():
+    for network in (UNet, PaperUNet):
+        with pytest.raises(InputError, match=r"shape = \(5,\).*network mlp"):
+            network((5,))
+    with pytest.raises(InputError, match=r"widths = \[6\]"):
+        UNet((1, 8, 8), widths=[6])
+    assert MLP((5,))(torch.zeros(2, 5), torch.zeros(2)).shape == (2, 5)
+
+
+def test_the_paper_network_has_the_published_size():
+    with torch.device("meta"):
+        network = PaperUNet((3, 32, 32))
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count == pytest.approx(30.5e6, rel=0.003)
+    assert len(network.down) == 32
+    assert len(network.up) == 33
+    assert all(block.norm_1.num_groups == 32 for block in [*network.down, *network.up])
+    assert all(block.embed.bias is None for block in network.down)
+
+
+def test_a_fresh_paper_network_returns_z(generator):
+    z = torch.randn(2, 3, 4, 4, generator=generator)
+    network = PaperUNet((3, 4, 4), width=32, blocks=2)
+    assert torch.equal(network(z, torch.zeros(2)), z)
+
+
+def test_fourier_features_are_in_the_published_order():
+    z = torch.tensor([[[0.3]], [[-0.7]]], dtype=torch.float64).reshape(1, 2, 1)
+    angles = 2 * math.pi * np.array([64 * 0.3, 128 * 0.3, 64 * -0.7, 128 * -0.7])
+    expected = np.concatenate([np.sin(angles), np.cos(angles)])
+    got = fourier_features(z, (6, 7))
+    np.testing.assert_allclose(got[0, :, 0].numpy(), expected, atol=1e-12)
+
+
+def test_the_input_is_z_then_its_features(generator):
+    network = PaperUNet((2, 3, 3), width=8, blocks=1)
+    seen = []
+    network.conv_in.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    z = torch.randn(1, 2, 3, 3, generator=generator)
+    network(z, torch.zeros(1))
+    torch.testing.assert_close(seen[0], torch.cat([z, fourier_features(z, (6, 7))], dim=1))
+
+
+def test_the_embedding_is_the_published_one(generator):
+    width = 16
+    embedding = NoiseLevelEmbedding(width, -13.3, 5.0, 1).double()
+    gamma = torch.tensor([-13.3, -2.0, 5.0], dtype=torch.float64)
+    seen = []
+    embedding.dense_0.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    out = embedding(gamma, None)
+    u = (gamma.numpy() + 13.3) / 18.3
+    half = width // 2
+    angles = 1000 * u[:, None] * np.exp(-np.arange(half) * math.log(10_000) / (half - 1))
+    expected = np.concatenate([np.sin(angles), np.cos(angles), np.zeros((3, 1))], axis=1)
+    np.testing.assert_allclose(seen[0].numpy(), expected, atol=1e-9)
+    assert out.shape == (3, 4 * width)
+
+
+def test_the_way_up_joins_the_last_skip_first(generator):
+    """Each joined input is [h, skip]; the skips are those of the way down in reverse."""
+    network = PaperUNet((1, 3, 3), width=8, blocks=2, dropout=0.0)
+    down, joined = [], []
+    network.conv_in.register_forward_hook(lambda module, inputs, output: down.append(output))
+    for block in network.down:
+        block.register_forward_hook(lambda module, inputs, output: down.append(output))
+    for block in network.up:
+        block.register_forward_pre_hook(lambda module, inputs: joined.append(inputs[0]))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    network(torch.randn(1, 1, 3, 3, generator=generator), torch.zeros(1))
+    assert len(down) == len(joined) == 3
+    for skip, block_input in zip(reversed(down), joined, strict=True):
+        torch.testing.assert_close(block_input[:, 8:], skip)

@@ -1,0 +1,172 @@
+"""Training: it learns, it repeats, it goes on, and it does what its configuration says."""
+
+import math
+from itertools import islice
+
+import pytest
+import torch
+
+from variational_diffusion.config import Component, ModelConfig, TrainingConfig
+from variational_diffusion.ema import exponential_average
+from variational_diffusion.model import VDM, build
+from variational_diffusion.numerics import bits_per_dim
+from variational_diffusion.training import (
+    TrainingState,
+    fit,
+    learning_rate_factor,
+    make_optimizer,
+    step_seed,
+)
+
+LEVELS = 17
+
+
+def a_model(seed: int = 0, dropout: float = 0.0) -> VDM:
+    schedule = {"gamma_min": -7.9, "gamma_max": 5.0, "hidden": 16}
+    network = {"gamma_min": -7.9, "levels": LEVELS, "width": 64, "dropout": dropout}
+    config = ModelConfig(
+        shape=(1, 4, 4),
+        decoder=Component(name="discretized", options={"levels": LEVELS}),
+        schedule=Component(name="monotone", options=schedule),
+        network=Component(name="mlp", options=network),
+    )
+    return build(config, seed=seed)
+
+
+def data(count: int = 8) -> torch.Tensor:
+    return torch.randint(0, LEVELS, (count, 1, 4, 4), generator=torch.Generator().manual_seed(1))
+
+
+def stream(start: int = 0):
+    while True:
+        yield data(64).roll(start, 0)[:8]
+        start += 1
+
+
+def train(config: TrainingConfig, state: TrainingState | None = None, stop: int | None = None):
+    state = state or TrainingState.start(a_model(config.seed, dropout=0.1), config)
+    for record in fit(state, stream(state.step), config):
+        if record.step == stop:
+            break
+    return state
+
+
+def weights(state: TrainingState) -> dict[str, torch.Tensor]:
+    return state.vdm.state_dict() | state.average.state_dict()
+
+
+def same(a: TrainingState, b: TrainingState) -> bool:
+    first, second = weights(a), weights(b)
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_small_model_overfits_eight_images():
+    """Uniform data cost log2(17) = 4.09 bits; eight known images cost 3/16 and the rest."""
+    config = TrainingConfig(steps=1500, learning_rate=3e-3, warmup_steps=20, batch_size=64)
+    state = TrainingState.start(a_model(), config)
+    x = data().repeat(8, 1, 1, 1)
+    totals = [
+        float(bits_per_dim(record.bound.total, 16).mean())
+        for record in fit(state, iter(lambda: x, None), config)
+    ]
+    assert sum(totals[:20]) / 20 > 3.0
+    assert sum(totals[-100:]) / 100 < 0.9
+
+
+def test_one_seed_gives_one_set_of_weights_and_another_another():
+    configs = [TrainingConfig(steps=6, warmup_steps=2, seed=seed) for seed in (3, 3, 4)]
+    first, second, other = map(train, configs)
+    assert same(first, second)
+    assert not same(first, other)
+
+
+def test_a_loop_left_and_entered_again_ends_like_one_that_was_not():
+    config = TrainingConfig(steps=8, warmup_steps=2, decay_from=0.5)
+    whole = train(config)
+    parts = train(config, stop=3)
+    assert parts.step == 3
+    assert not same(whole, parts)
+    train(config, parts)
+    assert parts.step == 8
+    assert same(whole, parts)
+
+
+def test_the_global_generator_is_left_alone():
+    before = torch.random.get_rng_state()
+    train(TrainingConfig(steps=2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero():
+    config = TrainingConfig(steps=100, warmup_steps=9, decay_from=0.5)
+    factors = [learning_rate_factor(step, step / 100, config) for step in range(101)]
+    assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert factors[10:51] == [1.0] * 41
+    assert factors[51:] == pytest.approx([2 - step / 50 for step in range(51, 101)])
+    state = TrainingState.start(a_model(), config)
+    records = list(islice(fit(state, stream(), config), 3))
+    assert [r.learning_rate for r in records] == pytest.approx([2e-4, 4e-4, 6e-4])
+    assert state.optimizer.param_groups[2]["lr"] == pytest.approx(
+        0.3 * config.schedule_learning_rate
+    )
+
+
+def test_a_budget_of_minutes_is_spent_in_seconds_of_training():
+    state = train(TrainingConfig(minutes=0.02))
+    assert 1.2 <= state.seconds < 1.2 + 1.0
+    assert state.step > 10
+
+
+def test_time_spent_by_the_caller_is_not_training(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    config = TrainingConfig(steps=3)
+    state = TrainingState.start(a_model(), config)
+    for _ in fit(state, stream(), config):
+        clock[0] += 100.0
+    assert state.seconds == 0.0
+
+
+def test_only_matrices_of_the_network_are_decayed():
+    vdm = a_model()
+    config = TrainingConfig(steps=1, weight_decay=0.3)
+    groups = make_optimizer(vdm, config).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    expected = {id(p) for p in vdm.network.parameters() if p.ndim > 1}
+    assert decayed == expected
+    every = [p for group in groups for p in group["params"]]
+    assert len(every) == len({id(p) for p in every})
+    assert {id(p) for p in every} == {id(p) for p in vdm.parameters() if p.requires_grad}
+
+
+def test_gradients_are_clipped_to_the_norm():
+    moved = []
+    for clip in (None, 1e-9):
+        config = TrainingConfig(steps=1, warmup_steps=0, clip_norm=clip, weight_decay=0.0)
+        state = TrainingState.start(a_model(), config)
+        before = state.vdm.network.dense_out.weight.detach().clone()
+        (record,) = fit(state, stream(), config)
+        assert record.gradient_norm > 1e-3
+        after = state.vdm.network.dense_out.weight.detach()
+        moved.append(float((after - before).abs().max()))
+    # Adam's first step is ±rate whatever the scale, unless the gradient is below its eps of 1e-8
+    assert moved[1] < 0.2 * moved[0]
+
+
+def test_the_average_follows_its_formula():
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = exponential_average(model, decay=0.5)
+    expected = None
+    for n, value in enumerate([1.0, 3.0, -2.0, 5.0, 0.5, 4.0, 7.0, -1.0, 2.0, 6.0, 9.0]):
+        torch.nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+        assert float(average.module.weight.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_seeds_of_steps_differ_and_depend_on_both():
+    seeds = {step_seed(seed, step) for seed in range(20) for step in range(50)}
+    assert len(seeds) == 1000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert math.log2(max(seeds)) > 60
