@@ -66,15 +66,15 @@ IMAGES = random_images(3)
         (b"", r"begins with nothing, but .*00000803"),
         (header(0x803, 3), r"begins with 00000803, but .*00000803"),
         (header(0x801, 3, 0, 0) + b"123", r"begins with 00000801, .*not of the labels"),
-        (encoded(IMAGES)[:-1], r"3 images of 4×5 pixels \(60 bytes\).* cut short; fetch"),
-        (encoded(IMAGES) + b"1", r"3 images of 4×5 pixels \(60 bytes\).* after them; fetch"),
+        (encoded(IMAGES)[:-1], r".* 3 images of 4×5 pixels \(60 bytes\).* cut short; fetch"),
+        (encoded(IMAGES) + b"1", r".* 3 images of 4×5 pixels \(60 bytes\).* after them; fetch"),
     ],
     ids=["empty", "only a header's start", "labels", "cut", "longer"],
 )
 def test_files_that_disagree_with_their_header_are_named(tmp_path, content, pack, message):
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(pack(content))
-    with pytest.raises(InputError, match=rf"train-images-idx3-ubyte:? {message}"):
+    with pytest.raises(InputError, match=rf"train-images-idx3-ubyte':? {message}"):
         read_idx(path)
 
 

@@ -1,8 +1,11 @@
 """The model: what its two heads say of each other, the ODE's drift, and building from a table."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from known_answers import exact_vdm
 from variational_diffusion import process
@@ -10,6 +13,7 @@ from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import Discretized, Gaussian
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import VDM, build, complete
+from variational_diffusion.networks import MLP
 from variational_diffusion.schedules import FixedLinear
 
 
@@ -143,3 +147,21 @@ def test_a_wrong_shape_and_a_wrong_prediction_are_refused():
         exact_vdm().vlb(torch.zeros(3, 5, dtype=torch.float64))
     with pytest.raises(InputError, match=r"prediction = 'x0': known are"):
         VDM(Recorder(), FixedLinear(), Gaussian(), (2,), "x0")
+
+
+def test_memory_of_a_training_step_does_not_grow_with_the_number_of_levels():
+    """Elements of every tensor kept for the backward pass of the whole bound."""
+    sizes = []
+    for levels in (17, 256, 65_536):
+        kept: list[int] = []
+        gamma_min = -13.3 + 2 * math.log(256 / levels)
+        vdm = VDM(
+            MLP((40,), levels=levels, width=8, blocks=1),
+            FixedLinear(gamma_min, 5.0),
+            Discretized(levels),
+            (40,),
+        )
+        with saved_tensors_hooks(lambda t, kept=kept: (kept.append(t.numel()), t)[1], lambda t: t):
+            vdm.vlb(torch.zeros(16, 40).long()).total.sum().backward()
+        sizes.append(sum(kept))
+    assert sizes[0] == sizes[1] == sizes[2]

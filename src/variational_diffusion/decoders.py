@@ -3,7 +3,7 @@
 A decoder is where the domain of the data ends. `encode` takes data to real numbers of the scale
 of one, and p(x|z_0), the last step of the generative model, brings them back.
 
-Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models" (2021), section 3.3 and
+Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models" (2021), section 3.5 and
 appendix B.
 """
 

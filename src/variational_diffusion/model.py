@@ -131,7 +131,7 @@ class VDM(nn.Module):
         gamma_s: process.Gamma,
         conditioning: Tensor | None = None,
     ) -> Normal:
-        """Return p(z_s|z_t) = q(z_s|z_t, x = x̂(z_t; γ_t)) (VDM eq. 9)."""
+        """Return p(z_s|z_t) = q(z_s|z_t, x = x̂(z_t; γ_t)) (VDM section 3.3)."""
         x = self.denoise(z_t, gamma_t, conditioning).x
         return process.q_s_given_t(z_t, x, gamma_s, gamma_t)
 

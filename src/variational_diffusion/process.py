@@ -1,9 +1,9 @@
-"""The forward process and its posterior, as functions of γ = −log SNR (theory: VDM section 3).
+"""The forward process and its posterior, as functions of γ = −log SNR (VDM section 3).
 
 γ is the interface: small γ is clean data, large γ is noise, and nothing here knows a time. Every γ
 has shape (batch,) or (), and s is the less noisy of two levels: gamma_s <= gamma_t.
 
-Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models" (2021), equations 1 to 3 and
+Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models" (2021), sections 3.1, 3.2 and
 appendix A. All differences of variances are written with `expm1` and `softplus`, so that nothing
 cancels at either end.
 """
@@ -36,13 +36,13 @@ def snr(gamma: Gamma) -> Gamma:
 
 
 def q_t(x: Float[Tensor, ...], gamma: Gamma) -> Normal:
-    """Return q(z_t|x) = N(alpha_t x, sigma_t² I) (VDM eq. 1)."""
+    """Return q(z_t|x) = N(alpha_t x, sigma_t² I) (VDM section 3.1)."""
     gamma = expand(gamma, x)
     return Normal(alpha(gamma) * x, sigma(gamma))
 
 
 def q_t_given_s(z_s: Float[Tensor, ...], gamma_s: Gamma, gamma_t: Gamma) -> Normal:
-    """Return q(z_t|z_s) = N(alpha_ts z_s, sigma_ts² I), one step of the chain (VDM eq. 2).
+    """Return q(z_t|z_s) = N(alpha_ts z_s, sigma_ts² I), one step of the chain (VDM section 3.1).
 
     alpha_ts = alpha_t/alpha_s; sigma_ts² = sigma_t² − alpha_ts² sigma_s² = 1 − alpha_ts².
     """

@@ -39,7 +39,7 @@ def ancestral(
     conditioning: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Float[Tensor, "batch *shape"]]:
-    """Draw z_s ~ p(z_s|z_t) for each step of the grid (VDM eq. 34).
+    """Draw z_s ~ p(z_s|z_t) for each step of the grid (VDM appendix A).
 
     z: drawn from the prior N(0, I). gammas: from γ_1 down to γ_0, one more than there are steps.
     """

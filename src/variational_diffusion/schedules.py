@@ -2,7 +2,7 @@
 
 This is the only module that knows t; everything else is a function of γ.
 
-Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models" (2021), section 3.1 and
+Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models" (2021), section 3.2 and
 appendix H.
 """
 
@@ -89,7 +89,7 @@ class FixedLinear(Schedule):
 
 
 class LearnedLinear(Schedule):
-    """γ is linear in t; its two end points are learned (VDM appendix I.1)."""
+    """γ is linear in t; its two end points are learned (VDM section 3.2)."""
 
     def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0) -> None:
         super().__init__(gamma_min, gamma_max, learn_end_points=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
@@ -129,17 +129,19 @@ def open_array(config: DataConfig) -> Dataset:
 
 
 def _from_npy(path: Path) -> np.ndarray:
-    array = _load(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+    with _reading(path):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     if isinstance(array, NpzFile):
+        array.close()
         raise InputError(f"{path.name} is an .npz file by its contents; rename it to .npz")
     return array
 
 
 def _from_npz(path: Path, wanted: str | None) -> tuple[np.ndarray, str]:
-    archive = _load(path, lambda: np.load(path, allow_pickle=False))
-    if isinstance(archive, np.ndarray):
-        raise InputError(f"{path.name} is a .npy file by its contents; rename it to .npy")
-    with archive:
+    with _reading(path), path.open("rb") as file:  # numpy leaves a damaged file open
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise InputError(f"{path.name} is a .npy file by its contents; rename it to .npy")
         names = sorted(archive.files)
         if wanted is None and len(names) == 1:
             wanted = names[0]
@@ -148,35 +150,36 @@ def _from_npz(path: Path, wanted: str | None) -> tuple[np.ndarray, str]:
             raise InputError(
                 f"{path.name} {given} {', '.join(names) or 'no array'}; choose with --array NAME"
             )
-        array = _load(path, lambda: archive[wanted])
-    assert isinstance(array, np.ndarray)
+        array = archive[wanted]
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path.name}[{wanted}] is no array; save it again with np.savez")
     return array, f"{path.name}[{wanted}]"
 
 
-def _load(path: Path, load: Callable[[], Any]) -> np.ndarray | NpzFile:
-    """Return what `load` returns; turn numpy's errors into messages of one line."""
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn numpy's errors into messages of one line."""
     try:
-        loaded = load()
+        yield
+    except InputError:
+        raise
     except MemoryError as error:
         raise InputError(
             f"{path.name} does not fit into memory; save its array with np.save as .npy, which is "
             "read piece by piece"
         ) from error
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error)
-        if "pickle" in reason or "objects" in reason:
+    except PermissionError as error:
+        raise InputError(f"{path.name} may not be read; change its permissions") from error
+    except (ValueError, EOFError, OSError, SyntaxError, BadZipFile, zlib.error) as error:
+        reason = str(error).partition("\n")[0]
+        if "pickle" in reason or "Python objects" in reason:
             raise InputError(
                 f"{path.name} holds Python objects, which are never loaded; save an array of bool, "
                 "integers or floats with np.save"
             ) from error
-        if isinstance(error, PermissionError):
-            raise InputError(f"{path.name} may not be read; change its permissions") from error
         raise InputError(
             f"{path.name} is damaged or no file of numpy ({reason}); save it again with np.save"
         ) from error
-    if isinstance(loaded, np.ndarray | NpzFile):
-        return loaded
-    raise InputError(f"{path.name} holds something that is no array; save it again with np.savez")
 
 
 def _chunks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

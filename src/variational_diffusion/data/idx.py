@@ -74,7 +74,7 @@ def read_idx(path: Path) -> np.ndarray:
             _check_length(path, length - _HEADER.size, shape)
             return np.memmap(path, np.uint8, "r", offset=_HEADER.size, shape=shape)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({error}); fetch the file again") from error
+        raise InputError(f"'{path}' cannot be read ({error}); fetch the file again") from error
 
 
 def _read_gzip(path: Path, file: BufferedIOBase, length: int) -> np.ndarray:
@@ -83,8 +83,8 @@ def _read_gzip(path: Path, file: BufferedIOBase, length: int) -> np.ndarray:
         size = _size(shape)
         if size > _MAX_RATIO * length:
             raise InputError(
-                f"{path}: the header declares {size:,} pixels, more than {length:,} bytes of gzip "
-                "can hold; fetch the file again"
+                f"'{path}': the header declares {size:,} pixels, more than {length:,} bytes of "
+                "gzip can hold; fetch the file again"
             )
         values = stream.read(size)
         _check_length(path, len(values) + len(stream.read(1)), shape)
@@ -95,8 +95,8 @@ def _read_shape(path: Path, stream: BufferedIOBase) -> tuple[int, int, int]:
     header = stream.read(_HEADER.size)
     if len(header) < _HEADER.size or _HEADER.unpack(header)[0] != _MAGIC:
         raise InputError(
-            f"{path} begins with {header[:4].hex() or 'nothing'}, but an IDX file of images begins "
-            f"with {_MAGIC:08x}; give the file of the images, not of the labels"
+            f"'{path}' begins with {header[:4].hex() or 'nothing'}, but an IDX file of images "
+            f"begins with {_MAGIC:08x}; give the file of the images, not of the labels"
         )
     return _HEADER.unpack(header)[1:]
 
@@ -107,8 +107,8 @@ def _check_length(path: Path, length: int, shape: tuple[int, int, int]) -> None:
         n, h, w = shape
         difference = "is cut short" if length < size else "goes on after them"
         raise InputError(
-            f"{path}: the header declares {n:,} images of {h}×{w} pixels ({size:,} bytes), and the "
-            f"file {difference}; fetch the file again"
+            f"'{path}': the header declares {n:,} images of {h}×{w} pixels ({size:,} bytes), and "
+            f"the file {difference}; fetch the file again"
         )
 
 
@@ -121,8 +121,8 @@ def _open(folder: Path, source: str, config: DataConfig) -> Dataset:
     train, test = (_part(folder, part, config.levels) for part in ("train", "t10k"))
     if train.shape != test.shape:
         raise InputError(
-            f"{folder}: training images have shape {train.shape}, test images {test.shape}; give a "
-            "folder whose two files belong together"
+            f"'{folder}': training images have shape {train.shape}, test images {test.shape}; give "
+            "a folder whose two files belong together"
         )
     splits = random_splits(
         train,
@@ -137,7 +137,7 @@ def _part(folder: Path, part: str, levels: int | None) -> ArraySource:
     path = _find(folder, part)
     if path is None:
         raise InputError(
-            f"{folder} has no {part}-images-idx3-ubyte or {part}-images-idx3-ubyte.gz; add the "
+            f"'{folder}' has no {part}-images-idx3-ubyte or {part}-images-idx3-ubyte.gz; add the "
             "file, or give a folder that has it"
         )
     return ArraySource(read_idx(path), path.name, levels=levels)

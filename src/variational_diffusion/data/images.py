@@ -40,7 +40,7 @@ _UNSUITABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that pillow can only recognise, or decodes with another program."""
 
 _DECODING = (
-    *(OSError, EOFError, SyntaxError, ValueError, TypeError, NotImplementedError),
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, RuntimeError),
     *(IndexError, KeyError, ArithmeticError, AttributeError, struct.error, zlib.error),
 )
 """All that pillow's decoders have been seen to raise for damaged files."""

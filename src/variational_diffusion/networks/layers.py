@@ -29,7 +29,7 @@ def image_channels(shape: tuple[int, ...]) -> int:
 def fourier_features(
     z: Float[Tensor, "batch channels *space"], exponents: Sequence[int]
 ) -> Float[Tensor, "batch features *space"]:
-    """Return sin(2π 2^n z), then cos(2π 2^n z), for every n of `exponents` (VDM appendix C).
+    """Return sin(2π 2^n z), then cos(2π 2^n z), for every n of `exponents` (VDM section 3.4).
 
     2 · channels · len(exponents) features, those of one channel side by side.
     """
