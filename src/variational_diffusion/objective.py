@@ -4,8 +4,8 @@
 tensors and of a denoiser, so each can be tested against a closed form; `VDM.vlb` puts them
 together.
 
-Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models" (2021), sections 3.5, 4 and 5 and
-appendix I.
+Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models" (2021), sections 3.5, 4 and
+5 and appendix I.
 """
 
 from __future__ import annotations
