@@ -75,7 +75,8 @@ def test_a_run_goes_on_to_the_weights_of_an_uninterrupted_one(capsys, tmp_path, 
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(train_command, "fit", interrupted)
-    assert "interrupted" in output(capsys, [*arguments, str(tmp_path / "cut")], code=1).err
+    told = output(capsys, [*arguments, str(tmp_path / "cut")], code=1).err
+    assert "stopped after step 2; the same command goes on" in told
     monkeypatch.undo()
     output(capsys, [*arguments, str(tmp_path / "cut")])
     for name in ("model.safetensors", "ema.safetensors"):

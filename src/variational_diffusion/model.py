@@ -85,6 +85,8 @@ class VDM(nn.Module):
             low-discrepancy times over the batch.
         """
         self._check_shape(x)
+        if steps is not None and steps < 1:
+            raise InputError(f"steps = {steps}: the bound takes one step or more, or None")
         encoded = self.decoder.encode(x)
         gamma_0, gamma_1 = self.schedule.end_points.unbind()
         if times is None:

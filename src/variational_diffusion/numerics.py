@@ -48,7 +48,8 @@ class Normal:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw mean + std · N(0, 1)."""
-        return self.mean + self.std * randn_like(self.mean, generator)
+        mean, std = torch.broadcast_tensors(self.mean, self.std)
+        return mean + std * randn_like(mean, generator)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log density of every element, in nats."""

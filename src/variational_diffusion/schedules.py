@@ -131,7 +131,10 @@ class Monotone(Schedule):
     def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
         g, rate = self._unnormalised(t)
         (g_0, g_1), _ = self._unnormalised(torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
-        return (g - g_0) / (g_1 - g_0), rate / (g_1 - g_0)
+        u = (g - g_0) / (g_1 - g_0)
+        # Batches of other sizes add up in another order: keep the ends exact, and their gradients.
+        exact = torch.where(t == 0, 0.0, torch.where(t == 1, 1.0, u))
+        return u + (exact - u).detach(), rate / (g_1 - g_0)
 
     def _unnormalised(self, t: Time) -> tuple[Time, Time]:
         """Return g(t) up to a constant, which the normalisation takes out, and dg/dt."""

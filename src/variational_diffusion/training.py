@@ -89,7 +89,7 @@ def fit(
         vdm.train()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             seed = step_seed(config.seed, state.step)
-            torch.manual_seed(seed)  # dropout has no other generator
+            torch.manual_seed(seed + 1)  # of dropout; never the stream of times and noise
             generator = torch.Generator(device).manual_seed(seed)
             bound = vdm.vlb(x.to(device), generator=generator)
             bits_per_dim(bound.total, vdm.dimensions).mean().backward()

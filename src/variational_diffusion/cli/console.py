@@ -79,8 +79,9 @@ class Meter:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table to standard output; numbers in all columns but the first."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """Print a title and a table to standard output; numbers in all columns but the first."""
+    click.echo(title)
+    table = Table(show_header=any(columns))
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:

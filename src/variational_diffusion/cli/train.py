@@ -128,6 +128,11 @@ def train(
                     )
                     run.save(state)
                     saved_step, saved_at = state.step, time.monotonic()
+    except KeyboardInterrupt:
+        click.echo(
+            f"stopped after step {state.step}; the same command goes on from there", err=True
+        )
+        raise
     finally:
         if state.step > saved_step:
             run.save(state)

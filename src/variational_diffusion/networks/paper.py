@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from variational_diffusion.errors import InputError
 from variational_diffusion.networks.layers import (
     AttentionBlock,
     NoiseLevelEmbedding,
@@ -49,6 +50,8 @@ class PaperUNet(nn.Module):
     ) -> None:
         super().__init__()
         channels = image_channels(shape)
+        if width < 4:
+            raise InputError(f"width = {width}: this network takes 4 channels or more")
         self.fourier_exponents = tuple(fourier_exponents)
         self.embedding = NoiseLevelEmbedding(width, gamma_min, gamma_max, conditioning_size=1)
 

@@ -1,0 +1,77 @@
+"""Broadcasting, the normal distribution and units."""
+
+import math
+
+import pytest
+import torch
+
+from variational_diffusion.numerics import Normal, bits_per_dim, expand, randn_like, sum_per_example
+
+
+def test_a_value_for_each_example_broadcasts_over_its_example(generator):
+    like = torch.randn(3, 2, 4, generator=generator)
+    values = torch.tensor([1.0, 10.0, 100.0])
+    by_hand = torch.stack([value * example for value, example in zip(values, like, strict=True)])
+    assert torch.equal(expand(values, like) * like, by_hand)
+    assert torch.equal(expand(values[0], like) * like, like)
+
+
+def test_units():
+    nats = sum_per_example(torch.full((2, 3, 4), torch.tensor(2.0).log()))
+    torch.testing.assert_close(bits_per_dim(nats, 12), torch.ones(2))
+    assert torch.equal(sum_per_example(torch.arange(3.0)), torch.arange(3.0))
+
+
+def test_kl_and_log_prob_agree_with_torch(generator):
+    mean, other_mean = torch.randn(2, 50, dtype=torch.float64, generator=generator)
+    std, other_std = 0.1 + torch.rand(2, 50, dtype=torch.float64, generator=generator)
+    ours, theirs = Normal(mean, std), torch.distributions.Normal(mean, std)
+    other = torch.distributions.Normal(other_mean, other_std)
+    torch.testing.assert_close(
+        ours.kl(Normal(other_mean, other_std)), torch.distributions.kl_divergence(theirs, other)
+    )
+    torch.testing.assert_close(ours.log_prob(other_mean), theirs.log_prob(other_mean))
+
+
+@pytest.mark.parametrize("difference", [1e-4, -1e-6, 1e-7])
+def test_the_kl_of_nearly_equal_variances_keeps_its_digits(difference):
+    """KL = δ² − 5δ³/3 + O(δ⁴) for std = 1 + δ against 1; log(σ'/σ) would leave noise of 1e-16."""
+    zero, one = torch.zeros(2, dtype=torch.float64)
+    one = one + 1
+    kl = float(Normal(zero, one + difference).kl(Normal(zero, one)))
+    expected = difference**2 - difference**3 / 3
+    assert kl == pytest.approx(expected, rel=max(1e-6, 10 * difference**2, 1e-9 / abs(difference)))
+
+
+def test_samples_have_the_moments_of_a_normal(generator):
+    n = 200_000
+    normal = Normal(torch.full((n,), 2.0, dtype=torch.float64), torch.tensor(3.0).double())
+    standard = (normal.sample(generator) - 2) / 3
+    # Two-sided at 5 standard errors each: false alarm below 1e-6. U(0,1) noise fails all three.
+    assert abs(standard.mean()) < 5 / n**0.5
+    assert abs(standard.var() - 1) < 5 * (2 / n) ** 0.5
+    assert abs(standard.pow(4).mean() - 3) < 5 * (96 / n) ** 0.5
+
+
+def test_noise_is_normal_as_a_whole(generator):
+    n = 50_000
+    noise = randn_like(torch.empty(n, dtype=torch.float64), generator).sort().values
+    distance = (torch.special.ndtr(noise) - torch.arange(1, n + 1) / n).abs().max()
+    # Kolmogorov–Smirnov: P(distance > 2.3/√n) = 2 exp(−2 · 2.3²) = 5e-5
+    assert distance < 2.3 / math.sqrt(n)
+
+
+def test_a_mean_and_many_standard_deviations_are_as_many_independent_draws(generator):
+    n = 20_000
+    draws = Normal(torch.tensor(1.0), torch.full((n,), 2.0)).sample(generator)
+    assert draws.shape == (n,)
+    # Two-sided at 5 standard errors: false alarm 6e-7
+    assert abs(draws.var() / 4 - 1) < 5 * math.sqrt(2 / n)
+
+
+def test_draws_are_a_function_of_the_generator_and_leave_the_global_one_alone():
+    before = torch.random.get_rng_state()
+    normal = Normal(torch.zeros(4), torch.ones(4))
+    first, second = (normal.sample(torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), before)
