@@ -8,7 +8,7 @@ BIN := .venv/bin
 .PHONY: demo test install wheel clean
 
 demo: install
-	$(BIN)/vdm demo
+	@$(BIN)/vdm demo
 
 test: install
 	$(BIN)/ruff check .
@@ -20,9 +20,10 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else 0'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-	touch $@
+	@echo "Setting up .venv, once: a minute or two."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
 
 wheel: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

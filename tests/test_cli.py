@@ -1,7 +1,9 @@
 """The command line: contracts of output, exit codes, and one line for a user's mistake."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -70,9 +72,9 @@ def test_a_run_goes_on_to_the_weights_of_an_uninterrupted_one(capsys, tmp_path, 
 
     def interrupted(state, stream, config):
         for record in training.fit(state, stream, config):
-            yield record
             if record.step == 2:
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield record
 
     monkeypatch.setattr(train_command, "fit", interrupted)
     told = output(capsys, [*arguments, str(tmp_path / "cut")], code=1).err

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from known_answers import diffusion, exact_vdm, prior, reconstruction
+from known_answers import diffusion, diffusion_discrete, exact_vdm, prior, reconstruction
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import evaluate, stratified_times, summarize, summary_rows
 from variational_diffusion.objective import Bound
@@ -34,6 +34,29 @@ def test_the_bound_is_met_within_the_reported_error(generator):
     assert vdm.training is False
 
 
+@pytest.mark.parametrize("steps", [1, 10])
+def test_the_bound_of_t_steps_is_met_within_the_reported_error(steps, generator):
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
+    batches = gaussian(4000, generator).split(500)
+    bounds = evaluate(vdm, batches, steps=steps, draws=2, generator=generator)
+    summary = summarize(bounds, DIMENSIONS)
+    gammas = torch.linspace(-6, 4, steps + 1).double().tolist()
+    terms = prior(4.0, MEAN, STD), reconstruction(-6.0), diffusion_discrete(gammas, STD)
+    # Two-sided at 4 standard errors: false alarm 6e-5 for each of two
+    assert abs(summary.bits_per_dim - sum(terms) / math.log(2)) < 4 * summary.standard_error
+    assert summary.standard_error < 0.03 * sum(abs(term) for term in terms) / math.log(2)
+
+
+def test_evaluation_is_a_function_of_its_generator_and_leaves_no_graph():
+    vdm = exact_vdm()
+    x = torch.zeros(3, 4, dtype=torch.float64)
+    (first,), (second,) = (
+        evaluate(vdm, [x], generator=torch.Generator().manual_seed(4)) for _ in range(2)
+    )
+    assert torch.equal(first.total, second.total)
+    assert not first.total.requires_grad
+
+
 def test_more_draws_spread_less(generator):
     vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
     x = gaussian(1, generator).expand(2000, -1)
@@ -51,6 +74,15 @@ def test_times_of_a_batch_are_even_and_so_are_those_of_each_example(generator):
     assert torch.equal((times.flatten() * 20).floor().sort().values, torch.arange(20.0))
     for example in times.unbind(1):
         assert torch.equal((example * 4).floor().sort().values, torch.arange(4.0))
+
+
+def test_every_time_is_uniform(generator):
+    repeats = 4000
+    times = torch.stack([stratified_times(3, 2, generator) for _ in range(repeats)])
+    for column in times.flatten(1).unbind(1):
+        empirical = torch.arange(1, repeats + 1) / repeats
+        # Kolmogorov–Smirnov: P(distance > 2.3/√n) = 5e-5 for each of six
+        assert (column.sort().values - empirical).abs().max() < 2.3 / math.sqrt(repeats)
 
 
 def test_a_summary_is_mean_and_standard_error_in_bits_per_dimension():

@@ -49,6 +49,17 @@ def test_the_drift_carries_the_marginals(generator):
     torch.testing.assert_close(vdm.drift(z, gamma.detach()), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("prediction", ["noise", "velocity"])
+def test_the_drift_is_the_velocity_scaled(prediction, generator):
+    """dz/dγ = ½ alpha sigma v̂, with γ for each example."""
+    vdm = exact_vdm(prediction=prediction)
+    z = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+    gamma = torch.linspace(-6, 4, 5, dtype=torch.float64)
+    velocity = exact_vdm().network(z, gamma)
+    scale = 0.5 * (gamma.sigmoid() * (-gamma).sigmoid()).sqrt()
+    torch.testing.assert_close(vdm.drift(z, gamma), scale[:, None] * velocity)
+
+
 def test_reverse_is_the_posterior_at_the_estimate(generator):
     vdm = exact_vdm()
     z = torch.randn(3, 4, dtype=torch.float64, generator=generator)
@@ -87,6 +98,8 @@ def test_any_module_can_be_the_network(generator):
     vdm.sample(4, steps=2, conditioning=labels + 1)
     assert torch.equal(network.conditioning, labels + 1)
     assert network.gamma.shape == (4,)
+    vdm.drift(torch.zeros(4, 2, 3), torch.tensor(0.0), labels + 2)
+    assert torch.equal(network.conditioning, labels + 2)
 
 
 def test_times_can_be_given(generator):
@@ -145,6 +158,8 @@ def test_unknown_parts_and_options_are_named(part, component, message):
 def test_a_wrong_shape_and_a_wrong_prediction_are_refused():
     with pytest.raises(InputError, match=r"\(3, 5\): the model takes \(batch, 4\)"):
         exact_vdm().vlb(torch.zeros(3, 5, dtype=torch.float64))
+    with pytest.raises(InputError, match="steps = 0: the bound takes one step or more"):
+        exact_vdm().vlb(torch.zeros(3, 4, dtype=torch.float64), steps=0)
     with pytest.raises(InputError, match=r"prediction = 'x0': known are"):
         VDM(Recorder(), FixedLinear(), Gaussian(), (2,), "x0")
 

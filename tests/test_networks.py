@@ -9,6 +9,7 @@ import torch
 from variational_diffusion.errors import InputError
 from variational_diffusion.networks import MLP, NETWORKS, PaperUNet, UNet
 from variational_diffusion.networks.layers import (
+    AttentionBlock,
     NoiseLevelEmbedding,
     fourier_features,
     group_norm,
@@ -63,6 +64,15 @@ def test_the_output_depends_on_the_noise_level_and_on_the_conditioning(name, gen
     assert (out[0] - out[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name_and_start", [("unet", 0.0), ("mlp", 0.0), ("paper-unet", 1.0)])
+def test_fresh_networks_return_nothing_but_the_skip(name_and_start, generator):
+    """The last layer is zero: v̂ = 0 to start with, or ε̂ = z for the paper's network."""
+    name, start = name_and_start
+    z = torch.randn(2, 3, 4, 4, generator=generator)
+    network = NETWORKS[name]((3, 4, 4), **SMALL[name])
+    assert torch.equal(network(z, torch.zeros(2)), start * z)
+
+
 def test_groups_hold_four_channels_or_more():
     for channels in (4, 8, 12, 16, 32, 64, 100, 128, 256):
         norm = group_norm(channels)
@@ -95,6 +105,8 @@ def test_images_are_asked_for():
     for network in (UNet, PaperUNet):
         with pytest.raises(InputError, match=r"shape = \(5,\).*network mlp"):
             network((5,))
+    with pytest.raises(InputError, match=r"width = 2: .*4 channels or more"):
+        PaperUNet((1, 8, 8), width=2)
     with pytest.raises(InputError, match=r"widths = \[6\]"):
         UNet((1, 8, 8), widths=[6])
     assert MLP((5,))(torch.zeros(2, 5), torch.zeros(2)).shape == (2, 5)
@@ -109,12 +121,6 @@ def test_the_paper_network_has_the_published_size():
     assert len(network.up) == 33
     assert all(block.norm_1.num_groups == 32 for block in [*network.down, *network.up])
     assert all(block.embed.bias is None for block in network.down)
-
-
-def test_a_fresh_paper_network_returns_z(generator):
-    z = torch.randn(2, 3, 4, 4, generator=generator)
-    network = PaperUNet((3, 4, 4), width=32, blocks=2)
-    assert torch.equal(network(z, torch.zeros(2)), z)
 
 
 def test_fourier_features_are_in_the_published_order():
@@ -165,3 +171,34 @@ def test_the_way_up_joins_the_last_skip_first(generator):
     assert len(down) == len(joined) == 3
     for skip, block_input in zip(reversed(down), joined, strict=True):
         torch.testing.assert_close(block_input[:, 8:], skip)
+
+
+def test_the_u_net_joins_the_output_of_the_same_resolution(generator):
+    network = perturbed("unet", (1, 6, 5))
+    down, joined = [], []
+    for stage in network.down:
+        stage.register_forward_hook(lambda module, inputs, output: down.append(output))
+    for stage in network.up:
+        stage.register_forward_pre_hook(lambda module, inputs: joined.append(inputs[0]))
+    network(torch.randn(1, 1, 6, 5, generator=generator), torch.zeros(1))
+    for skip, stage_input in zip(reversed(down), joined, strict=True):
+        width = skip.shape[1]
+        torch.testing.assert_close(stage_input[:, width:], skip)
+        assert not torch.allclose(stage_input[:, :width], skip)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_is_the_soft_max_of_query_times_key_over_positions(heads, generator):
+    block = AttentionBlock(8, heads=heads).double()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator).double()
+    x = torch.randn(1, 8, 2, 3, generator=generator).double()
+    rows = block.query_key_value(block.norm(x))[0].flatten(1).detach().numpy()  # (24, positions)
+    query, key, value = rows.reshape(3, heads, 8 // heads, 6)
+    out = np.empty((heads, 8 // heads, 6))
+    for head in range(heads):
+        score = np.exp(query[head].T @ key[head] / math.sqrt(8 / heads))
+        out[head] = value[head] @ (score / score.sum(1, keepdims=True)).T
+    expected = x + block.project(torch.from_numpy(out.reshape(1, 8, 2, 3)))
+    torch.testing.assert_close(block(x), expected, rtol=1e-10, atol=1e-10)

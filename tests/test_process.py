@@ -2,13 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from variational_diffusion import process
-from variational_diffusion.numerics import Normal, bits_per_dim, expand, sum_per_example
+from variational_diffusion.numerics import Normal
 
-GAMMAS = torch.tensor([-13.3, -8.0, -2.0, 0.0, 1.5, 5.0], dtype=torch.float64)
+GAMMAS = torch.tensor([-30.0, -13.3, -13.2, -2.0, 0.0, 1.5, 5.0, 30.0], dtype=torch.float64)
 
 
 def test_alpha_and_sigma_preserve_variance_and_give_the_snr():
@@ -25,6 +26,13 @@ def test_sigma_keeps_its_digits_in_float32():
     assert abs(single / double - 1) < 1e-6
 
 
+def test_alpha_and_sigma_are_those_of_the_paper_in_plain_numpy():
+    gamma = np.linspace(-13.3, 5, 50)
+    got = torch.from_numpy(gamma)
+    np.testing.assert_allclose(process.alpha(got), np.sqrt(1 / (1 + np.exp(gamma))), rtol=1e-12)
+    np.testing.assert_allclose(process.sigma(got), np.sqrt(1 / (1 + np.exp(-gamma))), rtol=1e-12)
+
+
 def test_a_chain_of_steps_is_the_marginal():
     x = torch.tensor([[0.7, -1.2]], dtype=torch.float64)
     q = process.q_t(x, GAMMAS[:1])
@@ -36,7 +44,7 @@ def test_a_chain_of_steps_is_the_marginal():
         torch.testing.assert_close(q.std.expand_as(x), marginal.std.expand_as(x))
 
 
-@pytest.mark.parametrize("s", range(5))
+@pytest.mark.parametrize("s", range(7))
 def test_the_posterior_is_bayes_rule(s, generator):
     """q(z_s|z_t, x) ∝ q(z_t|z_s) q(z_s|x): precisions add, and so do precision-weighted means."""
     x, z_t = torch.randn(2, 3, 4, dtype=torch.float64, generator=generator)
@@ -72,30 +80,4 @@ def test_a_gamma_for_each_example_is_a_gamma_for_each_example():
     for i, gamma in enumerate(gammas):
         alone = process.q_t(x[i : i + 1], gamma)
         torch.testing.assert_close(together.mean[i], alone.mean[0])
-    assert expand(gammas, x).shape == (3, 1, 1)
-
-
-def test_kl_and_log_prob_agree_with_torch(generator):
-    mean, other_mean = torch.randn(2, 50, dtype=torch.float64, generator=generator)
-    std, other_std = 0.1 + torch.rand(2, 50, dtype=torch.float64, generator=generator)
-    ours, theirs = Normal(mean, std), torch.distributions.Normal(mean, std)
-    other = torch.distributions.Normal(other_mean, other_std)
-    torch.testing.assert_close(
-        ours.kl(Normal(other_mean, other_std)), torch.distributions.kl_divergence(theirs, other)
-    )
-    torch.testing.assert_close(ours.log_prob(other_mean), theirs.log_prob(other_mean))
-
-
-def test_samples_have_the_moments_of_a_normal(generator):
-    n = 200_000
-    normal = Normal(torch.full((n,), 2.0, dtype=torch.float64), torch.tensor(3.0).double())
-    standard = (normal.sample(generator) - 2) / 3
-    # Two-sided at 5 standard errors each: false alarm below 1e-6. U(0,1) noise fails all three.
-    assert abs(standard.mean()) < 5 / n**0.5
-    assert abs(standard.var() - 1) < 5 * (2 / n) ** 0.5
-    assert abs(standard.pow(4).mean() - 3) < 5 * (96 / n) ** 0.5
-
-
-def test_units():
-    nats = sum_per_example(torch.full((2, 3, 4), torch.tensor(2.0).log()))
-    torch.testing.assert_close(bits_per_dim(nats, 12), torch.ones(2))
+    assert together.std.shape == (3, 1, 1)

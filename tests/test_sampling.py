@@ -12,15 +12,20 @@ from variational_diffusion.sampling import SAMPLERS
 MEAN, STD = 0.3, 0.5
 
 
+MOMENTS = {"ancestral": ancestral_moments}
+"""Mean and variance of the last z of each sampler, given its grid and the data's."""
+
+
 @pytest.mark.parametrize("prediction", ["noise", "velocity"])
 @pytest.mark.parametrize("steps", [1, 3, 20])
-def test_ancestral_sampling_has_the_moments_of_its_chain(steps, prediction, generator):
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_have_the_moments_of_their_chain(name, steps, prediction, generator):
     n = 100_000
     vdm = exact_vdm(mean=MEAN, std=STD, dimensions=1, prediction=prediction)
-    *_, (gamma_0, z_0) = vdm.trajectory(n, steps=steps, generator=generator)
+    *_, (gamma_0, z_0) = vdm.trajectory(n, steps=steps, sampler=name, generator=generator)
     assert torch.equal(gamma_0, vdm.schedule.gamma_0)
     gammas = torch.linspace(4.0, -6.0, steps + 1).double().tolist()
-    mean, variance = ancestral_moments(gammas, MEAN, STD)
+    mean, variance = MOMENTS[name](gammas, MEAN, STD)
     # Two-sided at 5 standard errors: false alarm 1e-6 for each of the six cases
     assert abs(z_0.mean() - mean) < 5 * math.sqrt(variance / n)
     assert abs(z_0.var() / variance - 1) < 5 * math.sqrt(2 / n)
@@ -37,14 +42,31 @@ def test_many_steps_give_the_data_distribution(generator):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+def test_the_last_z_is_divided_by_alpha_and_decoded_by_a_draw(name, generator):
+    """Ending at γ_0 = −1, where alpha_0² = 0.73 and p(x|z_0) has the variance e^γ_0 = 0.37."""
+    n = 100_000
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=1, gamma_min=-1.0)
+    x = vdm.sample(n, steps=3, sampler=name, generator=generator)
+    gammas = torch.linspace(4.0, -1.0, 4).double().tolist()
+    mean, variance = MOMENTS[name](gammas, MEAN, STD)
+    alpha_2 = 1 / (1 + math.exp(-1))
+    mean, variance = mean / math.sqrt(alpha_2), variance / alpha_2 + math.exp(-1)
+    # Two-sided at 5 standard errors: false alarm 1e-6
+    assert abs(x.mean() - mean) < 5 * math.sqrt(variance / n)
+    assert abs(x.var() / variance - 1) < 5 * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_the_same_generator_gives_the_same_samples(name):
     vdm = exact_vdm()
+    before = torch.random.get_rng_state()
     first, second, other = (
         vdm.sample(3, steps=5, sampler=name, generator=torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -35,6 +35,18 @@ def test_end_points_are_met_exactly_whatever_the_parameters(name, dtype):
     assert torch.equal(gamma, torch.stack([schedule.gamma_0, schedule.gamma_1]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_end_points_are_met_exactly_in_a_batch_of_any_size(name, dtype):
+    """Sums of another length add up in another order, which must not show at the ends."""
+    for seed in range(8):
+        schedule = perturbed(name, seed).to(dtype)
+        for shape in ((), (1,), (7,), (64,), (1001,)):
+            t = torch.zeros(shape, dtype=dtype)
+            assert (schedule(t) == schedule.gamma_0).all()
+            assert (schedule(t + 1) == schedule.gamma_1).all()
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_noise_grows_strictly(name, seed):
@@ -68,7 +80,13 @@ def test_which_end_points_are_learned():
         name: any(p.requires_grad for p in SCHEDULES[name]().parameters()) for name in SCHEDULES
     }
     assert learned == {"fixed-linear": False, "learned-linear": True, "monotone": True}
-    assert not Monotone(learn_end_points=False).log_stretch.requires_grad
+    t = torch.linspace(0, 1, 5)
+    assert not SCHEDULES["fixed-linear"]()(t).requires_grad
+    bent = Monotone(learn_end_points=False)
+    bent(t)[2].backward()
+    assert bent.log_stretch.grad is None
+    assert bent.bias_2.grad is not None
+    assert bent.bias_2.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("name", ["learned-linear", "monotone"])
@@ -80,6 +98,14 @@ def test_end_points_move_apart_and_on_their_own(name):
         assert schedule.log_stretch.grad is not None
         assert schedule.log_stretch.grad[i] != 0
         assert schedule.log_stretch.grad[1 - i] == 0
+        # each moves by its distance from the middle, −4.15, and away from it
+        assert float(schedule.log_stretch.grad[i]) == pytest.approx((-9.15, 9.15)[i])
+    schedule.zero_grad()
+    schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))[1].backward()
+    torch.optim.SGD(schedule.parameters(), lr=0.01).step()
+    assert schedule.gamma_1 < 5.0
+    assert schedule(torch.ones((), dtype=torch.float64)) == schedule.gamma_1
+    assert schedule.gamma_0 == schedule.initial_end_points[0]
     with torch.no_grad():
         schedule.log_stretch.fill_(-1e6)
     assert schedule.gamma_0 < schedule.gamma_1

@@ -6,10 +6,13 @@ from itertools import islice
 import pytest
 import torch
 
-from variational_diffusion.config import Component, ModelConfig, TrainingConfig
+from variational_diffusion.config import Component, ModelConfig, TrainingConfig, validated
+from variational_diffusion.decoders import Gaussian
 from variational_diffusion.ema import exponential_average
+from variational_diffusion.errors import InputError
 from variational_diffusion.model import VDM, build
 from variational_diffusion.numerics import bits_per_dim
+from variational_diffusion.schedules import FixedLinear
 from variational_diffusion.training import (
     TrainingState,
     fit,
@@ -89,6 +92,46 @@ def test_a_loop_left_and_entered_again_ends_like_one_that_was_not():
     train(config, parts)
     assert parts.step == 8
     assert same(whole, parts)
+
+
+def test_every_step_draws_its_own_times_and_noise():
+    config = TrainingConfig(steps=3, learning_rate=1e-12, schedule_learning_rate=0.0)
+    state = TrainingState.start(a_model(), config)
+    x = data()
+    bounds = [record.bound for record in fit(state, iter(lambda: x, None), config)]
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert not torch.equal(bounds[a].diffusion, bounds[b].diffusion)
+        assert not torch.equal(bounds[a].reconstruction, bounds[b].reconstruction)
+
+
+def test_dropout_does_not_share_the_stream_of_times_and_noise():
+    drawn = []
+
+    class Drawing(torch.nn.Module):
+        """Draws from the global generator, as dropout does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, z, gamma, conditioning=None):
+            drawn.append((gamma.detach().clone(), torch.rand(1)))
+            return self.scale * z
+
+    vdm = VDM(
+        Drawing(), FixedLinear(0.0, 1.0), Gaussian(), (2,)
+    )  # γ = t, and t_0 is the first draw
+    config = TrainingConfig(steps=5)
+    for _ in fit(TrainingState.start(vdm, config), iter(lambda: torch.zeros(3, 2), None), config):
+        pass
+    times, from_global = (torch.stack(values) for values in zip(*drawn, strict=True))
+    assert (times[:, :1] - from_global).abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("budget", [{}, {"steps": 5, "minutes": 1.0}])
+def test_a_budget_is_steps_or_minutes_and_never_both_or_none(budget):
+    with pytest.raises(InputError, match="give one of them as the budget"):
+        validated(TrainingConfig, budget)
 
 
 def test_the_global_generator_is_left_alone():

@@ -139,9 +139,9 @@ class Monotone(Schedule):
     def _unnormalised(self, t: Time) -> tuple[Time, Time]:
         """Return g(t) up to a constant, which the normalisation takes out, and dg/dt."""
         weight_1, weight_2, weight_3 = map(
-            softplus, (self.raw_weight_1, self.raw_weight_2, self.raw_weight_3)
+            softplus, (self.raw_weight_1.squeeze(), self.raw_weight_2, self.raw_weight_3)
         )
-        l_1 = weight_1 * t + self.bias_1
+        l_1 = weight_1 * t + self.bias_1.squeeze()
         hidden = torch.sigmoid(weight_2 * l_1.unsqueeze(-1) + self.bias_2)
         rate = 1 + (hidden * (1 - hidden)) @ (weight_2 * weight_3)
         return l_1 + hidden @ weight_3, weight_1 * rate

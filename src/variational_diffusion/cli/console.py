@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-_PLAIN_INTERVAL = 10.0  # seconds between two lines of progress in a pipe
+_LINE_INTERVAL = 10.0  # seconds between two lines of progress in a pipe
+_BAR_INTERVAL = 0.2  # seconds between two changes of the bar
 
 
 class Meter:
@@ -27,7 +28,9 @@ class Meter:
         self.title, self.unit = title, unit
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
+        self._interval = _LINE_INTERVAL
         if self._console.is_terminal:
+            self._interval = _BAR_INTERVAL
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -38,7 +41,7 @@ class Meter:
             self._task = self._bar.add_task(title, total=1.0, note="")
 
     def __enter__(self) -> Meter:
-        self._start = self._printed = time.monotonic()
+        self._start = self._shown = time.monotonic()
         self._origin: tuple[float, int] | None = None
         if self._bar is not None:
             self._bar.start()
@@ -53,21 +56,28 @@ class Meter:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, fraction: float, count: int, note: str = "") -> None:
-        """Show that `fraction` of the work is done, `count` units so far, and the note."""
+    def update(self, fraction: float, count: int, note: Callable[[], str]) -> None:
+        """Say that `fraction` of the work is done, `count` units so far.
+
+        note: the number that matters, as text; asked for only when it is shown.
+        """
         now = time.monotonic()
         if self._origin is None:
             self._origin = (fraction, count)  # work that was done before we began to look
+        if now - self._shown < self._interval:
+            return
+        self._shown = now
         done, counted = fraction - self._origin[0], count - self._origin[1]
         seconds = now - self._start
-        text = f"{counted / max(seconds, 1e-9):.1f} {self.unit}/s" if counted else ""
+        parts = [note()]
+        if counted:
+            parts.append(f"{counted / seconds:.1f} {self.unit}/s")
         if done > 0:
-            text += f", {_clock(seconds * (1 - fraction) / done)} left"
-        text = ", ".join(part for part in (note, text) if part)
+            parts.append(f"{_clock(seconds * (1 - fraction) / done)} left")
+        text = ", ".join(part for part in parts if part)
         if self._bar is not None:
             self._bar.update(self._task, completed=fraction, note=text)
-        elif now - self._printed >= _PLAIN_INTERVAL:
-            self._printed = now
+        else:
             click.echo(f"{self.title} {100 * fraction:.0f} %: {text}", err=True)
 
     def message(self, text: str) -> None:

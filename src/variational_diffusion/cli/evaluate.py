@@ -127,8 +127,11 @@ def evaluate_split(
         ):
             bounds.append(bound)
             done += len(bound.total)
-            so_far = summarize(bounds, vdm.dimensions).bits_per_dim
-            meter.update(done / len(split), done, f"{so_far:.3f} bits/dim")
+            meter.update(
+                done / len(split),
+                done,
+                lambda: f"{summarize(bounds, vdm.dimensions).bits_per_dim:.3f} bits/dim",
+            )
     return summarize(bounds, vdm.dimensions)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def draw(
         for step, (gamma, z) in enumerate(path):
             if frames and step * frames // steps > (step - 1) * frames // steps:
                 kept.append(vdm.decoder.decode(z))
-            meter.update(step / steps, step, f"γ = {float(gamma):.1f}")
+            meter.update(step / steps, step, partial("γ = {:.1f}".format, float(gamma)))
         samples = vdm.decoder.sample(z, gamma, generator).cpu().numpy()
     stages = [stage.cpu().numpy() for stage in kept] + [samples] * (len(kept) // 4)
     return samples, np.stack(stages) if stages else np.empty((0, *samples.shape))

@@ -13,6 +13,7 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.options import data_config, data_options, device_options
+from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset, open_dataset
 from variational_diffusion.data.loader import batches, ordered_batches
@@ -101,8 +102,9 @@ def train(
 ) -> tuple[TrainingState, Summary]:
     """Train until the budget is spent; validate and save every `every` seconds and at the end.
 
-    Leaving the loop for whatever reason, an interrupt included, saves the state. The directory is
-    made once the model and the first batch are known to be possible.
+    SIGINT and SIGTERM end it after the step that is being done; leaving the loop for whatever
+    reason saves the state. The directory is made once the model and the batches are known to be
+    possible.
     """
     training = config.training
     vdm = build(config.model, seed=training.seed).to(device)
@@ -114,13 +116,15 @@ def train(
     recent: list[StepRecord] = []
     saved_step, saved_at = state.step, time.monotonic()
     try:
-        with Meter("training", "steps") as meter:
+        with Meter("training", "steps") as meter, stop_requested() as stopped:
             for record in fit(state, stream, training):
                 recent.append(record)
-                meter.update(record.progress, record.step, _short(state.vdm, recent))
+                meter.update(record.progress, record.step, lambda: _short(state.vdm, recent))
                 if len(recent) == _LOG_STEPS:
                     run.log(**_metrics(state.vdm, recent))
                     recent.clear()
+                if stopped():
+                    break
                 if time.monotonic() - saved_at > every:
                     summary = _validate(run, state, dataset)
                     meter.message(
@@ -128,14 +132,14 @@ def train(
                     )
                     run.save(state)
                     saved_step, saved_at = state.step, time.monotonic()
-    except KeyboardInterrupt:
-        click.echo(
-            f"stopped after step {state.step}; the same command goes on from there", err=True
-        )
-        raise
     finally:
         if state.step > saved_step:
             run.save(state)
+    if stopped():
+        click.echo(
+            f"stopped after step {state.step}; the same command goes on from there", err=True
+        )
+        raise KeyboardInterrupt
     return state, _validate(run, state, dataset)
 
 
@@ -172,6 +176,9 @@ def _metrics(vdm: VDM, records: list[StepRecord]) -> dict[str, Any]:
 
 
 def _short(vdm: VDM, records: list[StepRecord]) -> str:
+    """Return the mean bound of the steps since the last line of metrics, or of none yet."""
+    if not records:
+        return ""
     nats = torch.stack([record.bound.total.mean() for record in records]).mean()
     return f"{float(bits_per_dim(nats, vdm.dimensions)):.2f} bits/dim"
 

@@ -1,0 +1,35 @@
+"""Stopping long work between two steps instead of in the middle of one."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def stop_requested() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGINT or SIGTERM has come.
+
+    The first signal only sets the answer, so that the work can end where it is whole; a second one
+    interrupts at once, as it would have without us.
+    """
+    came = False
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        restore()
+
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield lambda: came
+    finally:
+        restore()
