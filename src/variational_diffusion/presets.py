@@ -54,7 +54,11 @@ def noise_range(levels: int | None) -> tuple[float, float]:
 
 
 def tiny(shape: Shape, levels: int | None) -> Preset:
-    """Images of up to 16×16 pixels on a CPU."""
+    """Images of up to 16×16 pixels on a CPU.
+
+    `vdm train digits --run DIR --minutes 2.5` on two cores: 1.765 ± 0.018 bits per dimension on the
+    297 test images (3,858 steps).
+    """
     return Preset(
         network=_part("network", NETWORKS, "unet", levels, widths=[16, 32]),
         schedule=_part("schedule", SCHEDULES, "monotone", levels),
@@ -63,7 +67,11 @@ def tiny(shape: Shape, levels: int | None) -> Preset:
 
 
 def small(shape: Shape, levels: int | None) -> Preset:
-    """Larger images on a CPU."""
+    """Larger images on a CPU.
+
+    `vdm train fashion-mnist --run DIR --minutes 10` on two cores: 2.991 ± 0.030 bits per dimension
+    on the first 1,000 test images (6,257 steps).
+    """
     return Preset(
         network=_part("network", NETWORKS, "unet", levels, widths=[16, 32, 64]),
         schedule=_part("schedule", SCHEDULES, "monotone", levels),
@@ -72,7 +80,7 @@ def small(shape: Shape, levels: int | None) -> Preset:
 
 
 def vector(shape: Shape, levels: int | None) -> Preset:
-    """Vectors, and arrays of any other rank."""
+    """Vectors, and arrays of any other rank. Not tuned yet."""
     return Preset(
         network=_part("network", NETWORKS, "mlp", levels),
         schedule=_part("schedule", SCHEDULES, "monotone", levels),
