@@ -131,6 +131,16 @@ def test_sample_writes_a_sheet_files_an_array_and_an_animation(capsys, trained, 
     assert path.endswith("-2.png")
 
 
+def test_the_demo_ends_with_its_table(capsys, tmp_path):
+    directory = str(tmp_path / "demo")
+    text = output(capsys, ["demo", "--run", directory, "--minutes", "0.02"]).out
+    for row in ("297 test images", "bound", "prior", "reconstruction", "diffusion"):
+        assert row in text
+    for row in ("order-0 entropy", "xz", "PNG", "WebP", "sheet.png", "reverse-process.gif"):
+        assert row in text
+    assert (tmp_path / "demo" / "samples" / "sheet.png").exists()
+
+
 def test_data_shows_what_will_be_read(capsys, tmp_path):
     sheet = str(tmp_path / "sheet.png")
     text = output(capsys, ["data", "digits", "--sheet", sheet]).out

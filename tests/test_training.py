@@ -104,6 +104,30 @@ def test_every_step_draws_its_own_times_and_noise():
         assert not torch.equal(bounds[a].reconstruction, bounds[b].reconstruction)
 
 
+def test_the_seed_decides_the_noise_of_equal_models():
+    first, other = (
+        train(config, TrainingState.start(a_model(), config))
+        for config in (TrainingConfig(steps=2, seed=seed) for seed in (3, 4))
+    )
+    assert not same(first, other)
+
+
+def test_a_step_uses_its_own_gradient_with_dropout_and_enters_the_average():
+    config = TrainingConfig(steps=4, warmup_steps=0)
+    state = TrainingState.start(a_model(dropout=0.1), config)
+    seen = []
+    state.vdm.network.register_forward_pre_hook(lambda module, _: seen.append(module.training))
+    expected = None
+    for n, _ in enumerate(fit(state, stream(), config)):
+        assert all(p.grad is None or not p.grad.any() for p in state.vdm.parameters())
+        weight = state.vdm.network.dense_in.weight.detach().clone()
+        decay = (1 + n) / (10 + n)
+        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+    assert seen == [True] * 4
+    torch.testing.assert_close(state.average.module.network.dense_in.weight.detach(), expected)
+    assert not torch.equal(expected, weight)
+
+
 def test_dropout_does_not_share_the_stream_of_times_and_noise():
     drawn = []
 
