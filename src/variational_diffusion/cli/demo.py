@@ -31,7 +31,7 @@ def command(directory: str, minutes: float, device: str, threads: int | None) ->
     data = DataConfig(source="digits")
     dataset = open_dataset(data)
     config = configure(data, dataset, settings={"training.minutes": minutes})
-    state, _ = train(directory, config, dataset, target, every=30)
+    state, _ = train(directory, config, dataset, target, every=30.0)
 
     run = Run.open(directory)
     vdm = run.load().to(target)
