@@ -56,8 +56,8 @@ def noise_range(levels: int | None) -> tuple[float, float]:
 def tiny(shape: Shape, levels: int | None) -> Preset:
     """Images of up to 16×16 pixels on a CPU.
 
-    `vdm train digits --run DIR --minutes 2.5` on two idle cores: 1.765 ± 0.018 bits per dimension on the
-    297 test images (3,858 steps).
+    `vdm train digits --run DIR --minutes 2.5` on two idle cores: 1.765 ± 0.018 bits per dimension
+    on the 297 test images (3,858 steps).
     """
     return Preset(
         network=_part("network", NETWORKS, "unet", levels, widths=[16, 32]),
