@@ -150,7 +150,7 @@ def learning_rate_factor(step: int, progress: float, config: TrainingConfig) -> 
 def step_seed(seed: int, step: int) -> int:
     """Return the seed of a step's randomness: a function of the run's seed and the step alone."""
     low, high = np.random.SeedSequence([seed, step]).generate_state(2, np.uint32)
-    return int(low) | (int(high) << 32) >> 1
+    return (int(low) | int(high) << 32) >> 1  # 63 bits
 
 
 def _progress(state: TrainingState, config: TrainingConfig) -> float:
