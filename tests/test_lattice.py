@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from variational_diffusion.lattice import log_lattice_sum, nearest_level, sample_level
+from variational_diffusion.lattice import (
+    log_lattice_sum,
+    mean_distance,
+    nearest_level,
+    sample_level,
+)
 
 SPACINGS = [6.04, 1.0, 0.1, 0.003]
 
@@ -27,6 +32,27 @@ def positions(levels, generator):
 def test_the_nearest_level_stays_on_the_lattice():
     position = torch.tensor([-7.0, -0.2, 0.4, 0.6, 15.7, 16.4, 99.0])
     assert nearest_level(position, 17).tolist() == [0, 0, 0, 1, 16, 16, 16]
+
+
+@pytest.mark.parametrize("spacing", [60.0, 6.04, 2.0, 1.0, 0.003])
+@pytest.mark.parametrize("levels", [2, 3, 17, 256])
+def test_the_mean_distance_is_the_mean_over_all_levels(levels, spacing, generator):
+    position = positions(levels, generator)
+    r = torch.full_like(position, spacing)
+    weight = log_weights(position, r.clamp(min=2), levels).softmax(-1)
+    expected = position - weight @ torch.arange(levels, dtype=torch.float64)
+    got = mean_distance(position, r[:1], levels)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("spacing", [20.0, 2.0, 0.1])
+def test_the_mean_distance_has_no_jumps(spacing):
+    """Steps of 2e-5 change it by no more than its steepest slope allows, and 2e-5 of the cut."""
+    position = torch.linspace(-2, 6, 400_001, dtype=torch.float64)
+    change = mean_distance(position, torch.tensor([spacing], dtype=torch.float64), 5).diff().abs()
+    assert change.max() < 2e-5 * max(1, 0.25 * spacing**2) + 2e-5
+    r, few = torch.tensor([spacing], dtype=torch.float64), position[::40_000].requires_grad_()
+    assert torch.autograd.gradcheck(lambda p, s: mean_distance(p + 0.013, s, 5), (few, r))
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)

@@ -93,12 +93,32 @@ def test_the_lattice_is_an_input_for_discrete_data(name, generator):
 
 
 def test_lattice_features_are_the_noise_where_it_is_fine(generator):
-    gamma = torch.tensor([-13.3], dtype=torch.float64)
+    gamma = torch.tensor([-16.0], dtype=torch.float64)
     x = (2 * torch.randint(0, 256, (1, 1, 50), generator=generator).double() + 1) / 256 - 1
     noise = torch.randn(1, 1, 50, dtype=torch.float64, generator=generator).clamp(-2, 2)
     z = torch.sigmoid(-gamma).sqrt() * x + torch.sigmoid(gamma).sqrt() * noise
     torch.testing.assert_close(lattice_features(z, gamma, 256), noise, rtol=1e-9, atol=1e-9)
     assert lattice_features(z + 5, gamma, 256).max() == 4
+
+
+@pytest.mark.parametrize("gamma", [-13.3, -11.0, -8.0, 0.0])
+def test_lattice_features_have_a_derivative_along_the_noise_level(gamma, generator):
+    """At fixed noise, for every entry: what the gradient of a schedule passes through.
+
+    A distance from the nearest level fails here: where it jumps, differences are huge.
+    """
+    x = (2 * torch.randint(0, 256, (2000, 1), generator=generator).double() + 1) / 256 - 1
+    noise = torch.randn(x.shape, dtype=torch.float64, generator=generator)
+
+    def features(gamma):
+        z = torch.sigmoid(-gamma).sqrt()[:, None] * x + torch.sigmoid(gamma).sqrt()[:, None] * noise
+        return lattice_features(z, gamma, 256)[:, 0]
+
+    at, step = torch.full((2000,), gamma, dtype=torch.float64).requires_grad_(), 1e-3
+    (slope,) = torch.autograd.grad(features(at).sum(), at)
+    with torch.no_grad():
+        difference = (features(at + step) - features(at - step)) / (2 * step)
+    torch.testing.assert_close(difference, slope, rtol=0.01, atol=0.02)
 
 
 def test_images_are_asked_for():

@@ -25,6 +25,27 @@ def nearest_level(position: Float[Tensor, "*n"], levels: int) -> Float[Tensor, "
     return position.round().clamp(0, levels - 1)
 
 
+def mean_distance(
+    position: Float[Tensor, "*n"], spacing: Float[Tensor, "*m"], levels: int
+) -> Float[Tensor, "*n"]:
+    """Return the mean of position − k over the levels, in units of levels.
+
+    The weights are those of the module for r ≥ 2 and stay those of r = 2 below, where the result
+    is nearly zero inside the lattice (at most 0.023); five levels are then enough for an error
+    of 1e-5. Continuous and differentiable in both arguments.
+
+    spacing: r > 0, broadcasts over position.
+    """
+    with torch.no_grad():
+        offsets = torch.arange(-2.0, 3.0, dtype=position.dtype, device=position.device)
+        level = nearest_level(position, levels) + offsets.reshape(-1, *(1,) * position.ndim)
+        outside = (level < 0) | (level > levels - 1)
+    distance = position - level
+    exponent = -0.5 * spacing.clamp(min=2.0).square() * distance.square()
+    weight = exponent.masked_fill(outside, -math.inf).softmax(0)
+    return (weight * distance).sum(0)
+
+
 def log_lattice_sum(
     position: Float[Tensor, "*n"], spacing: Float[Tensor, "*n"], levels: int
 ) -> Float[Tensor, "*n"]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.lattice import nearest_level
+from variational_diffusion.lattice import mean_distance
 from variational_diffusion.numerics import expand
 from variational_diffusion.process import alpha
 
@@ -42,15 +42,18 @@ def fourier_features(
 def lattice_features(
     z: Float[Tensor, "batch channels *space"], gamma: Float[Tensor, " batch"], levels: int
 ) -> Float[Tensor, "batch channels *space"]:
-    """Return how far z/alpha lies from the nearest level, in standard deviations of the noise.
+    """Return how far z/alpha lies from the levels around it, in standard deviations of the noise.
 
-    The distance is cut off at ±4. Where the noise is finer than the spacing of the levels this is
-    nearly the noise itself; where it is coarser the feature says little.
+    This is `lattice.mean_distance`, cut off at ±4. Where the noise is finer than the spacing of the
+    levels it is nearly the noise itself; where it is coarser the feature fades. It is continuous in
+    z and γ, so the loss is too, and its derivative along γ has the right mean: a distance from the
+    nearest level, which jumps, gives a wrong gradient to the noise schedule and a wrong divergence
+    to the probability-flow ODE.
     """
     gamma = expand(gamma, z)
     position = 0.5 * levels * z / alpha(gamma) + 0.5 * (levels - 1)
-    distance = (position - nearest_level(position, levels)) * (2 / levels)
-    return (distance * torch.exp(-0.5 * gamma)).clamp(-4, 4)
+    spacing = (2 / levels) * torch.exp(-0.5 * gamma)
+    return (spacing * mean_distance(position, spacing, levels)).clamp(-4, 4)
 
 
 class NoiseLevelEmbedding(nn.Module):
