@@ -4,13 +4,18 @@ import pytest
 import torch
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.schedules import SCHEDULES, Monotone, Schedule
+from variational_diffusion.schedules import SCHEDULES, Adaptive, Monotone, Schedule
+
+SMALL = {"monotone": {"hidden": 16}, "adaptive": {"bins": 20}}
 
 
 def perturbed(name: str, seed: int = 0) -> Schedule:
-    """A schedule as training may leave it: every learned parameter moved at random."""
+    """A schedule as training may leave it: measurements seen, every learned parameter moved."""
     schedule = SCHEDULES[name](gamma_min=-13.3, gamma_max=5.0).double()
     generator = torch.Generator().manual_seed(seed)
+    u = torch.rand(1000, generator=generator, dtype=torch.float64)
+    noise = torch.randn(1000, generator=generator, dtype=torch.float64)
+    schedule.observe(u, torch.exp(5 - 6 * u + 0.5 * noise))
     with torch.no_grad():
         for parameter in schedule.parameters():
             if parameter.requires_grad:
@@ -72,14 +77,23 @@ def test_the_rate_integrates_to_the_range(name):
     schedule = perturbed(name)
     t = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     _, rate = schedule.gamma_and_rate(t)
-    torch.testing.assert_close(rate.mean(), schedule.gamma_1 - schedule.gamma_0, rtol=1e-6, atol=0)
+    # the corners of a piecewise linear γ(t), and the poles of the cosine just beyond its ends
+    tolerance = {"adaptive": 1e-4, "cosine": 1e-4}.get(name, 1e-6)
+    range_ = schedule.gamma_1 - schedule.gamma_0
+    torch.testing.assert_close(rate.mean(), range_, rtol=tolerance, atol=0)
 
 
 def test_which_end_points_are_learned():
     learned = {
         name: any(p.requires_grad for p in SCHEDULES[name]().parameters()) for name in SCHEDULES
     }
-    assert learned == {"fixed-linear": False, "learned-linear": True, "monotone": True}
+    assert learned == {
+        "fixed-linear": False,
+        "cosine": False,
+        "learned-linear": True,
+        "monotone": True,
+        "adaptive": True,
+    }
     t = torch.linspace(0, 1, 5)
     assert not SCHEDULES["fixed-linear"]()(t).requires_grad
     bent = Monotone(learn_end_points=False)
@@ -89,7 +103,7 @@ def test_which_end_points_are_learned():
     assert bent.bias_2.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", ["learned-linear", "monotone"])
+@pytest.mark.parametrize("name", ["learned-linear", "monotone", "adaptive"])
 def test_end_points_move_apart_and_on_their_own(name):
     schedule = SCHEDULES[name](gamma_min=-13.3, gamma_max=5.0).double()
     for i in (0, 1):
@@ -126,3 +140,74 @@ def test_a_falling_schedule_is_refused(name):
 def test_a_monotone_schedule_has_two_units_or_more():
     with pytest.raises(InputError, match="hidden = 1"):
         Monotone(hidden=1)
+
+
+def test_the_cosine_schedule_is_a_cosine():
+    schedule = SCHEDULES["cosine"](-13.3, 5.0).double()
+    gamma = schedule(torch.linspace(0, 1, 11, dtype=torch.float64))
+    angle = torch.acos(torch.sigmoid(-gamma).sqrt())
+    torch.testing.assert_close(angle.diff(), angle.diff().mean().expand(10), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["learned-linear", "monotone", "adaptive"])
+def test_no_update_can_make_noise_fall(name):
+    """10,000 steps of AdamW along gradients that are random, huge, tiny, or all of one sign.
+
+    The rate is a hundred times that of the shape, and 50,000 times that of the end points.
+    """
+    schedule = SCHEDULES[name](gamma_min=-13.3, gamma_max=5.0, **SMALL.get(name, {}))
+    optimizer = torch.optim.AdamW(schedule.parameters(), 1.0, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(1)
+    t = torch.linspace(0, 1, 101)
+    sign = 1.0
+    for step in range(10_000):
+        if step % 500 == 0:
+            sign = 2.0 * float(torch.randint(0, 2, (), generator=generator)) - 1
+        for parameter in schedule.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = 10.0 ** float(8 * noise.flatten()[0]) * (noise + 2 * sign)
+        optimizer.step()
+        u = torch.rand(16, generator=generator)
+        schedule.observe(u, 10.0 ** (6 * torch.randn(16, generator=generator)))
+        gamma, rate = schedule.gamma_and_rate(t)
+        assert (gamma.diff() > 0).all(), step
+        assert rate.isfinite().all(), step
+        assert gamma[0] == schedule.gamma_0, step
+        assert gamma[-1] == schedule.gamma_1, step
+
+
+def test_an_adaptive_schedule_starts_linear_and_takes_the_best_density_for_what_it_sees(generator):
+    """p*(γ) ∝ √E[m²], for m = h(γ) e with E[e²] = 1, so p* ∝ h."""
+    schedule = Adaptive(-4.0, 4.0, memory=1000.0, uniform=0.01).double()
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    torch.testing.assert_close(schedule(t), -4 + 8 * t)
+    for _ in range(500):
+        u = torch.rand(200, generator=generator, dtype=torch.float64)
+        e = torch.randn(200, generator=generator, dtype=torch.float64)
+        schedule.observe(u, (1.5 + torch.cos(3 * u)) * e)
+    middle = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
+    height = 1.5 + torch.cos(3 * middle)
+    expected = 0.99 * height / height.mean() + 0.01
+    # a mean of 1,000 squares of normals, smoothed, has a standard error of 1 %: 5 of them
+    torch.testing.assert_close(schedule.density(), expected, rtol=0.05, atol=0)
+    _, rate = schedule.gamma_and_rate(t[1:-1])
+    u, _ = schedule.shape_and_rate(t[1:-1])
+    there = schedule.density()[(u * 100).long()]
+    torch.testing.assert_close(rate.detach(), 8 / there)
+
+
+def test_an_adaptive_schedule_forgets():
+    schedule = Adaptive(memory=10.0, bins=1)
+    u = torch.full((5,), 0.5)
+    for error in (100.0, 100.0, 2.0):
+        schedule.observe(u, torch.full((5,), error))
+    assert float(schedule.mean_square) == pytest.approx(0.5 * 1e4 + 0.5 * 4)
+    assert float(schedule.count) == 15
+    schedule.observe(u.repeat(4), torch.full((20,), 3.0))
+    assert float(schedule.mean_square) == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize("options", [{"bins": 0}, {"memory": 0.5}, {"uniform": 0.0}])
+def test_options_of_an_adaptive_schedule_are_checked(options):
+    with pytest.raises(InputError, match="an adaptive schedule takes bins"):
+        Adaptive(**options)

@@ -78,7 +78,11 @@ class TrainingConfig(_Section):
         line to zero.
     learning_rate, betas, weight_decay: AdamW's, for the network. Vectors (biases, gains) and the
         schedule are not decayed.
-    schedule_learning_rate: for the parameters of the noise schedule.
+    schedule_learning_rate: for the shape of the noise schedule, which learns by the variance.
+    end_point_learning_rate: for its end points, which learn by the bound; each is a logarithm of
+        the distance from the middle of the initial range.
+    range_price: bits per dimension that a unit of γ at either end has to save. By the bound alone
+        γ_1 has no optimum: more noise always brings z_1 closer to N(0, I), by less and less.
     clip_norm: largest norm of the network's gradient; None: not limited.
     ema_decay: decay of the weight average after its warm-up.
     seed: of the initial weights, the order of the data, the times and the noise.
@@ -90,7 +94,9 @@ class TrainingConfig(_Section):
     learning_rate: float = Field(2e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.01, ge=0)
-    schedule_learning_rate: float = Field(2e-5, ge=0)
+    schedule_learning_rate: float = Field(1e-2, ge=0)
+    end_point_learning_rate: float = Field(3e-3, ge=0)
+    range_price: float = Field(2e-4, ge=0)
     warmup_steps: int = Field(100, ge=0)
     decay_from: float = Field(0.0, ge=0, le=1)
     clip_norm: float | None = Field(None, gt=0)

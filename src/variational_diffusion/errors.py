@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one line: the name and the value, what is allowed, and what to do or type.
     The command line prints it and exits with 2; every other exception is a defect of ours.
     """
+
+
+class DivergedError(InputError):
+    """Training came to a number that is not finite; the state is that of the step before."""

@@ -109,6 +109,9 @@ class VDM(nn.Module):
             diffusion=diffusion,
         )
 
+    forward = vlb
+    """What wrappers for several devices or processes call: `wrapped(x)` is `vdm.vlb(x)`."""
+
     def denoise(
         self,
         z: Float[Tensor, "batch *shape"],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 def expand(per_example: Tensor, like: Tensor) -> Tensor:
@@ -33,6 +33,14 @@ def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
 def randn_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw independent N(0, 1) values with the shape, type and device of `x`."""
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return the sum over the processes that train together: the values, where there is one."""
+    if distributed.is_available() and distributed.is_initialized():
+        values = values.clone()
+        distributed.all_reduce(values)
+    return values
 
 
 @dataclass(frozen=True)

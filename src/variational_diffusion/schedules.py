@@ -3,11 +3,12 @@
 This is the only module that knows t; everything else is a function of γ.
 
 Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models" (2021), section 3.2 and
-appendix H.
+appendices H and I.2. How a schedule learns is in `objective`.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -16,23 +17,32 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from variational_diffusion.errors import InputError
+from variational_diffusion.numerics import sum_over_processes
 
 Time = Float[Tensor, " *batch"]
 
 _LARGEST_STRETCH = 4.0  # each half of the range can grow or shrink by exp(4), about 55
+_SMOOTHING = 1 / 80  # Adaptive: standard deviation of the kernel, as a share of the range of γ
+_LEAST_RATE = 0.005  # Monotone: share of a straight line; γ increases strictly, in float32 too
 
 
 class Schedule(nn.Module, ABC):
     """γ(t) = γ_0 + (γ_1 − γ_0) u(t), with u(0) = 0 and u(1) = 1 exactly.
 
     A schedule is its two end points and the shape u. The infinite-step bound depends on the end
-    points alone (VDM eq. 18); the shape decides the variance of its estimate.
+    points alone (VDM eq. 18); the shape decides the variance of its estimate. So the parameter
+    `log_stretch` of the end points learns by the bound, and all others learn by the variance.
 
     gamma_min, gamma_max: end points; the initial ones, where they are learned.
+    end_errors, calls: ½‖ε − ε̂‖² at γ_0 and γ_1 when it was last measured, and the number of calls
+        of `objective.diffusion` in training, which does so now and then.
     learn_end_points: whether γ_0 and γ_1 have gradients. Each is kept as the logarithm of its
         distance from the middle of the initial range, so they move independently and γ_0 < γ_1
         holds whatever an optimiser does. Neither can cross that middle.
     """
+
+    end_errors: Tensor
+    calls: Tensor
 
     def __init__(self, gamma_min: float, gamma_max: float, *, learn_end_points: bool) -> None:
         super().__init__()
@@ -44,12 +54,14 @@ class Schedule(nn.Module, ABC):
         range_ = torch.tensor([gamma_min, gamma_max], dtype=torch.get_default_dtype())
         self.register_buffer("initial_end_points", range_, persistent=True)
         self.log_stretch = nn.Parameter(torch.zeros(2), requires_grad=learn_end_points)
+        self.register_buffer("end_errors", torch.zeros(2))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     @property
     def end_points(self) -> Float[Tensor, " 2"]:
         """(γ_0, γ_1)."""
         initial: Tensor = self.get_buffer("initial_end_points")
-        stretch = self.log_stretch.clamp(-_LARGEST_STRETCH, _LARGEST_STRETCH)
+        stretch = _LARGEST_STRETCH * torch.tanh(self.log_stretch / _LARGEST_STRETCH)
         # expm1 leaves the initial end points exactly as they were given.
         return initial + (initial - initial.mean()) * torch.expm1(stretch)
 
@@ -69,13 +81,24 @@ class Schedule(nn.Module, ABC):
 
     def gamma_and_rate(self, t: Time) -> tuple[Time, Time]:
         """Return γ(t) and dγ/dt, both in the shape of t."""
-        gamma_0, gamma_1 = self.end_points.unbind()
-        u, rate = self.shape_and_rate(t)
-        return torch.lerp(gamma_0, gamma_1, u), (gamma_1 - gamma_0) * rate
+        return between(self.end_points, *self.shape_and_rate(t))
 
     @abstractmethod
     def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
         """Return u(t), from u(0) = 0 to u(1) = 1, and du/dt > 0."""
+
+    def observe(self, u: Time, error: Time) -> None:
+        """Take note of errors m = ½‖ε − ε̂‖² that were measured at the shape's values u.
+
+        `objective.diffusion` calls it in training mode. Schedules that learn by gradients, or not
+        at all, have no use for it.
+        """
+
+
+def between(end_points: Float[Tensor, " 2"], u: Time, rate: Time) -> tuple[Time, Time]:
+    """Return γ = γ_0 + (γ_1 − γ_0) u, exact at both ends, and its rate."""
+    gamma_0, gamma_1 = end_points.unbind()
+    return torch.lerp(gamma_0, gamma_1, u), (gamma_1 - gamma_0) * rate
 
 
 class FixedLinear(Schedule):
@@ -86,6 +109,25 @@ class FixedLinear(Schedule):
 
     def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
         return t, torch.ones_like(t)
+
+
+class Cosine(Schedule):
+    """alpha = cos(π s/2), sigma = sin(π s/2), for s linear in t between two given levels.
+
+    For comparison: γ = 2 log tan(π s/2), from Nichol and Dhariwal, "Improved Denoising Diffusion
+    Probabilistic Models" (2021), eq. 17, without its offset and cut to [γ_0, γ_1].
+    """
+
+    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0) -> None:
+        super().__init__(gamma_min, gamma_max, learn_end_points=False)
+
+    def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
+        gamma_0, gamma_1 = self.initial_end_points.unbind()
+        angle_0, angle_1 = torch.atan(torch.exp(0.5 * self.initial_end_points)).unbind()
+        angle = torch.lerp(angle_0, angle_1, t)
+        u = (2 * torch.log(torch.tan(angle)) - gamma_0) / (gamma_1 - gamma_0)
+        rate = 4 * (angle_1 - angle_0) / torch.sin(2 * angle) / (gamma_1 - gamma_0)
+        return _exact_ends(t, u), rate
 
 
 class LearnedLinear(Schedule):
@@ -103,7 +145,8 @@ class Monotone(Schedule):
 
     u(t) = (g(t) − g(0)) / (g(1) − g(0)), g(t) = l1(t) + l3(sigmoid(l2(l1(t)))), where the linear
     layers l1, l2, l3 have 1, `hidden` and 1 outputs and positive weights. Without the
-    normalisation, which the published code leaves out, training moves the end points.
+    normalisation, which the published code leaves out, training moves the end points. A small share
+    of a straight line is added to g, so that no update can flatten γ(t).
 
     The shape starts close to linear, with the bends of the hidden units spread evenly over t.
 
@@ -131,20 +174,99 @@ class Monotone(Schedule):
     def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
         g, rate = self._unnormalised(t)
         (g_0, g_1), _ = self._unnormalised(torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
-        u = (g - g_0) / (g_1 - g_0)
-        # Batches of other sizes add up in another order: keep the ends exact, and their gradients.
-        exact = torch.where(t == 0, 0.0, torch.where(t == 1, 1.0, u))
-        return u + (exact - u).detach(), rate / (g_1 - g_0)
+        return _exact_ends(t, (g - g_0) / (g_1 - g_0)), rate / (g_1 - g_0)
 
     def _unnormalised(self, t: Time) -> tuple[Time, Time]:
         """Return g(t) up to a constant, which the normalisation takes out, and dg/dt."""
         weight_1, weight_2, weight_3 = map(
             softplus, (self.raw_weight_1.squeeze(), self.raw_weight_2, self.raw_weight_3)
         )
-        l_1 = weight_1 * t + self.bias_1.squeeze()
-        hidden = torch.sigmoid(weight_2 * l_1.unsqueeze(-1) + self.bias_2)
-        rate = 1 + (hidden * (1 - hidden)) @ (weight_2 * weight_3)
-        return l_1 + hidden @ weight_3, weight_1 * rate
+        hidden = torch.sigmoid(
+            weight_2 * (weight_1 * t + self.bias_1.squeeze()).unsqueeze(-1) + self.bias_2
+        )
+        rate = weight_1 * (1 + (hidden * (1 - hidden)) @ (weight_2 * weight_3))
+        linear = _LEAST_RATE * (weight_1 + weight_3.sum()) + torch.finfo(t.dtype).tiny
+        return (weight_1 + linear) * t + hidden @ weight_3, rate + linear
+
+
+class Adaptive(Schedule):
+    """The density of γ that is best for the errors seen so far; no gradient, no network.
+
+    The variance of the bound's estimate is least where γ has the density p*(γ) ∝ √E[m²],
+    m = ½‖ε − ε̂‖² (see `objective`). [γ_0, γ_1] is divided into bins of one width; each keeps a
+    running mean of m², the means are smoothed over neighbouring bins, and γ(t) is the inverse of
+    the cumulative distribution function of √E[m²] with a small uniform part: piecewise linear in
+    t, and steeper where the errors are small.
+
+    bins: number of bins. memory: number of measurements that a bin's running mean goes back to.
+    uniform: share of the uniform part, in (0, 1]. learn_end_points: as in `Schedule`.
+    """
+
+    mean_square: Tensor
+    count: Tensor
+
+    def __init__(
+        self,
+        gamma_min: float = -13.3,
+        gamma_max: float = 5.0,
+        *,
+        bins: int = 100,
+        memory: float = 100.0,
+        uniform: float = 0.002,
+        learn_end_points: bool = True,
+    ) -> None:
+        super().__init__(gamma_min, gamma_max, learn_end_points=learn_end_points)
+        if bins < 1 or memory < 1 or not 0 < uniform <= 1:
+            raise InputError(
+                f"bins = {bins}, memory = {memory}, uniform = {uniform}: an adaptive schedule "
+                "takes bins and memory of 1 or more, and uniform in (0, 1]"
+            )
+        self.memory, self.uniform = memory, uniform
+        self.register_buffer("mean_square", torch.zeros(bins))
+        self.register_buffer("count", torch.zeros(bins))
+
+    @torch.no_grad()
+    def observe(self, u: Time, error: Time) -> None:
+        """Let the measurements enter the running means of their bins, from all processes."""
+        bins = len(self.count)
+        index = (u * bins).long().clamp(0, bins - 1)
+        seen = torch.zeros(2, bins, dtype=error.dtype, device=error.device)
+        seen.index_add_(1, index, torch.stack([torch.ones_like(error), error.square()]))
+        number, total = sum_over_processes(seen)
+        self.count += number
+        share = number / self.count.clamp(1, self.memory)
+        self.mean_square += torch.where(
+            number > 0, share.clamp(max=1) * (total / number.clamp(min=1) - self.mean_square), 0
+        )
+
+    def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
+        cumulative = torch.cat([t.new_zeros(1), self.density().to(t.dtype).cumsum(0)])
+        cumulative = cumulative / cumulative[-1]
+        bins = len(self.count)
+        index = torch.searchsorted(cumulative[1:-1], t.detach(), right=True)
+        start, mass = cumulative[index], cumulative.diff()[index]
+        return (index + (t - start) / mass) / bins, 1 / (bins * mass)
+
+    def density(self) -> Float[Tensor, " bins"]:
+        """Return the density of u in every bin, relative to the uniform one; its mean is 1."""
+        position = torch.arange(len(self.count), dtype=self.count.dtype, device=self.count.device)
+        width = _SMOOTHING * len(self.count)
+        kernel = torch.exp(-0.5 * ((position[:, None] - position) / width).square())
+        weight = kernel * self.count.clamp(max=self.memory)
+        root = ((weight @ self.mean_square) / weight.sum(1)).sqrt()
+        total = root.sum()
+        if not 0 < total < math.inf:  # nothing was seen yet, or nothing usable
+            return torch.ones_like(root)
+        return torch.lerp(root * (len(root) / total), torch.ones_like(root), self.uniform)
+
+
+def _exact_ends(t: Time, u: Time) -> Time:
+    """Return u, set to 0 where t = 0 and to 1 where t = 1; its gradients stay as they are.
+
+    Batches of other sizes add up in another order, which must not show at the ends.
+    """
+    exact = torch.where(t == 0, 0.0, torch.where(t == 1, 1.0, u))
+    return u + (exact - u).detach()
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:
@@ -153,6 +275,8 @@ def _inverse_softplus(x: Tensor) -> Tensor:
 
 SCHEDULES: dict[str, type[Schedule]] = {
     "fixed-linear": FixedLinear,
+    "cosine": Cosine,
     "learned-linear": LearnedLinear,
     "monotone": Monotone,
+    "adaptive": Adaptive,
 }

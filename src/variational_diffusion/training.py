@@ -24,9 +24,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from variational_diffusion.config import TrainingConfig
 from variational_diffusion.ema import exponential_average
+from variational_diffusion.errors import DivergedError
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.objective import Bound
+from variational_diffusion.schedules import Schedule
 
 
 @dataclass
@@ -70,7 +72,11 @@ def fit(
 ) -> Iterator[StepRecord]:
     """Minimise the mean of the bound, in bits per dimension, until the budget is spent.
 
+    The schedule learns as described at `objective.diffusion`, its end points with a small price on
+    the range of γ.
+
     batches: the data from batch number `state.step` on, each of shape (batch, *shape).
+    Raises DivergedError before the step that a bound or a gradient which is not finite would make.
     """
     vdm, optimizer = state.vdm, state.optimizer
     device = next(vdm.parameters()).device
@@ -92,10 +98,12 @@ def fit(
             torch.manual_seed(seed + 1)  # of dropout; never the stream of times and noise
             generator = torch.Generator(device).manual_seed(seed)
             bound = vdm.vlb(x.to(device), generator=generator)
-            bits_per_dim(bound.total, vdm.dimensions).mean().backward()
+            price = config.range_price * (vdm.schedule.gamma_1 - vdm.schedule.gamma_0)
+            (bits_per_dim(bound.total, vdm.dimensions).mean() + price).backward()
         gradient_norm = nn.utils.clip_grad_norm_(
             network_parameters, config.clip_norm if config.clip_norm is not None else torch.inf
         )
+        _check_finite(bound, gradient_norm, vdm.schedule, state.step, config)
         optimizer.step()
         optimizer.zero_grad()
         state.average.update_parameters(vdm)
@@ -115,18 +123,20 @@ def fit(
 
 
 def make_optimizer(vdm: VDM, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW over three groups: the network's matrices, its vectors, and the schedule.
+    """Return AdamW over the network's matrices, its vectors, the schedule's shape and its ends.
 
     Only the matrices (and convolution kernels) are decayed.
     """
     network = list(vdm.network.parameters())
     matrices = [p for p in network if p.ndim > 1]
     vectors = [p for p in network if p.ndim <= 1]
-    schedule = [p for p in vdm.schedule.parameters() if p.requires_grad]
+    schedule = {name: p for name, p in vdm.schedule.named_parameters() if p.requires_grad}
+    ends = [schedule.pop(name) for name in ("log_stretch",) if name in schedule]
     groups = [
         (matrices, config.learning_rate, config.weight_decay),
         (vectors, config.learning_rate, 0.0),
-        (schedule, config.schedule_learning_rate, 0.0),
+        (list(schedule.values()), config.schedule_learning_rate, 0.0),
+        (ends, config.end_point_learning_rate, 0.0),
     ]
     return torch.optim.AdamW(
         [
@@ -151,6 +161,27 @@ def step_seed(seed: int, step: int) -> int:
     """Return the seed of a step's randomness: a function of the run's seed and the step alone."""
     low, high = np.random.SeedSequence([seed, step]).generate_state(2, np.uint32)
     return (int(low) | int(high) << 32) >> 1  # 63 bits
+
+
+def _check_finite(
+    bound: Bound, gradient_norm: Tensor, schedule: Schedule, step: int, config: TrainingConfig
+) -> None:
+    gradients = [p.grad for p in schedule.parameters() if p.grad is not None]
+    numbers = {
+        "bound": bound.total.detach().mean(),
+        "network's gradient": gradient_norm,
+        "schedule's gradient": nn.utils.get_total_norm(gradients),
+    }
+    if torch.stack(list(numbers.values())).isfinite().all():
+        return
+    name, value = next((k, v) for k, v in numbers.items() if not v.isfinite())
+    raise DivergedError(
+        f"training diverged in step {step + 1} (the {name} is {float(value)}): learn more slowly "
+        f"than with learning_rate = {config.learning_rate}, schedule_learning_rate = "
+        f"{config.schedule_learning_rate}, end_point_learning_rate = "
+        f"{config.end_point_learning_rate}; type, for example, --learning-rate "
+        f"{config.learning_rate / 10:.2g}"
+    )
 
 
 def _progress(state: TrainingState, config: TrainingConfig) -> float:

@@ -1,0 +1,220 @@
+"""The three gradients of one backward pass: network, end points, and the shape of the schedule."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from known_answers import diffusion, error, exact_vdm
+from variational_diffusion import objective
+from variational_diffusion.numerics import expand
+from variational_diffusion.schedules import SCHEDULES, Adaptive, FixedLinear, Monotone
+
+MEAN, STD, DIMENSIONS = 0.3, 0.5, 4
+N = 40_000
+
+
+class SmallDenoiser(nn.Module):
+    """A smooth function of (z, γ) with parameters, far from exact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(DIMENSIONS + 1, 8), nn.Tanh(), nn.Linear(8, 4))
+
+    def forward(self, z, gamma):
+        return z + self.layers(torch.cat([z, gamma[:, None]], 1))
+
+
+def bent(seed: int = 0, learn_end_points: bool = True) -> Monotone:
+    schedule = Monotone(-6.0, 4.0, hidden=8, learn_end_points=learn_end_points).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in schedule.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator).double()
+    return schedule
+
+
+def shape_parameters(schedule):
+    return [p for name, p in schedule.named_parameters() if name != "log_stretch"]
+
+
+@pytest.fixture
+def problem(generator):
+    """A network, a batch, times and noise in float64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = SmallDenoiser().double()
+    x, noise = torch.randn(2, 32, DIMENSIONS, dtype=torch.float64, generator=generator)
+    t = torch.rand(32, dtype=torch.float64, generator=generator)
+    return network, x, t, noise
+
+
+def squared_error(network, x, gamma, noise):
+    gamma_ = expand(gamma, x)
+    z = torch.sigmoid(-gamma_).sqrt() * x + torch.sigmoid(gamma_).sqrt() * noise
+    return (noise - network(z, gamma)).square().sum(1)
+
+
+def test_one_pass_gives_the_shape_the_gradient_of_the_second_moment(problem):
+    """The naive way needs a second backward pass, through L²."""
+    network, x, t, noise = problem
+    schedule = bent()
+    objective.diffusion(network, schedule, x, t, noise).mean().backward()
+    gamma, rate = schedule.gamma_and_rate(t)
+    loss = 0.5 * rate * squared_error(network, x, gamma, noise)
+    naive = torch.autograd.grad(loss.square().mean(), shape_parameters(schedule))
+    for parameter, expected in zip(shape_parameters(schedule), naive, strict=True):
+        assert expected.abs().max() > 1e-6
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_one_pass_gives_the_network_the_gradient_of_the_bound(problem):
+    network, x, t, noise = problem
+    schedule = bent()
+    objective.diffusion(network, schedule, x, t, noise).mean().backward()
+    gamma, rate = (values.detach() for values in schedule.gamma_and_rate(t))
+    loss = (0.5 * rate * squared_error(network, x, gamma, noise)).mean()
+    naive = torch.autograd.grad(loss, list(network.parameters()))
+    for parameter, expected in zip(network.parameters(), naive, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_shape_follows_the_variance_of_the_estimator_by_finite_differences(generator):
+    """On Gaussian data, E[L²] = ∫ γ'(t)² E[m²] dt with E[m²] = ¼ (d² + 2d) error(γ)².
+
+    The mean of L does not depend on the shape, so differences of E[L²] are those of the variance.
+    """
+
+    def second_moment(schedule) -> float:
+        t = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+        with torch.no_grad():
+            gamma, rate = schedule.gamma_and_rate(t)
+        errors = STD**2 / (STD**2 + gamma.exp())
+        moment = 0.25 * (DIMENSIONS**2 + 2 * DIMENSIONS) * errors.square()
+        return float((rate.square() * moment).mean())
+
+    schedule = bent(learn_end_points=False)
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS, schedule=schedule)
+    x = MEAN + STD * torch.randn(N, DIMENSIONS, dtype=torch.float64, generator=generator)
+    parameters = shape_parameters(schedule)
+    direction = [torch.randn(p.shape, dtype=p.dtype, generator=generator) for p in parameters]
+    slopes = []
+    for part in x.split(400):
+        schedule.zero_grad()
+        vdm.vlb(part, generator=generator).total.mean().backward()
+        slopes.append(sum((p.grad * d).sum() for p, d in zip(parameters, direction, strict=True)))
+    slopes = torch.stack(slopes)
+
+    moments = []
+    for step in (1e-4, -1e-4):
+        moved = copy.deepcopy(schedule)
+        with torch.no_grad():
+            for p, d in zip(shape_parameters(moved), direction, strict=True):
+                p += step * d
+        moments.append(second_moment(moved))
+    expected = (moments[0] - moments[1]) / 2e-4
+    standard_error = float(slopes.std() / math.sqrt(len(slopes)))
+    assert abs(expected) > 10 * standard_error  # the test can tell it from its negative, and from 0
+    # Two-sided at 5 standard errors: false alarm 6e-7
+    assert abs(float(slopes.mean()) - expected) < 5 * standard_error
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_end_points_follow_the_bound(name, generator):
+    """d/dγ_1 = ½ E‖ε − ε̂‖² at γ_1, d/dγ_0 = −½ E‖ε − ε̂‖² at γ_0, whatever the shape."""
+    schedule = bent() if name == "monotone" else SCHEDULES[name](-6.0, 4.0).double()
+    schedule.log_stretch.requires_grad_(True)
+    u = torch.rand(1000, dtype=torch.float64, generator=generator)
+    schedule.observe(u, torch.exp(-3 * u))
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS, schedule=schedule).eval()
+    x = MEAN + STD * torch.randn(N, DIMENSIONS, dtype=torch.float64, generator=generator)
+    gammas = schedule.end_points.detach()
+    by_stretch = gammas - schedule.initial_end_points.mean()
+    gradients = []
+    for part in x.split(100):
+        schedule.zero_grad()
+        bound = vdm.vlb(part, generator=generator)
+        bound.diffusion.mean().backward()
+        gradients.append(schedule.log_stretch.grad.clone() / by_stretch)
+    means = torch.stack(gradients).mean(0)
+    errors = torch.stack(gradients).std(0) / math.sqrt(len(gradients))
+    for i, sign in ((0, -0.5), (1, 0.5)):
+        expected = sign * DIMENSIONS * error(float(gammas[i]), STD)
+        # Two-sided at 5 standard errors: false alarm 6e-7 for each of ten
+        assert abs(float(means[i]) - expected) < 5 * float(errors[i])
+        assert abs(expected) > 10 * float(errors[i])
+
+
+def test_end_points_have_less_variance_than_by_stretching_the_whole_schedule(generator):
+    schedule = FixedLinear(-6.0, 4.0).double()
+    schedule.log_stretch.requires_grad_(True)
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS, schedule=schedule)
+    x = MEAN + STD * torch.randn(4000, DIMENSIONS, dtype=torch.float64, generator=generator)
+    ours, stretched = [], []
+    for part in x.split(20):
+        t = objective.low_discrepancy_times(20, generator, like=part)
+        noise = torch.randn(part.shape, dtype=part.dtype, generator=generator)
+
+        def predict(z, gamma):
+            return vdm.denoise(z, gamma).noise
+
+        loss = objective.diffusion(predict, schedule, part, t, noise).mean()
+        ours.append(torch.autograd.grad(loss, schedule.log_stretch)[0])
+        gamma, rate = schedule.gamma_and_rate(t)
+        naive = (0.5 * rate * squared_error(predict, part, gamma, noise)).mean()
+        assert float(naive.detach()) == pytest.approx(float(loss.detach()), rel=1e-12)
+        stretched.append(torch.autograd.grad(naive, schedule.log_stretch)[0])
+    ours, stretched = torch.stack(ours), torch.stack(stretched)
+    difference = ours - stretched
+    # the same mean, two-sided at 5 standard errors: false alarm 6e-7 for each of two
+    assert (difference.mean(0).abs() < 5 * difference.std(0) / math.sqrt(len(ours))).all()
+    assert (ours.var(0) < 0.7 * stretched.var(0)).all()
+
+
+def test_descent_reaches_the_best_schedule(generator):
+    """Monotone by its gradient and Adaptive by its bins come within 3 % of the optimum.
+
+    The optimum of E[L²] is (∫ √E[m²] dγ)², from p* ∝ √E[m²] (Cauchy and Schwarz).
+    """
+    factor = (DIMENSIONS**2 + 2 * DIMENSIONS) / DIMENSIONS**2
+    optimum = factor * (DIMENSIONS * diffusion(-6.0, 4.0, STD)) ** 2
+
+    def second_moment(schedule) -> float:
+        t = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+        with torch.no_grad():
+            gamma, rate = schedule.gamma_and_rate(t)
+        errors = 0.5 * DIMENSIONS * STD**2 / (STD**2 + gamma.exp())
+        return float((rate * errors).square().mean()) * factor
+
+    assert second_moment(FixedLinear(-6.0, 4.0).double()) > 1.6 * optimum
+    for schedule, steps in (
+        (Monotone(-6.0, 4.0, hidden=64, learn_end_points=False), 1500),
+        (Adaptive(-6.0, 4.0, learn_end_points=False), 1500),
+    ):
+        vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS, schedule=schedule).train()
+        parameters = shape_parameters(schedule)
+        optimizer = (
+            torch.optim.Adam(parameters, 1e-2) if any(p.numel() for p in parameters) else None
+        )
+        for step in range(steps):
+            noise = torch.randn(64, DIMENSIONS, dtype=torch.float64, generator=generator)
+            total = vdm.vlb(MEAN + STD * noise, generator=generator).total.mean()
+            if optimizer is not None:
+                optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / steps)
+                total.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        assert second_moment(schedule) < 1.03 * optimum
+        assert second_moment(schedule) > 0.9999 * optimum
+
+
+def test_evaluation_leaves_an_adaptive_schedule_alone():
+    schedule = Adaptive(-6.0, 4.0, bins=10).double()
+    vdm = exact_vdm(schedule=schedule)
+    x = torch.zeros(20, 4, dtype=torch.float64)
+    vdm.eval().vlb(x)
+    assert schedule.count.sum() == 0
+    vdm.train().vlb(x)
+    assert schedule.count.sum() == 20
