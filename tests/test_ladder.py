@@ -13,8 +13,8 @@ LEVELS = [
     {"schedules", "process", "data", "ema", "classical", "pictures"},
     {"decoders", "networks", "objective", "sampling"},
     {"model"},
-    {"training", "likelihood"},
-    {"checkpoint", "presets"},
+    {"training", "likelihood", "profile"},
+    {"checkpoint", "presets", "figures"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""

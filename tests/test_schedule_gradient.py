@@ -174,7 +174,7 @@ def test_end_points_have_less_variance_than_by_stretching_the_whole_schedule(gen
 
 
 def test_descent_reaches_the_best_schedule(generator):
-    """Monotone by its gradient and Adaptive by its bins come within 3 % of the optimum.
+    """Monotone by its gradient and Adaptive by its bins come within 5 % and 2 % of the optimum.
 
     The optimum of E[L²] is (∫ √E[m²] dγ)², from p* ∝ √E[m²] (Cauchy and Schwarz).
     """
@@ -189,9 +189,10 @@ def test_descent_reaches_the_best_schedule(generator):
         return float((rate * errors).square().mean()) * factor
 
     assert second_moment(FixedLinear(-6.0, 4.0).double()) > 1.6 * optimum
-    for schedule, steps in (
-        (Monotone(-6.0, 4.0, hidden=64, learn_end_points=False), 1500),
-        (Adaptive(-6.0, 4.0, learn_end_points=False), 1500),
+    steps = 1500
+    for schedule, tolerance in (
+        (Monotone(-6.0, 4.0, hidden=64, learn_end_points=False), 0.05),
+        (Adaptive(-6.0, 4.0, learn_end_points=False), 0.02),
     ):
         vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS, schedule=schedule).train()
         parameters = shape_parameters(schedule)
@@ -206,7 +207,7 @@ def test_descent_reaches_the_best_schedule(generator):
                 total.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-        assert second_moment(schedule) < 1.03 * optimum
+        assert second_moment(schedule) < (1 + tolerance) * optimum
         assert second_moment(schedule) > 0.9999 * optimum
 
 

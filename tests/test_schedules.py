@@ -1,5 +1,7 @@
 """Schedules: exact end points, monotone, and a rate that is the derivative."""
 
+import math
+
 import pytest
 import torch
 
@@ -78,7 +80,7 @@ def test_the_rate_integrates_to_the_range(name):
     t = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     _, rate = schedule.gamma_and_rate(t)
     # the corners of a piecewise linear γ(t), and the poles of the cosine just beyond its ends
-    tolerance = {"adaptive": 1e-4, "cosine": 1e-4}.get(name, 1e-6)
+    tolerance = {"adaptive": 1e-3, "cosine": 1e-4}.get(name, 1e-6)
     range_ = schedule.gamma_1 - schedule.gamma_0
     torch.testing.assert_close(rate.mean(), range_, rtol=tolerance, atol=0)
 
@@ -178,7 +180,7 @@ def test_no_update_can_make_noise_fall(name):
 
 def test_an_adaptive_schedule_starts_linear_and_takes_the_best_density_for_what_it_sees(generator):
     """p*(γ) ∝ √E[m²], for m = h(γ) e with E[e²] = 1, so p* ∝ h."""
-    schedule = Adaptive(-4.0, 4.0, memory=1000.0, uniform=0.01).double()
+    schedule = Adaptive(-4.0, 4.0, memory=1e5, uniform=0.01).double()
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
     torch.testing.assert_close(schedule(t), -4 + 8 * t)
     for _ in range(500):
@@ -188,7 +190,7 @@ def test_an_adaptive_schedule_starts_linear_and_takes_the_best_density_for_what_
     middle = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
     height = 1.5 + torch.cos(3 * middle)
     expected = 0.99 * height / height.mean() + 0.01
-    # a mean of 1,000 squares of normals, smoothed, has a standard error of 1 %: 5 of them
+    # a mean of 4,000 squares of normals has a standard error of 2.2 %, its root of 1.1 %
     torch.testing.assert_close(schedule.density(), expected, rtol=0.05, atol=0)
     _, rate = schedule.gamma_and_rate(t[1:-1])
     u, _ = schedule.shape_and_rate(t[1:-1])
@@ -197,14 +199,13 @@ def test_an_adaptive_schedule_starts_linear_and_takes_the_best_density_for_what_
 
 
 def test_an_adaptive_schedule_forgets():
-    schedule = Adaptive(memory=10.0, bins=1)
-    u = torch.full((5,), 0.5)
-    for error in (100.0, 100.0, 2.0):
-        schedule.observe(u, torch.full((5,), error))
-    assert float(schedule.mean_square) == pytest.approx(0.5 * 1e4 + 0.5 * 4)
-    assert float(schedule.count) == 15
-    schedule.observe(u.repeat(4), torch.full((20,), 3.0))
-    assert float(schedule.mean_square) == pytest.approx(9.0)
+    schedule = Adaptive(memory=10.0, bins=2)
+    u = torch.tensor([0.2, 0.3, 0.9])
+    schedule.observe(u, torch.tensor([3.0, 4.0, 5.0]))
+    schedule.observe(u[:2], torch.tensor([1.0, 2.0]))
+    fading = math.exp(-0.2)
+    torch.testing.assert_close(schedule.count, torch.tensor([2 * fading + 2, fading]))
+    torch.testing.assert_close(schedule.moment, torch.tensor([25 * fading + 5, 25 * fading]))
 
 
 @pytest.mark.parametrize("options", [{"bins": 0}, {"memory": 0.5}, {"uniform": 0.0}])

@@ -95,7 +95,7 @@ def diffusion(
     """
     u, rate_u = schedule.shape_and_rate(t)
     gamma_t, rate = between(schedule.end_points.detach(), u, rate_u)
-    error = 0.5 * _squared_error(predict_noise, x, gamma_t, noise)
+    error = noise_error(predict_noise, x, gamma_t, noise)
     loss = rate * error
 
     twice_the_loss = 2 * loss.detach()
@@ -123,7 +123,7 @@ def _at_the_ends(
     if not schedule.training or schedule.calls % _CALLS_PER_MEASUREMENT == 0:
         with torch.no_grad():
             sums = [
-                0.5 * _squared_error(predict_noise, x, gamma.expand(len(x)), noise).sum()
+                noise_error(predict_noise, x, gamma.expand(len(x)), noise).sum()
                 for gamma in end_points
             ]
             total = sum_over_processes(torch.stack([*sums, end_points.new_tensor(len(x))]))
@@ -149,13 +149,16 @@ def diffusion_discrete(
     """
     step = (t * steps).floor().clamp(0, steps - 1)
     gamma_s, gamma_t = schedule(step / steps), schedule((step + 1) / steps)
-    weight = 0.5 * steps * torch.expm1(gamma_t - gamma_s)
-    return weight * _squared_error(predict_noise, x, gamma_t, noise)
+    weight = steps * torch.expm1(gamma_t - gamma_s)
+    return weight * noise_error(predict_noise, x, gamma_t, noise)
 
 
-def _squared_error(
-    predict_noise: PredictNoise, x: Tensor, gamma: Tensor, noise: Tensor
+def noise_error(
+    predict_noise: PredictNoise,
+    x: Float[Tensor, "batch *shape"],
+    gamma: PerExample,
+    noise: Float[Tensor, "batch *shape"],
 ) -> PerExample:
-    """Return ‖ε − ε̂(z; γ)‖² at z = alpha x + sigma ε."""
+    """Return m = ½‖ε − ε̂(z; γ)‖² at z = alpha x + sigma ε: the diffusion loss per unit of γ."""
     q = process.q_t(x, gamma)
-    return sum_per_example((noise - predict_noise(q.mean + q.std * noise, gamma)).square())
+    return 0.5 * sum_per_example((noise - predict_noise(q.mean + q.std * noise, gamma)).square())

@@ -61,7 +61,7 @@ def tiny(shape: Shape, levels: int | None) -> Preset:
     """
     return Preset(
         network=_part("network", NETWORKS, "unet", levels, widths=[16, 32]),
-        schedule=_part("schedule", SCHEDULES, "monotone", levels),
+        schedule=_part("schedule", SCHEDULES, "adaptive", levels),
         training={"batch_size": 64, "learning_rate": 4e-3},
     )
 
@@ -74,7 +74,7 @@ def small(shape: Shape, levels: int | None) -> Preset:
     """
     return Preset(
         network=_part("network", NETWORKS, "unet", levels, widths=[16, 32, 64]),
-        schedule=_part("schedule", SCHEDULES, "monotone", levels),
+        schedule=_part("schedule", SCHEDULES, "adaptive", levels),
         training={"batch_size": 16, "learning_rate": 4e-3},
     )
 
@@ -83,7 +83,7 @@ def vector(shape: Shape, levels: int | None) -> Preset:
     """Vectors, and arrays of any other rank. Not tuned yet."""
     return Preset(
         network=_part("network", NETWORKS, "mlp", levels),
-        schedule=_part("schedule", SCHEDULES, "monotone", levels),
+        schedule=_part("schedule", SCHEDULES, "adaptive", levels),
         training={"batch_size": 128},
     )
 

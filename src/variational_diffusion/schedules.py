@@ -8,7 +8,6 @@ appendices H and I.2. How a schedule learns is in `objective`.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -41,6 +40,7 @@ class Schedule(nn.Module, ABC):
         holds whatever an optimiser does. Neither can cross that middle.
     """
 
+    initial_end_points: Tensor
     end_errors: Tensor
     calls: Tensor
 
@@ -60,7 +60,7 @@ class Schedule(nn.Module, ABC):
     @property
     def end_points(self) -> Float[Tensor, " 2"]:
         """(γ_0, γ_1)."""
-        initial: Tensor = self.get_buffer("initial_end_points")
+        initial = self.initial_end_points
         stretch = _LARGEST_STRETCH * torch.tanh(self.log_stretch / _LARGEST_STRETCH)
         # expm1 leaves the initial end points exactly as they were given.
         return initial + (initial - initial.mean()) * torch.expm1(stretch)
@@ -193,17 +193,17 @@ class Adaptive(Schedule):
     """The density of γ that is best for the errors seen so far; no gradient, no network.
 
     The variance of the bound's estimate is least where γ has the density p*(γ) ∝ √E[m²],
-    m = ½‖ε − ε̂‖² (see `objective`). [γ_0, γ_1] is divided into bins of one width; each keeps a
-    running mean of m², the means are smoothed over neighbouring bins, and γ(t) is the inverse of
+    m = ½‖ε − ε̂‖² (see `profile`). [γ_0, γ_1] is divided into bins of one width, each with the
+    running mean of m²; the means are smoothed over neighbouring bins, and γ(t) is the inverse of
     the cumulative distribution function of √E[m²] with a small uniform part: piecewise linear in
     t, and steeper where the errors are small.
 
-    bins: number of bins. memory: number of measurements that a bin's running mean goes back to.
+    bins: number of bins. memory: number of measurements, over all bins, that the means go back to.
     uniform: share of the uniform part, in (0, 1]. learn_end_points: as in `Schedule`.
     """
 
-    mean_square: Tensor
     count: Tensor
+    moment: Tensor
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class Adaptive(Schedule):
         gamma_max: float = 5.0,
         *,
         bins: int = 100,
-        memory: float = 100.0,
+        memory: float = 5000.0,
         uniform: float = 0.002,
         learn_end_points: bool = True,
     ) -> None:
@@ -222,8 +222,8 @@ class Adaptive(Schedule):
                 "takes bins and memory of 1 or more, and uniform in (0, 1]"
             )
         self.memory, self.uniform = memory, uniform
-        self.register_buffer("mean_square", torch.zeros(bins))
-        self.register_buffer("count", torch.zeros(bins))
+        self.register_buffer("count", torch.zeros(bins))  # of measurements, fading
+        self.register_buffer("moment", torch.zeros(bins))  # sum of their m², fading
 
     @torch.no_grad()
     def observe(self, u: Time, error: Time) -> None:
@@ -233,11 +233,9 @@ class Adaptive(Schedule):
         seen = torch.zeros(2, bins, dtype=error.dtype, device=error.device)
         seen.index_add_(1, index, torch.stack([torch.ones_like(error), error.square()]))
         number, total = sum_over_processes(seen)
-        self.count += number
-        share = number / self.count.clamp(1, self.memory)
-        self.mean_square += torch.where(
-            number > 0, share.clamp(max=1) * (total / number.clamp(min=1) - self.mean_square), 0
-        )
+        fading = torch.exp(-number.sum() / self.memory)
+        self.count.mul_(fading).add_(number)
+        self.moment.mul_(fading).add_(total)
 
     def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
         cumulative = torch.cat([t.new_zeros(1), self.density().to(t.dtype).cumsum(0)])
@@ -252,12 +250,12 @@ class Adaptive(Schedule):
         position = torch.arange(len(self.count), dtype=self.count.dtype, device=self.count.device)
         width = _SMOOTHING * len(self.count)
         kernel = torch.exp(-0.5 * ((position[:, None] - position) / width).square())
-        weight = kernel * self.count.clamp(max=self.memory)
-        root = ((weight @ self.mean_square) / weight.sum(1)).sqrt()
-        total = root.sum()
-        if not 0 < total < math.inf:  # nothing was seen yet, or nothing usable
-            return torch.ones_like(root)
-        return torch.lerp(root * (len(root) / total), torch.ones_like(root), self.uniform)
+        # the mean over all bins, with next to no weight, where nothing was measured nearby
+        count, moment = kernel @ self.count, kernel @ self.moment
+        root = ((moment + 1e-6 * moment.sum() / count.sum()) / (count + 1e-6)).sqrt()
+        uniform = torch.ones_like(root)
+        density = torch.lerp(root / root.mean(), uniform, self.uniform)
+        return torch.where(density.isfinite().all(), density, uniform)  # nothing was seen yet
 
 
 def _exact_ends(t: Time, u: Time) -> Time:

@@ -71,7 +71,7 @@ def command(
     target = use_device(device, threads)
     opened = Run.open(run)
     vdm = opened.load(weights).to(target)
-    examples = _examples(opened, data, split, limit)
+    examples = chosen_examples(opened, data, split, limit)
     summary = evaluate_split(
         vdm, examples, steps=steps, draws=draws, batch_size=batch_size, seed=seed
     )
@@ -135,8 +135,8 @@ def evaluate_split(
     return summarize(bounds, vdm.dimensions)
 
 
-def _examples(run: Run, data: str | None, split: str, limit: int | None) -> Split:
-    """Return the examples to evaluate; those of other data must be of the model's kind."""
+def chosen_examples(run: Run, data: str | None, split: str, limit: int | None) -> Split:
+    """Return the examples that a command names; those of other data must be of the model's kind."""
     config = run.config.data
     if data is not None:
         config = config.model_copy(update={"source": data})

@@ -17,7 +17,7 @@ from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset, open_dataset
 from variational_diffusion.data.loader import batches, ordered_batches
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import DivergedError, InputError
 from variational_diffusion.likelihood import Summary, evaluate, summarize, summary_rows
 from variational_diffusion.model import VDM, build
 from variational_diffusion.numerics import bits_per_dim
@@ -36,7 +36,14 @@ _VALIDATION_EXAMPLES = 512  # enough to follow the run; `vdm evaluate` takes the
 @click.option("--steps", type=click.IntRange(1), help="Budget in steps.")
 @click.option("--minutes", type=float, help="Budget in minutes of training (default 10).")
 @click.option("--seed", type=click.IntRange(0), help="Seed of weights, order, times and noise.")
-@click.option("--schedule", help="Noise schedule: fixed-linear, learned-linear, monotone.")
+@click.option(
+    "--schedule", help="Noise schedule: adaptive, monotone, learned-linear, fixed-linear, cosine."
+)
+@click.option(
+    "--end-points",
+    type=click.Choice(["fixed", "learned"]),
+    help="Whether γ_0 and γ_1 are learned, for the schedules adaptive and monotone.",
+)
 @click.option("--network", help="Network: unet, paper-unet, mlp.")
 @click.option("--batch-size", type=click.IntRange(1), help="Examples in one step.")
 @click.option("--learning-rate", type=float, help="Of the network.")
@@ -132,6 +139,10 @@ def train(
                     )
                     run.save(state)
                     saved_step, saved_at = state.step, time.monotonic()
+    except DivergedError as error:
+        kept = f"'{directory}' keeps its state of step {saved_step}" if saved_step else "no state"
+        saved_step = state.step  # what comes before a number that is not finite is no good either
+        raise InputError(f"{error} and another --run; {kept}") from error
     finally:
         if state.step > saved_step:
             run.save(state)
@@ -168,11 +179,18 @@ def _metrics(vdm: VDM, records: list[StepRecord]) -> dict[str, Any]:
         "step": last.step,
         "seconds": last.seconds,
         "train": {name: bits(name) for name in ("prior", "reconstruction", "diffusion")},
+        "variance": _variance(vdm, records),
         "gradient_norm": float(torch.stack([r.gradient_norm for r in records]).mean()),
         "learning_rate": last.learning_rate,
         "gamma_0": gamma_0,
         "gamma_1": gamma_1,
     }
+
+
+def _variance(vdm: VDM, records: list[StepRecord]) -> float:
+    """Return the variance of the diffusion term of one example at one time, in (bits/dim)²."""
+    nats = torch.cat([record.bound.diffusion for record in records])
+    return float(bits_per_dim(nats, vdm.dimensions).var())
 
 
 def _short(vdm: VDM, records: list[StepRecord]) -> str:
@@ -197,6 +215,8 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
             settings[key] = json.loads(text)
         except json.JSONDecodeError:
             settings[key] = text
+    if options["end_points"] is not None:
+        settings["schedule.learn_end_points"] = options["end_points"] == "learned"
     for name in ("steps", "minutes", "seed", "batch_size", "learning_rate"):
         if options[name] is not None:
             settings[f"training.{name}"] = options[name]

@@ -1,0 +1,192 @@
+"""Noise schedules against each other: what each costs, learns and brings.
+
+    python benchmarks/schedules.py train DATA [--steps N] [--seeds 3] [--schedule NAME ...]
+    python benchmarks/schedules.py cost [--repeats 30]
+    python benchmarks/schedules.py ends DATA [--steps N]
+
+`train` trains the default preset with every schedule and seed, for the same number of steps, and
+prints bits per dimension of the test set, the seconds to reach the worst schedule's final
+validation, and the variances of `vdm schedule`. `cost` times a training step with and without what
+a schedule adds. `ends` trains from several ranges of γ and prints where the end points come to.
+
+One process, `--threads` threads; nothing else should run beside it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import NamedTuple, cast
+
+import click
+import numpy as np
+import torch
+
+from variational_diffusion.config import DataConfig, RunConfig
+from variational_diffusion.data import Dataset, open_dataset
+from variational_diffusion.data.loader import batches, ordered_batches
+from variational_diffusion.likelihood import Summary, evaluate, summarize
+from variational_diffusion.model import VDM, build
+from variational_diffusion.presets import configure
+from variational_diffusion.profile import Variances, measure, profile, variances
+from variational_diffusion.training import TrainingState, fit
+
+VALIDATIONS = 12
+TEST_EXAMPLES = 1000
+EVALUATIONS = 20_000
+
+
+class Result(NamedTuple):
+    """One training run: (seconds, validation bits/dim) along the way, and what it came to."""
+
+    curve: list[tuple[float, float]]
+    test: Summary
+    end_points: tuple[float, float]
+    variances: Variances
+
+
+def bound(vdm: VDM, dataset: Dataset, split: str, limit: int, draws: int) -> Summary:
+    examples = dataset.splits[split].limit(limit)
+    generator = torch.Generator().manual_seed(0)
+    estimates = evaluate(vdm, ordered_batches(examples, 250), draws=draws, generator=generator)
+    return summarize(estimates, vdm.dimensions)
+
+
+def trained(config: RunConfig, dataset: Dataset) -> Result:
+    training = config.training
+    state = TrainingState.start(build(config.model, seed=training.seed), training)
+    average = cast(VDM, state.average.module)
+    stream = batches(dataset.splits["train"], training.batch_size, training.seed)
+    assert training.steps is not None
+    curve = []
+    for record in fit(state, stream, training):
+        if record.step % (training.steps // VALIDATIONS) == 0:
+            value = bound(average, dataset, "validation", 500, 2).bits_per_dim
+            curve.append((record.seconds, value))
+    generator = torch.Generator().manual_seed(0)
+    test = dataset.splits["test"].limit(TEST_EXAMPLES)
+    size = min(200, len(test))
+    repeated = (b for b, _ in zip(batches(test, size, 0), range(EVALUATIONS // size), strict=False))
+    gamma_0, gamma_1 = average.schedule.end_points.tolist()
+    measured = list(measure(average, repeated, generator=generator))
+    found = variances(profile(measured, (gamma_0, gamma_1)), average.schedule)
+    return Result(
+        curve, bound(average, dataset, "test", TEST_EXAMPLES, 4), (gamma_0, gamma_1), found
+    )
+
+
+def seconds_to(target: float, curve: list[tuple[float, float]]) -> float:
+    """Return when a validation curve, between its points a straight line, first meets a target."""
+    for (t_0, v_0), (t_1, v_1) in zip([(0.0, np.inf), *curve], curve, strict=False):
+        if v_1 <= target:
+            return t_1 if np.isinf(v_0) else t_0 + (t_1 - t_0) * (v_0 - target) / (v_0 - v_1)
+    return float("nan")
+
+
+@click.group()
+@click.option("--threads", type=int, default=2)
+def main(threads: int) -> None:
+    torch.set_num_threads(threads)
+
+
+@main.command()
+@click.argument("data")
+@click.option("--steps", type=int, default=2000)
+@click.option("--seeds", type=int, default=3)
+@click.option(
+    "--schedule", "names", multiple=True, default=("fixed-linear", "monotone", "adaptive")
+)
+def train(data: str, steps: int, seeds: int, names: tuple[str, ...]) -> None:
+    source = DataConfig(source=data)
+    dataset = open_dataset(source)
+    results: dict[str, list[Result]] = {name: [] for name in names}
+    for seed in range(seeds):
+        for name in names:
+            settings = {"training.steps": steps, "training.seed": seed}
+            config = configure(source, dataset, schedule=name, settings=settings)
+            result = trained(config, dataset)
+            results[name].append(result)
+            v = result.variances
+            print(
+                f"{data} {name} seed {seed}: test {result.test.bits_per_dim:.4f} "
+                f"± {result.test.standard_error:.4f}, γ {result.end_points[0]:.2f} to "
+                f"{result.end_points[1]:.2f}, variance {v.learned:.3f}, optimum {v.optimum:.3f}, "
+                f"linear {v.linear:.3f}, cosine {v.cosine:.3f}, {result.curve[-1][0]:.0f} s",
+                flush=True,
+            )
+    target = max(statistics.mean(r.curve[-1][1] for r in rs) for rs in results.values())
+    print(f"\n| schedule | test bits/dim, {seeds} seeds | s to {target:.3f} | variance / optimum |")
+    print("| --- | --- | --- | --- |")
+    for name, runs in results.items():
+        bits = [r.test.bits_per_dim for r in runs]
+        times = [seconds_to(target, r.curve) for r in runs]
+        ratio = [r.variances.learned / r.variances.optimum for r in runs]
+        print(
+            f"| {name} | {statistics.mean(bits):.4f} ({', '.join(f'{b:.4f}' for b in bits)}) | "
+            f"{', '.join(f'{t:.0f}' for t in times)} | {', '.join(f'{r:.2f}' for r in ratio)} |"
+        )
+
+
+@main.command()
+@click.argument("data")
+@click.option("--steps", type=int, default=3000)
+@click.option("--start", "starts", type=(float, float), multiple=True)
+@click.option("--schedule", default="adaptive")
+def ends(data: str, steps: int, starts: tuple[tuple[float, float], ...], schedule: str) -> None:
+    source = DataConfig(source=data)
+    dataset = open_dataset(source)
+    for low, high in starts:
+        settings = {
+            "training.steps": steps,
+            "schedule.gamma_min": low,
+            "schedule.gamma_max": high,
+        }
+        config = configure(source, dataset, schedule=schedule, settings=settings)
+        result = trained(config, dataset)
+        print(
+            f"{data} from γ = {low} to {high}: came to {result.end_points[0]:.3f} to "
+            f"{result.end_points[1]:.3f}, test {result.test.bits_per_dim:.4f} "
+            f"± {result.test.standard_error:.4f}",
+            flush=True,
+        )
+
+
+@main.command()
+@click.argument("data")
+@click.option("--repeats", type=int, default=30)
+def cost(data: str, repeats: int) -> None:
+    """Time rounds of 32 steps, each kind in turn, so that one measurement of the ends is in each."""
+    source = DataConfig(source=data)
+    dataset = open_dataset(source)
+    states = {}
+    kinds = {
+        "fixed-linear": {},
+        "adaptive": {"schedule.learn_end_points": False},
+        "adaptive, ends learned": {},
+        "monotone": {"schedule.learn_end_points": False},
+        "monotone, ends learned": {},
+    }
+    for kind, options in kinds.items():
+        settings = {"training.steps": 10**9, **options}
+        name = kind.split(",")[0]
+        config = configure(source, dataset, schedule=name, settings=settings)
+        state = TrainingState.start(build(config.model), config.training)
+        stream = batches(dataset.splits["train"], config.training.batch_size, 0)
+        states[kind] = fit(state, stream, config.training)
+        for _ in range(8):
+            next(states[kind])
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(repeats):
+        for kind, steps in states.items():
+            begin = time.perf_counter()
+            for _ in range(32):
+                next(steps)
+            times[kind].append((time.perf_counter() - begin) / 32)
+    plain = times["fixed-linear"]
+    for kind, values in times.items():
+        ratio = statistics.median(v / p for v, p in zip(values, plain, strict=True))
+        print(f"{kind}: {1000 * statistics.median(values):.2f} ms a step, {ratio:.4f} of the first")
+
+
+if __name__ == "__main__":
+    main()

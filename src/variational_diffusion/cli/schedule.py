@@ -1,0 +1,138 @@
+"""`vdm schedule`: what the noise schedule of a run has learned."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from variational_diffusion.checkpoint import Run
+from variational_diffusion.cli.console import Meter, print_json, print_table
+from variational_diffusion.cli.devices import use_device
+from variational_diffusion.cli.evaluate import chosen_examples
+from variational_diffusion.cli.options import device_options, weights_option
+from variational_diffusion.data import Split
+from variational_diffusion.data.loader import batches
+from variational_diffusion.errors import InputError
+from variational_diffusion.figures import save_figure, schedule_figure
+from variational_diffusion.files import unused
+from variational_diffusion.profile import measure, profile, standard_errors, variances
+
+_BATCH = 200
+_BINS = 100
+_TARGET = 0.01  # standard error in bits/dim of the last column of the table
+
+
+@click.command()
+@click.argument("run")
+@click.argument("data", required=False)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    default="test",
+    help="Which examples.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many.")
+@click.option(
+    "--evaluations",
+    type=click.IntRange(20 * _BINS),
+    default=20_000,
+    help="Evaluations of the network to measure with (default 20,000).",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the measurement.")
+@click.option("--out", help="Name of the figure, .png or .svg; default: both, in the run.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@weights_option
+@device_options
+def command(
+    run: str,
+    data: str | None,
+    split: str,
+    limit: int | None,
+    evaluations: int,
+    seed: int,
+    out: str | None,
+    as_json: bool,
+    weights: Any,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Measure the loss m(γ) of the model in RUN, and what its noise schedule makes of it.
+
+    The table compares the variance of the diffusion term's estimate, for one example and one
+    evaluation of the network, under the learned schedule with that under fixed ones with the same
+    end points and weights, and with the least possible. The figure shows γ, SNR, alpha and sigma
+    over t, m(γ), the density of γ and the variances.
+    """
+    target = use_device(device, threads)
+    opened = Run.open(run)
+    vdm = opened.load(weights).to(target)
+    examples = chosen_examples(opened, data, split, limit)
+    errors = []
+    with Meter("measuring", "evaluations") as meter:
+        generator = torch.Generator(target).manual_seed(seed)
+        done = 0
+        for measured in measure(vdm, _repeated(examples, evaluations, seed), generator=generator):
+            errors.append(measured)
+            done += len(measured.error)
+            meter.update(done / evaluations, done, lambda: "")
+    gamma_0, gamma_1 = vdm.schedule.end_points.tolist()
+    found = profile(errors, (gamma_0, gamma_1), bins=_BINS)
+    values = variances(found, vdm.schedule)
+    spread = standard_errors(errors, (gamma_0, gamma_1), vdm.schedule, bins=_BINS)
+
+    figure = schedule_figure(vdm.schedule, found, values)
+    description = f"The noise schedule of {run}: " + ", ".join(
+        f"variance {name} {value:.3g}" for name, value in values._asdict().items()
+    )
+    figures = (
+        [Path(out)]
+        if out is not None
+        else [unused(opened.path / f"schedule{ending}") for ending in (".png", ".svg")]
+    )
+    for path in figures:
+        save_figure(figure, path, description)
+    if as_json:
+        print_json(
+            {
+                "gamma_0": gamma_0,
+                "gamma_1": gamma_1,
+                "variance": values._asdict(),
+                "standard_error": spread._asdict(),
+                "diffusion": found.diffusion,
+                "evaluations": found.evaluations,
+                "weights": weights,
+                "split": split,
+                "figures": [str(path) for path in figures],
+            }
+        )
+        return
+    print_table(
+        f"{run}: {opened.config.model.schedule.name} schedule from γ = {gamma_0:.3f} to "
+        f"{gamma_1:.3f}; diffusion term {found.diffusion:.3f} bits/dim",
+        ["schedule", "variance, (bits/dim)²", "of the optimum", f"evaluations for ± {_TARGET}"],
+        [
+            (
+                name,
+                f"{value:.3f} ± {error:.3f}",
+                f"{value / values.optimum:.2f}",
+                f"{value / _TARGET**2:,.0f}",
+            )
+            for (name, value), error in zip(values._asdict().items(), spread, strict=True)
+        ],
+    )
+    for path in figures:
+        click.echo(f"figure: {path}")
+
+
+def _repeated(split: Split, count: int, seed: int) -> Iterator[Tensor]:
+    """Return batches of examples in random order, `count` in all, each example as often as any."""
+    if len(split) == 0:
+        raise InputError("no examples: choose a split or a limit with one example or more")
+    size = min(_BATCH, len(split))
+    return itertools.islice(batches(split, size, seed), -(-count // size))

@@ -1,0 +1,176 @@
+"""The loss profile m(γ) of a trained model, and the variance that it means for a schedule.
+
+The diffusion loss is L = m(γ) γ'(t) with m = ½‖ε − ε̂‖², estimated from one example x, one time t
+and one noise ε. Its mean, ∫ E[m] dγ, is the same under every schedule with the same end points; its
+second moment is not: E[L²] = ∫ E[m²]/p dγ, where p(γ) = 1/γ'(t) is the density that the schedule
+gives γ. It is least for p* ∝ √E[m²], where it is (∫ √E[m²] dγ)².
+
+Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models" (2021), section 5.1 and
+appendix I.2; the optimum is that of importance sampling.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from variational_diffusion import objective
+from variational_diffusion.errors import InputError
+from variational_diffusion.model import VDM
+from variational_diffusion.numerics import bits_per_dim, randn_like
+from variational_diffusion.schedules import Cosine, FixedLinear, Schedule
+
+_GROUPS = 10  # of the jackknife
+_TIMES = 20_000  # at which integrals over t are evaluated
+
+
+class Errors(NamedTuple):
+    """m = ½‖ε − ε̂‖² at some γ, one of each for an evaluation of the network; m in bits/dim."""
+
+    gamma: Tensor
+    error: Tensor
+
+
+def measure(
+    vdm: VDM, batches: Iterable[Tensor], *, generator: torch.Generator | None = None
+) -> Iterator[Errors]:
+    """Yield the errors of every batch, with γ spread evenly over [γ_0, γ_1]."""
+    vdm.eval()
+    gamma_0, gamma_1 = vdm.schedule.end_points.detach().unbind()
+    for batch in batches:
+        with torch.inference_mode():
+            encoded = vdm.decoder.encode(batch.to(gamma_0.device))
+            u = objective.low_discrepancy_times(len(batch), generator, like=encoded)
+            gamma = torch.lerp(gamma_0, gamma_1, u)
+            noise = randn_like(encoded, generator)
+            error = objective.noise_error(
+                lambda z, gamma: vdm.denoise(z, gamma).noise, encoded, gamma, noise
+            )
+        yield Errors(gamma.cpu(), bits_per_dim(error, vdm.dimensions).cpu())
+
+
+@dataclass(frozen=True)
+class Profile:
+    """m(γ) over bins of one width between γ_0 and γ_1, in bits per dimension and unit of γ.
+
+    mean, mean_square: E[m] and E[m²]. low, high: the 10th and the 90th percentile of m. All have
+    the shape (bins,). evaluations: of the network.
+    """
+
+    gamma_0: float
+    gamma_1: float
+    mean: np.ndarray
+    mean_square: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    evaluations: int
+
+    @property
+    def gamma(self) -> np.ndarray:
+        """The middle of every bin."""
+        bins = len(self.mean)
+        return self.gamma_0 + (self.gamma_1 - self.gamma_0) * (np.arange(bins) + 0.5) / bins
+
+    @property
+    def best_density(self) -> np.ndarray:
+        """p*(γ) ∝ √E[m²] in every bin; its integral over γ is 1."""
+        root = np.sqrt(self.mean_square)
+        return root / (root.mean() * (self.gamma_1 - self.gamma_0))
+
+    @property
+    def diffusion(self) -> float:
+        """The diffusion loss ∫ E[m] dγ, in bits per dimension."""
+        return float(self.mean.mean()) * (self.gamma_1 - self.gamma_0)
+
+    @property
+    def least_variance(self) -> float:
+        """The variance of L under the best schedule, in (bits/dim)²."""
+        root = np.sqrt(self.mean_square).mean() * (self.gamma_1 - self.gamma_0)
+        return float(root) ** 2 - self.diffusion**2
+
+    def variance(self, schedule: Schedule) -> float:
+        """Return the variance of L under a schedule with these end points, in (bits/dim)²."""
+        t = (torch.arange(_TIMES, dtype=torch.float64) + 0.5) / _TIMES
+        with torch.no_grad():
+            gamma, rate = copy.deepcopy(schedule).cpu().double().gamma_and_rate(t)
+        width = (self.gamma_1 - self.gamma_0) / len(self.mean)
+        index = ((gamma.numpy() - self.gamma_0) / width).astype(int).clip(0, len(self.mean) - 1)
+        second_moment = float(np.mean(rate.numpy() ** 2 * self.mean_square[index]))
+        return second_moment - self.diffusion**2
+
+
+def profile(
+    errors: Iterable[Errors], end_points: tuple[float, float], *, bins: int = 100
+) -> Profile:
+    """Sort measured errors into bins between the end points.
+
+    Raises InputError when a bin has none: measure more, or take fewer bins.
+    """
+    gathered = list(errors)
+    if not gathered:
+        raise InputError("errors = none: a profile takes one measurement or more")
+    gamma_0, gamma_1 = end_points
+    gamma = torch.cat([e.gamma for e in gathered]).double().numpy()
+    error = torch.cat([e.error for e in gathered]).double().numpy()
+    index = ((gamma - gamma_0) / (gamma_1 - gamma_0) * bins).astype(int).clip(0, bins - 1)
+    order = np.argsort(index, kind="stable")
+    parts = np.split(error[order], np.searchsorted(index[order], np.arange(1, bins)))
+    if any(len(part) == 0 for part in parts):
+        raise InputError(
+            f"bins = {bins}: some have none of the {len(error)} evaluations; "
+            f"make {20 * bins} evaluations or more, or take fewer bins"
+        )
+    return Profile(
+        gamma_0=gamma_0,
+        gamma_1=gamma_1,
+        mean=np.array([part.mean() for part in parts]),
+        mean_square=np.array([np.square(part).mean() for part in parts]),
+        low=np.array([np.quantile(part, 0.1) for part in parts]),
+        high=np.array([np.quantile(part, 0.9) for part in parts]),
+        evaluations=len(error),
+    )
+
+
+class Variances(NamedTuple):
+    """The variance of L under schedules with the same end points and weights, in (bits/dim)²."""
+
+    learned: float
+    linear: float
+    cosine: float
+    optimum: float
+
+
+def variances(of: Profile, schedule: Schedule) -> Variances:
+    """Return the variance under a schedule, under the usual fixed ones, and the least possible."""
+    ends = of.gamma_0, of.gamma_1
+    return Variances(
+        learned=of.variance(schedule),
+        linear=of.variance(FixedLinear(*ends)),
+        cosine=of.variance(Cosine(*ends)),
+        optimum=of.least_variance,
+    )
+
+
+def standard_errors(
+    errors: Iterable[Errors],
+    end_points: tuple[float, float],
+    schedule: Schedule,
+    *,
+    bins: int = 100,
+) -> Variances:
+    """Return the standard error of each variance, by the jackknife over ten groups of batches."""
+    gathered = list(errors)
+    groups = min(_GROUPS, len(gathered))
+    if groups < 2:
+        return Variances(*[float("nan")] * 4)
+    without = []
+    for k in range(groups):
+        others = [e for i, e in enumerate(gathered) if i % groups != k]
+        without.append(variances(profile(others, end_points, bins=bins), schedule))
+    return Variances(*np.sqrt((groups - 1) * np.var(without, axis=0)).tolist())
