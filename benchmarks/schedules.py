@@ -1,7 +1,7 @@
 """Noise schedules against each other: what each costs, learns and brings.
 
     python benchmarks/schedules.py train DATA [--steps N] [--seeds 3] [--schedule NAME ...]
-    python benchmarks/schedules.py cost [--repeats 30]
+    python benchmarks/schedules.py cost DATA [--repeats 10]
     python benchmarks/schedules.py ends DATA [--steps N]
 
 `train` trains the default preset with every schedule and seed, for the same number of steps, and
@@ -14,12 +14,12 @@ One process, `--threads` threads; nothing else should run beside it.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from typing import NamedTuple, cast
 
 import click
-import numpy as np
 import torch
 
 from variational_diffusion.config import DataConfig, RunConfig
@@ -36,10 +36,18 @@ TEST_EXAMPLES = 1000
 EVALUATIONS = 20_000
 
 
-class Result(NamedTuple):
-    """One training run: (seconds, validation bits/dim) along the way, and what it came to."""
+class Validation(NamedTuple):
+    """Bits per dimension of the averaged weights, after so many steps and seconds of training."""
 
-    curve: list[tuple[float, float]]
+    step: int
+    seconds: float
+    value: float
+
+
+class Result(NamedTuple):
+    """One training run: validations along the way, and what it came to."""
+
+    curve: list[Validation]
     test: Summary
     end_points: tuple[float, float]
     variances: Variances
@@ -62,7 +70,7 @@ def trained(config: RunConfig, dataset: Dataset) -> Result:
     for record in fit(state, stream, training):
         if record.step % (training.steps // VALIDATIONS) == 0:
             value = bound(average, dataset, "validation", 500, 2).bits_per_dim
-            curve.append((record.seconds, value))
+            curve.append(Validation(record.step, record.seconds, value))
     generator = torch.Generator().manual_seed(0)
     test = dataset.splits["test"].limit(TEST_EXAMPLES)
     size = min(200, len(test))
@@ -75,12 +83,16 @@ def trained(config: RunConfig, dataset: Dataset) -> Result:
     )
 
 
-def seconds_to(target: float, curve: list[tuple[float, float]]) -> float:
-    """Return when a validation curve, between its points a straight line, first meets a target."""
-    for (t_0, v_0), (t_1, v_1) in zip([(0.0, np.inf), *curve], curve, strict=False):
-        if v_1 <= target:
-            return t_1 if np.isinf(v_0) else t_0 + (t_1 - t_0) * (v_0 - target) / (v_0 - v_1)
-    return float("nan")
+def reached(target: float, curve: list[Validation]) -> tuple[float, float]:
+    """Return steps and seconds until a validation curve, straight between points, meets a target."""
+    for before, after in itertools.pairwise(curve):
+        if after.value <= target:
+            share = max(0.0, (before.value - target) / (before.value - after.value))
+            return (
+                before.step + share * (after.step - before.step),
+                before.seconds + share * (after.seconds - before.seconds),
+            )
+    return float("nan"), float("nan")
 
 
 @click.group()
@@ -111,19 +123,25 @@ def train(data: str, steps: int, seeds: int, names: tuple[str, ...]) -> None:
                 f"{data} {name} seed {seed}: test {result.test.bits_per_dim:.4f} "
                 f"± {result.test.standard_error:.4f}, γ {result.end_points[0]:.2f} to "
                 f"{result.end_points[1]:.2f}, variance {v.learned:.3f}, optimum {v.optimum:.3f}, "
-                f"linear {v.linear:.3f}, cosine {v.cosine:.3f}, {result.curve[-1][0]:.0f} s",
+                f"linear {v.linear:.3f}, cosine {v.cosine:.3f}, {result.curve[-1].seconds:.0f} s, validations "
+                + " ".join(f"{v.value:.3f}" for v in result.curve),
                 flush=True,
             )
-    target = max(statistics.mean(r.curve[-1][1] for r in rs) for rs in results.values())
-    print(f"\n| schedule | test bits/dim, {seeds} seeds | s to {target:.3f} | variance / optimum |")
-    print("| --- | --- | --- | --- |")
+    target = max(r.curve[-1].value for runs in results.values() for r in runs)
+    print(
+        f"\n| schedule | test bits/dim, mean and {seeds} seeds | steps to {target:.3f} | seconds | "
+        "variance / optimum | linear / variance |\n| --- | --- | --- | --- | --- | --- |"
+    )
     for name, runs in results.items():
         bits = [r.test.bits_per_dim for r in runs]
-        times = [seconds_to(target, r.curve) for r in runs]
-        ratio = [r.variances.learned / r.variances.optimum for r in runs]
+        steps_to, seconds_to = zip(*(reached(target, r.curve) for r in runs), strict=True)
+        excess = [r.variances.learned / r.variances.optimum for r in runs]
+        gain = [r.variances.linear / r.variances.learned for r in runs]
         print(
             f"| {name} | {statistics.mean(bits):.4f} ({', '.join(f'{b:.4f}' for b in bits)}) | "
-            f"{', '.join(f'{t:.0f}' for t in times)} | {', '.join(f'{r:.2f}' for r in ratio)} |"
+            f"{', '.join(f'{s:.0f}' for s in steps_to)} | "
+            f"{', '.join(f'{s:.0f}' for s in seconds_to)} | "
+            f"{', '.join(f'{r:.2f}' for r in excess)} | {', '.join(f'{r:.1f}' for r in gain)} |"
         )
 
 
@@ -153,9 +171,9 @@ def ends(data: str, steps: int, starts: tuple[tuple[float, float], ...], schedul
 
 @main.command()
 @click.argument("data")
-@click.option("--repeats", type=int, default=30)
+@click.option("--repeats", type=int, default=10)
 def cost(data: str, repeats: int) -> None:
-    """Time rounds of 32 steps, each kind in turn, so that one measurement of the ends is in each."""
+    """Time rounds of 64 steps, the kinds in turn: the ends are measured once in each round."""
     source = DataConfig(source=data)
     dataset = open_dataset(source)
     states = {}
@@ -179,9 +197,9 @@ def cost(data: str, repeats: int) -> None:
     for _ in range(repeats):
         for kind, steps in states.items():
             begin = time.perf_counter()
-            for _ in range(32):
+            for _ in range(64):
                 next(steps)
-            times[kind].append((time.perf_counter() - begin) / 32)
+            times[kind].append((time.perf_counter() - begin) / 64)
     plain = times["fixed-linear"]
     for kind, values in times.items():
         ratio = statistics.median(v / p for v, p in zip(values, plain, strict=True))

@@ -45,7 +45,7 @@ def test_the_mean_distance_is_the_mean_over_all_levels(levels, spacing, generato
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("spacing", [20.0, 2.0, 0.1])
+@pytest.mark.parametrize("spacing", [20.0, 2.5, 0.1])
 def test_the_mean_distance_has_no_jumps(spacing):
     """Steps of 2e-5 change it by no more than its steepest slope allows, and 2e-5 of the cut."""
     position = torch.linspace(-2, 6, 400_001, dtype=torch.float64)

@@ -27,7 +27,7 @@ PredictNoise = Callable[[Tensor, Tensor], Tensor]
 
 PerExample = Float[Tensor, " batch"]
 
-_CALLS_PER_MEASUREMENT = 32
+_CALLS_PER_MEASUREMENT = 64
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _at_the_ends(
     It is ½E‖ε − ε̂‖² at γ_1 for γ_1, and −½E‖ε − ε̂‖² at γ_0 for γ_0: measured on the batch, at the
     ends themselves. To differentiate the estimate at random times instead gives the same mean and
     a thousand times the variance. In training the measurement is made at one call in
-    `_CALLS_PER_MEASUREMENT` and kept in between, so that it costs 2 % of a step.
+    `_CALLS_PER_MEASUREMENT` and kept in between, so that it costs 1 % of a step.
     """
     end_points = schedule.end_points
     if not schedule.training or schedule.calls % _CALLS_PER_MEASUREMENT == 0:
