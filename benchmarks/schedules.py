@@ -31,7 +31,7 @@ from variational_diffusion.presets import configure
 from variational_diffusion.profile import Variances, measure, profile, variances
 from variational_diffusion.training import TrainingState, fit
 
-VALIDATIONS = 12
+VALIDATIONS = 10
 TEST_EXAMPLES = 1000
 EVALUATIONS = 20_000
 
@@ -69,7 +69,7 @@ def trained(config: RunConfig, dataset: Dataset) -> Result:
     curve = []
     for record in fit(state, stream, training):
         if record.step % (training.steps // VALIDATIONS) == 0:
-            value = bound(average, dataset, "validation", 500, 2).bits_per_dim
+            value = bound(average, dataset, "validation", 300, 8).bits_per_dim
             curve.append(Validation(record.step, record.seconds, value))
     generator = torch.Generator().manual_seed(0)
     test = dataset.splits["test"].limit(TEST_EXAMPLES)
@@ -84,7 +84,7 @@ def trained(config: RunConfig, dataset: Dataset) -> Result:
 
 
 def reached(target: float, curve: list[Validation]) -> tuple[float, float]:
-    """Return steps and seconds until a validation curve, straight between points, meets a target."""
+    """Return steps and seconds until a curve of validations, joined by lines, meets a target."""
     for before, after in itertools.pairwise(curve):
         if after.value <= target:
             share = max(0.0, (before.value - target) / (before.value - after.value))
@@ -123,8 +123,8 @@ def train(data: str, steps: int, seeds: int, names: tuple[str, ...]) -> None:
                 f"{data} {name} seed {seed}: test {result.test.bits_per_dim:.4f} "
                 f"± {result.test.standard_error:.4f}, γ {result.end_points[0]:.2f} to "
                 f"{result.end_points[1]:.2f}, variance {v.learned:.3f}, optimum {v.optimum:.3f}, "
-                f"linear {v.linear:.3f}, cosine {v.cosine:.3f}, {result.curve[-1].seconds:.0f} s, validations "
-                + " ".join(f"{v.value:.3f}" for v in result.curve),
+                f"linear {v.linear:.3f}, cosine {v.cosine:.3f}, {result.curve[-1].seconds:.0f} s",
+                *(f"{v.value:.3f}" for v in result.curve),
                 flush=True,
             )
     target = max(r.curve[-1].value for runs in results.values() for r in runs)

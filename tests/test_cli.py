@@ -17,6 +17,7 @@ from variational_diffusion.checkpoint import read_tensors
 from variational_diffusion.cli import COMMANDS, run
 from variational_diffusion.cli import data as data_command
 from variational_diffusion.cli import train as train_command
+from variational_diffusion.schedules import SCHEDULES
 
 TRAIN = ["--steps", "3", "--batch-size", "8", "--set", "network.widths=[8,8]"]
 
@@ -88,6 +89,65 @@ def test_a_run_goes_on_to_the_weights_of_an_uninterrupted_one(capsys, tmp_path, 
 
 def read_weights(path):
     return {name: tensor.numpy() for name, tensor in read_tensors(path)[0].items()}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_is_an_option_of_train(capsys, schedule, tmp_path):
+    path = str(tmp_path / "run")
+    output(capsys, ["train", "digits", "--run", path, "--schedule", schedule, *TRAIN])
+    assert (
+        json.loads((tmp_path / "run" / "config.json").read_text())["model"]["schedule"]["name"]
+        == schedule
+    )
+
+
+@pytest.mark.parametrize("schedule", ["adaptive", "monotone"])
+def test_end_points_are_fixed_or_learned(capsys, schedule, tmp_path):
+    for choice in ("fixed", "learned"):
+        path = tmp_path / choice
+        arguments = ["--schedule", schedule, "--end-points", choice, "--steps", "55"]
+        output(capsys, ["train", "digits", "--run", str(path), *TRAIN, *arguments])
+        first = json.loads((path / "metrics.jsonl").read_text().splitlines()[0])
+        started = json.loads((path / "config.json").read_text())["model"]["schedule"]
+        moved = abs(first["gamma_0"] - started["options"]["gamma_min"])
+        assert (moved > 1e-3) == (choice == "learned"), (choice, moved)
+        assert first["variance"] > 0
+    refused = ["train", "digits", "--run", str(tmp_path / "no"), *TRAIN, "--schedule", "cosine"]
+    told = output(capsys, [*refused, "--end-points", "learned"], code=2).err
+    assert "schedule.learn_end_points: cosine has the options" in told
+
+
+def test_divergence_is_one_line_and_leaves_the_run_as_it_was_saved(capsys, tmp_path):
+    path = tmp_path / "run"
+    arguments = ["train", "digits", "--run", str(path), *TRAIN, "--learning-rate", "1e30"]
+    told = output(capsys, arguments, code=2).err.splitlines()[-1]
+    assert told.startswith("vdm: training diverged in step")
+    assert "type, for example, --learning-rate 1e+29 and another --run" in told
+    assert not (path / "state" / "training.safetensors").exists()
+
+
+def test_schedule_prints_the_object_of_the_contract_and_draws(capsys, trained, tmp_path):
+    arguments = ["schedule", trained, "--evaluations", "2000", "--json"]
+    result = json.loads(output(capsys, arguments).out)
+    assert set(result["variance"]) == {"learned", "linear", "cosine", "optimum"}
+    assert 0 < result["variance"]["optimum"] < result["variance"]["learned"]
+    assert result["gamma_0"] < result["gamma_1"]
+    for path, start in zip(result["figures"], (b"\x89PNG", b"<?xml"), strict=True):
+        with open(path, "rb") as file:
+            assert file.read(5).startswith(start)
+    again = json.loads(output(capsys, arguments).out)
+    assert again["variance"] == result["variance"]
+    assert [path.rsplit("/")[-1] for path in again["figures"]] == [
+        "schedule-2.png",
+        "schedule-2.svg",
+    ]
+    table = output(
+        capsys,
+        ["schedule", trained, "digits", "--evaluations", "2000", "--out", str(tmp_path / "a.svg")],
+    ).out
+    assert all(name in table for name in ("learned", "linear", "cosine", "optimum", "a.svg"))
+    told = output(capsys, ["schedule", trained, "--out", str(tmp_path / "a.pdf")], code=2).err
+    assert "ends in .png or .svg" in told
 
 
 def test_evaluate_prints_the_object_of_the_contract(capsys, trained):
@@ -202,8 +262,8 @@ MISTAKES = {
         "steps = 1 and minutes = 1",
     ),
     "schedule": (
-        ["train", "digits", "--run", "r3", "--schedule", "cosine"],
-        "cosine.*fixed-linear, learned-linear, monotone",
+        ["train", "digits", "--run", "r3", "--schedule", "sigmoid"],
+        "sigmoid.*fixed-linear, cosine, learned-linear, monotone, adaptive",
     ),
     "preset": (["train", "digits", "--run", "r4", "--preset", "huge"], "huge.*tiny, small"),
     "network": (["train", "digits", "--run", "r5", "--network", "dit"], "dit.*unet"),

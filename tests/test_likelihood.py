@@ -9,6 +9,7 @@ from known_answers import diffusion, diffusion_discrete, exact_vdm, prior, recon
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import evaluate, stratified_times, summarize, summary_rows
 from variational_diffusion.objective import Bound
+from variational_diffusion.schedules import Adaptive, FixedLinear
 
 MEAN, STD, DIMENSIONS = 0.3, 0.5, 4
 
@@ -99,3 +100,40 @@ def test_nothing_to_evaluate_is_said():
         summarize([], 2)
     with pytest.raises(InputError, match="draws = 0"):
         list(evaluate(exact_vdm(), [torch.zeros(1, 4, dtype=torch.float64)], draws=0))
+
+
+def learned() -> Adaptive:
+    """A schedule that has seen the errors of the exact denoiser."""
+    schedule = Adaptive(-6.0, 4.0).double()
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(10_000, dtype=torch.float64, generator=generator)
+    noise = torch.randn(10_000, DIMENSIONS, dtype=torch.float64, generator=generator)
+    errors = STD**2 / (STD**2 + torch.exp(-6 + 10 * u))
+    schedule.observe(u, 0.5 * errors * noise.square().sum(1))
+    return schedule
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_the_reported_error_is_honest_and_smaller_under_the_learned_schedule(draws, generator):
+    """The 95 % interval of 200 evaluations, of other examples each, holds the bound in 91 to 98 %.
+
+    An honest interval fails this in 1 % (binomial); the learned schedule draws the times, low
+    discrepancy, and the linear one of the same ends needs a larger error for the same evaluations.
+    """
+    terms = (prior(4.0, MEAN, STD), reconstruction(-6.0), diffusion(-6.0, 4.0, STD))
+    expected = sum(terms) / math.log(2)
+    reported = {}
+    for schedule in (learned(), FixedLinear(-6.0, 4.0)):
+        vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS, schedule=schedule)
+        summaries = [
+            summarize(
+                evaluate(vdm, [gaussian(200, generator)], draws=draws, generator=generator),
+                DIMENSIONS,
+            )
+            for _ in range(200)
+        ]
+        within = [abs(s.bits_per_dim - expected) < 1.96 * s.standard_error for s in summaries]
+        reported[type(schedule)] = sum(s.standard_error for s in summaries) / 200
+        if isinstance(schedule, Adaptive):
+            assert 0.91 <= sum(within) / 200 <= 0.98
+    assert reported[Adaptive] < 0.8 * reported[FixedLinear]

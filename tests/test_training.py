@@ -1,6 +1,7 @@
 """Training: it learns, it repeats, it goes on, and it does what its configuration says."""
 
 import math
+from contextlib import suppress
 from itertools import islice
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig, validated
 from variational_diffusion.decoders import Gaussian
 from variational_diffusion.ema import exponential_average
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import DivergedError, InputError
 from variational_diffusion.model import VDM, build
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.schedules import FixedLinear
@@ -242,3 +243,73 @@ def test_seeds_of_steps_differ_and_depend_on_both():
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert math.log2(max(seeds)) > 60
+
+
+def finite(state: TrainingState) -> bool:
+    return all(bool(w.isfinite().all()) for w in weights(state).values() if w.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    ("broken", "name"), [("network", "bound"), ("schedule", "schedule's gradient")]
+)
+def test_a_step_that_is_not_finite_is_not_made(broken, name):
+    config = TrainingConfig(steps=10, learning_rate=1e-3)
+    state = train(config, stop=3)
+    before = {key: value.clone() for key, value in weights(state).items()}
+    if broken == "network":
+        state.vdm.network.register_forward_hook(lambda *_: torch.full((8, 1, 4, 4), math.nan))
+    else:
+        state.vdm.schedule.bias_2.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(
+        DivergedError, match=rf"diverged in step 4 \(the {name} is (nan|inf)\).*0.001"
+    ):
+        train(config, state)
+    assert state.step == 3
+    assert finite(state)
+    assert all(
+        torch.equal(value, before[key])
+        for key, value in weights(state).items()
+        if "schedule.end_errors" not in key and "schedule.calls" not in key
+    )
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        {"schedule_learning_rate": 1.0},
+        {"end_point_learning_rate": 0.3},
+        {"learning_rate": 0.2, "schedule_learning_rate": 1.0, "end_point_learning_rate": 0.3},
+    ],
+)
+def test_rates_a_hundred_times_too_large_end_finite_or_with_a_message(rates):
+    config = TrainingConfig(steps=200, warmup_steps=0, **rates)
+    state = TrainingState.start(a_model(), config)
+    with suppress(DivergedError):
+        train(config, state)
+    assert finite(state)
+    t = torch.linspace(0, 1, 101)
+    assert (state.vdm.schedule(t).diff() > 0).all()
+
+
+def test_the_schedule_has_rates_of_its_own_and_enters_the_average():
+    config = TrainingConfig(steps=1, warmup_steps=0, schedule_learning_rate=0.5, decay_from=1.0)
+    state = TrainingState.start(a_model(), config)
+    before = {name: p.detach().clone() for name, p in state.vdm.schedule.named_parameters()}
+    train(config, state)
+    for name, p in state.vdm.schedule.named_parameters():
+        # Adam's first step is the rate, whatever the gradient
+        rate = config.end_point_learning_rate if name == "log_stretch" else 0.5
+        moved = (p.detach() - before[name]).abs()
+        assert float(moved.max()) == pytest.approx(rate, rel=1e-2), name
+        average = state.average.module.schedule.get_parameter(name).detach()
+        torch.testing.assert_close(average, p.detach())
+
+
+def test_end_points_do_not_cost_more_than_their_price():
+    """With nothing to gain, the price alone moves them: together, at the rate."""
+    config = TrainingConfig(
+        steps=20, warmup_steps=0, decay_from=1.0, range_price=1e6, end_point_learning_rate=1e-2
+    )
+    state = train(config)
+    moved = state.vdm.schedule.log_stretch.detach()
+    torch.testing.assert_close(moved, torch.full((2,), -0.2), rtol=0.05, atol=0.0)

@@ -98,7 +98,7 @@ class _MeanDistance(torch.autograd.Function):
             inside = (level >= 0) & (level < levels)
             term = torch.where(inside, (half_precision * (distance.square() - least)).exp(), 0.0)
             for moment in sums:
-                moment += term
+                moment.add_(term)
                 term = term * distance
         first, second, third = (moment / sums[0] for moment in sums[1:])
         by_position = 1 - r.square() * (second - first.square())

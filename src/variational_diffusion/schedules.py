@@ -21,7 +21,7 @@ from variational_diffusion.numerics import sum_over_processes
 Time = Float[Tensor, " *batch"]
 
 _LARGEST_STRETCH = 4.0  # each half of the range can grow or shrink by exp(4), about 55
-_SMOOTHING = 1 / 80  # Adaptive: standard deviation of the kernel, as a share of the range of γ
+_SMOOTHING = 1 / 100  # Adaptive: standard deviation of the kernel, as a share of the range of γ
 _LEAST_RATE = 0.005  # Monotone: share of a straight line; γ increases strictly, in float32 too
 
 
@@ -184,9 +184,10 @@ class Monotone(Schedule):
         hidden = torch.sigmoid(
             weight_2 * (weight_1 * t + self.bias_1.squeeze()).unsqueeze(-1) + self.bias_2
         )
-        rate = weight_1 * (1 + (hidden * (1 - hidden)) @ (weight_2 * weight_3))
+        # sums and no matrix products, which mixed precision would round to bfloat16
+        rate = weight_1 * (1 + (hidden * (1 - hidden) * (weight_2 * weight_3)).sum(-1))
         linear = _LEAST_RATE * (weight_1 + weight_3.sum()) + torch.finfo(t.dtype).tiny
-        return (weight_1 + linear) * t + hidden @ weight_3, rate + linear
+        return (weight_1 + linear) * t + (hidden * weight_3).sum(-1), rate + linear
 
 
 class Adaptive(Schedule):
@@ -211,8 +212,8 @@ class Adaptive(Schedule):
         gamma_max: float = 5.0,
         *,
         bins: int = 100,
-        memory: float = 5000.0,
-        uniform: float = 0.002,
+        memory: float = 3000.0,
+        uniform: float = 0.001,
         learn_end_points: bool = True,
     ) -> None:
         super().__init__(gamma_min, gamma_max, learn_end_points=learn_end_points)
@@ -250,8 +251,8 @@ class Adaptive(Schedule):
         position = torch.arange(len(self.count), dtype=self.count.dtype, device=self.count.device)
         width = _SMOOTHING * len(self.count)
         kernel = torch.exp(-0.5 * ((position[:, None] - position) / width).square())
+        count, moment = (kernel * self.count).sum(1), (kernel * self.moment).sum(1)
         # the mean over all bins, with next to no weight, where nothing was measured nearby
-        count, moment = kernel @ self.count, kernel @ self.moment
         root = ((moment + 1e-6 * moment.sum() / count.sum()) / (count + 1e-6)).sqrt()
         uniform = torch.ones_like(root)
         density = torch.lerp(root / root.mean(), uniform, self.uniform)

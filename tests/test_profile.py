@@ -1,0 +1,124 @@
+"""The loss profile and the variances that follow from it, against closed forms and draws."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from known_answers import diffusion, error, exact_vdm
+from variational_diffusion.errors import InputError
+from variational_diffusion.figures import save_figure, schedule_figure
+from variational_diffusion.numerics import bits_per_dim
+from variational_diffusion.profile import Errors, measure, profile, standard_errors, variances
+from variational_diffusion.schedules import Cosine, FixedLinear, Monotone
+
+MEAN, STD, DIMENSIONS = 0.3, 0.5, 4
+ENDS = (-6.0, 4.0)
+NATS = DIMENSIONS * math.log(2)
+
+
+def data(n, generator):
+    return MEAN + STD * torch.randn(n, DIMENSIONS, dtype=torch.float64, generator=generator)
+
+
+@pytest.fixture
+def errors(generator):
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
+    return list(measure(vdm, data(100_000, generator).split(1000), generator=generator))
+
+
+def test_the_profile_is_that_of_the_closed_form(errors):
+    """m = ½ e Σ n², n ~ N(0, 1): its mean is ½ d e and its mean square ¼ (d² + 2d) e²."""
+    found = profile(errors, ENDS, bins=20)
+    expected = np.array([error(g, STD) for g in found.gamma]) * DIMENSIONS / 2 / NATS
+    # 5,000 draws a bin with a relative spread of √(2/d): 1 % is one standard error of the mean
+    np.testing.assert_allclose(found.mean, expected, rtol=0.06)
+    np.testing.assert_allclose(found.mean_square, 1.5 * expected**2, rtol=0.15)
+    assert found.diffusion == pytest.approx(diffusion(*ENDS, STD) / math.log(2), rel=0.01)
+    assert found.evaluations == 100_000
+    assert (found.low < found.mean).all()
+    assert (found.mean < found.high).all()
+    assert np.sum(found.best_density) * 0.5 == pytest.approx(1)
+
+
+def test_variances_are_those_of_the_estimates(errors, generator):
+    """Of draws of L under each schedule itself, one time for each example."""
+    bent = Monotone(*ENDS, hidden=16).double()
+    with torch.no_grad():
+        bent.raw_weight_3 += 3 * torch.rand(16, dtype=torch.float64, generator=generator)
+    found = variances(profile(errors, ENDS, bins=100), bent)
+    spread = standard_errors(errors, ENDS, bent, bins=100)
+    for name, schedule in (
+        ("learned", bent),
+        ("linear", FixedLinear(*ENDS)),
+        ("cosine", Cosine(*ENDS)),
+    ):
+        vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS, schedule=schedule)
+        with torch.no_grad():
+            parts = [
+                vdm.vlb(
+                    part,
+                    times=torch.rand(1000, dtype=torch.float64, generator=generator),
+                    generator=generator,
+                ).diffusion
+                for part in data(200_000, generator).split(1000)
+            ]
+        by_draws = torch.stack([bits_per_dim(part, DIMENSIONS).var() for part in parts])
+        tolerance = float(by_draws.std()) / math.sqrt(len(parts))
+        value, uncertainty = getattr(found, name), getattr(spread, name)
+        # Two-sided at 4 standard errors: false alarm 6e-5 for each of three
+        assert abs(value - float(by_draws.mean())) < 4 * math.hypot(tolerance, uncertainty)
+        assert uncertainty < 0.05 * value
+
+
+def test_the_optimum_is_that_of_the_closed_form(errors):
+    found = variances(profile(errors, ENDS, bins=100), FixedLinear(*ENDS))
+    mean = diffusion(*ENDS, STD) / math.log(2)
+    # (∫ √E[m²] dγ)² − (∫ E[m] dγ)², with E[m²] = 1.5 E[m]²
+    assert found.optimum == pytest.approx(0.5 * mean**2, rel=0.05)
+    assert found.learned == pytest.approx(found.linear)
+    assert found.optimum < found.linear < found.cosine
+
+
+def test_too_few_measurements_are_said():
+    few = [Errors(torch.tensor([-5.9, 3.9]), torch.ones(2))]
+    with pytest.raises(InputError, match="bins = 10: some have none of the 2 evaluations"):
+        profile(few, ENDS, bins=10)
+    with pytest.raises(InputError, match="errors = none"):
+        profile([], ENDS)
+
+
+@pytest.mark.parametrize("ending", [".png", ".svg"])
+def test_a_figure_is_written_once_and_is_the_same_each_time(ending, errors, tmp_path):
+    schedule = Monotone(*ENDS, hidden=16)
+    found = profile(errors, ENDS)
+    paths = [tmp_path / f"{i}{ending}" for i in range(2)]
+    for path in paths:
+        figure = schedule_figure(schedule, found, variances(found, schedule))
+        save_figure(figure, path, "the noise schedule")
+    first, second = (path.read_bytes() for path in paths)
+    assert first == second
+    assert len(first) > 10_000
+    with pytest.raises(InputError, match="exists and is not overwritten"):
+        save_figure(figure, paths[0], "again")
+    with pytest.raises(InputError, match=r"ends in \.png or \.svg"):
+        save_figure(figure, tmp_path / "figure.pdf", "another format")
+
+
+def test_the_figure_shows_what_it_says(errors):
+    schedule = Monotone(*ENDS, hidden=16)
+    found = profile(errors, ENDS)
+    values = variances(found, schedule)
+    axes = schedule_figure(schedule, found, values).axes
+    assert len(axes) == 6
+    levels, ratio, scales, losses, density, bars = axes
+    t, gamma = levels.lines[0].get_data()
+    np.testing.assert_allclose(gamma, schedule(torch.tensor(t)).detach(), rtol=1e-6)
+    np.testing.assert_allclose(ratio.lines[0].get_ydata(), np.exp(-gamma), rtol=1e-5)
+    alpha, sigma = (line.get_ydata() for line in scales.lines)
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-6)
+    np.testing.assert_allclose(losses.lines[0].get_ydata(), found.mean)
+    level, p = density.lines[0].get_data()
+    assert np.trapezoid(p, level) == pytest.approx(1, rel=1e-3)
+    np.testing.assert_allclose([bar.get_height() for bar in bars.patches], values)
