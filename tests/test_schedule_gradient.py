@@ -28,7 +28,11 @@ class SmallDenoiser(nn.Module):
 
 
 def bent(seed: int = 0, learn_end_points: bool = True) -> Monotone:
+    """A monotone schedule away from where it starts, without its sharp bends."""
     schedule = Monotone(-6.0, 4.0, hidden=8, learn_end_points=learn_end_points).double()
+    with torch.no_grad():
+        schedule.bias_2 *= 20.0 / schedule.raw_weight_2
+        schedule.raw_weight_2.fill_(20.0)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in schedule.parameters():
@@ -68,6 +72,27 @@ def test_one_pass_gives_the_shape_the_gradient_of_the_second_moment(problem):
     for parameter, expected in zip(shape_parameters(schedule), naive, strict=True):
         assert expected.abs().max() > 1e-6
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_mean_of_earlier_losses_takes_noise_out_of_the_gradient_and_nothing_else(generator):
+    """2 (L − b) and 2 L have the same mean, as the shape does not change E[L]."""
+    schedule = bent(learn_end_points=False)
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=32, schedule=schedule)
+    x = MEAN + STD * torch.randn(8000, 32, dtype=torch.float64, generator=generator)
+    slopes = {}
+    for kept in (False, True):
+        vdm.train(kept)
+        slopes[kept] = []
+        for part in x.split(40):
+            schedule.zero_grad()
+            vdm.vlb(part, generator=generator).total.mean().backward()
+            slopes[kept].append(schedule.raw_weight_3.grad.clone())
+    plain, quiet = torch.stack(slopes[False]), torch.stack(slopes[True][20:])
+    difference = plain.mean(0) - quiet.mean(0)
+    error = (plain.var(0) / len(plain) + quiet.var(0) / len(quiet)).sqrt()
+    # Two-sided at 5 standard errors: false alarm 6e-7 for each of eight
+    assert (difference.abs() < 5 * error).all()
+    assert (quiet.var(0) < 0.7 * plain.var(0)).all()
 
 
 def test_one_pass_gives_the_network_the_gradient_of_the_bound(problem):

@@ -28,6 +28,7 @@ PredictNoise = Callable[[Tensor, Tensor], Tensor]
 PerExample = Float[Tensor, " batch"]
 
 _CALLS_PER_MEASUREMENT = 64
+_SHARE_IN_MEAN_LOSS = 0.02
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,13 @@ def diffusion(
     of the bound, and the schedule's shape, which the mean does not depend on, the gradient of
     E[L²] and so of the estimate's variance (VDM appendix I.2). There is one pass: L depends on
     the shape through γ_t and γ'_t alone, so ∇E[L²] = E[2 L (∂L/∂γ ∇γ + ∂L/∂γ' ∇γ')], which is the
-    gradient of E[L] with what arrives at γ_t and γ'_t multiplied by 2 L for each example. The
-    estimate of one example must not depend on others (no batch normalisation). Scaling the loss,
-    adding up batches and averaging over processes act on all three gradients alike.
+    gradient of E[L] with what arrives at γ_t and γ'_t multiplied by 2 L for each example. In
+    training it is multiplied by 2 (L − b), b the running mean of L over the batches before: the
+    shape does not change E[L], so b changes nothing in the mean, and takes most of the noise away.
+
+    The estimate of one example must not depend on others (no batch normalisation), and the network
+    must have a derivative in z and γ. Scaling the loss, adding up batches and averaging over
+    processes act on all three gradients alike.
 
     The end points: see `_at_the_ends`.
     """
@@ -98,11 +103,15 @@ def diffusion(
     error = noise_error(predict_noise, x, gamma_t, noise)
     loss = rate * error
 
-    twice_the_loss = 2 * loss.detach()
+    value = loss.detach()
+    factor = 2 * (value - schedule.mean_loss) if schedule.training else 2 * value
     for of_the_shape in (gamma_t, rate):
         if of_the_shape.requires_grad:
-            of_the_shape.register_hook(lambda gradient: twice_the_loss * gradient)
+            of_the_shape.register_hook(lambda gradient: factor * gradient)
     if schedule.training:
+        share = torch.where(schedule.mean_loss == 0, 1.0, _SHARE_IN_MEAN_LOSS)
+        total = sum_over_processes(torch.stack([value.sum(), value.new_tensor(len(value))]))
+        schedule.mean_loss.lerp_(total[0] / total[1], share)
         schedule.observe(u.detach(), error.detach())
     if schedule.end_points.requires_grad:
         loss = loss + _at_the_ends(predict_noise, schedule, x, noise)

@@ -22,6 +22,7 @@ Time = Float[Tensor, " *batch"]
 
 _LARGEST_STRETCH = 4.0  # each half of the range can grow or shrink by exp(4), about 55
 _SMOOTHING = 1 / 100  # Adaptive: standard deviation of the kernel, as a share of the range of γ
+_STEEPNESS = (10.0, 40.0, 160.0, 640.0)  # Monotone: of the hidden units in turn; 10 is a wide bend
 _LEAST_RATE = 0.005  # Monotone: share of a straight line; γ increases strictly, in float32 too
 
 
@@ -33,14 +34,15 @@ class Schedule(nn.Module, ABC):
     `log_stretch` of the end points learns by the bound, and all others learn by the variance.
 
     gamma_min, gamma_max: end points; the initial ones, where they are learned.
-    end_errors, calls: ½‖ε − ε̂‖² at γ_0 and γ_1 when it was last measured, and the number of calls
-        of `objective.diffusion` in training, which does so now and then.
+    mean_loss, end_errors, calls: what `objective.diffusion` remembers from one call in training to
+        the next: a running mean of the loss, ½‖ε − ε̂‖² at γ_0 and γ_1, and the number of calls.
     learn_end_points: whether γ_0 and γ_1 have gradients. Each is kept as the logarithm of its
         distance from the middle of the initial range, so they move independently and γ_0 < γ_1
         holds whatever an optimiser does. Neither can cross that middle.
     """
 
     initial_end_points: Tensor
+    mean_loss: Tensor
     end_errors: Tensor
     calls: Tensor
 
@@ -54,6 +56,7 @@ class Schedule(nn.Module, ABC):
         range_ = torch.tensor([gamma_min, gamma_max], dtype=torch.get_default_dtype())
         self.register_buffer("initial_end_points", range_, persistent=True)
         self.log_stretch = nn.Parameter(torch.zeros(2), requires_grad=learn_end_points)
+        self.register_buffer("mean_loss", torch.zeros(()))
         self.register_buffer("end_errors", torch.zeros(2))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
@@ -148,7 +151,8 @@ class Monotone(Schedule):
     normalisation, which the published code leaves out, training moves the end points. A small share
     of a straight line is added to g, so that no update can flatten γ(t).
 
-    The shape starts close to linear, with the bends of the hidden units spread evenly over t.
+    The shape starts close to linear, with the bends of the hidden units spread evenly over t, from
+    wide ones to sharp ones: γ(t) has to turn sharply where the last of the noise comes in.
 
     hidden: number of hidden units, at least 2.
     """
@@ -164,10 +168,10 @@ class Monotone(Schedule):
         super().__init__(gamma_min, gamma_max, learn_end_points=learn_end_points)
         if hidden < 2:
             raise InputError(f"hidden = {hidden}: a monotone schedule takes 2 units or more")
-        steepness = 20.0  # a bend of one hidden unit spans about a fifth of the time axis
+        steepness = torch.tensor(_STEEPNESS).repeat(hidden // len(_STEEPNESS) + 1)[:hidden]
         self.raw_weight_1 = nn.Parameter(_inverse_softplus(torch.ones(1)))
         self.bias_1 = nn.Parameter(torch.zeros(1))
-        self.raw_weight_2 = nn.Parameter(_inverse_softplus(torch.full((hidden,), steepness)))
+        self.raw_weight_2 = nn.Parameter(_inverse_softplus(steepness))
         self.bias_2 = nn.Parameter(-steepness * torch.linspace(0, 1, hidden))
         self.raw_weight_3 = nn.Parameter(_inverse_softplus(torch.full((hidden,), 1 / hidden)))
 
