@@ -33,7 +33,7 @@ from variational_diffusion.training import TrainingState, fit
 
 VALIDATIONS = 10
 TEST_EXAMPLES = 1000
-EVALUATIONS = 20_000
+EVALUATIONS = 10_000
 
 
 class Validation(NamedTuple):
@@ -69,7 +69,7 @@ def trained(config: RunConfig, dataset: Dataset) -> Result:
     curve = []
     for record in fit(state, stream, training):
         if record.step % (training.steps // VALIDATIONS) == 0:
-            value = bound(average, dataset, "validation", 300, 8).bits_per_dim
+            value = bound(average, dataset, "validation", 200, 4).bits_per_dim
             curve.append(Validation(record.step, record.seconds, value))
     generator = torch.Generator().manual_seed(0)
     test = dataset.splits["test"].limit(TEST_EXAMPLES)

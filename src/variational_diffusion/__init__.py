@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from variational_diffusion.networks import PaperUNet as PaperUNet
     from variational_diffusion.networks import UNet as UNet
     from variational_diffusion.objective import Bound as Bound
+    from variational_diffusion.schedules import Adaptive as Adaptive
+    from variational_diffusion.schedules import Cosine as Cosine
     from variational_diffusion.schedules import FixedLinear as FixedLinear
     from variational_diffusion.schedules import LearnedLinear as LearnedLinear
     from variational_diffusion.schedules import Monotone as Monotone
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from variational_diffusion.training import fit as fit
 
 _HOMES = {
+    "Adaptive": "schedules",
     "Bound": "objective",
+    "Cosine": "schedules",
     "Discretized": "decoders",
     "FixedLinear": "schedules",
     "Gaussian": "decoders",
