@@ -244,3 +244,27 @@ def test_evaluation_leaves_an_adaptive_schedule_alone():
     assert schedule.count.sum() == 0
     vdm.train().vlb(x)
     assert schedule.count.sum() == 20
+
+
+def test_the_ends_are_measured_at_one_call_in_64_of_training_and_at_every_other(problem):
+    network, x, t, noise = problem
+    schedule = bent()
+    seen = []
+
+    def predict(z, gamma):
+        if not torch.is_grad_enabled():
+            seen.append(float(gamma[0]))
+        return network(z, gamma)
+
+    for _ in range(65):
+        objective.diffusion(predict, schedule, x, t, noise)
+    assert seen == schedule.end_points.tolist() * 2
+    measured = squared_error(network, x, schedule.gamma_0.expand(32), noise).mean() / 2
+    torch.testing.assert_close(schedule.end_errors[0], measured.detach())
+    schedule.eval()
+    for _ in range(3):
+        objective.diffusion(predict, schedule, x, t, noise)
+    assert len(seen) == 2 * 2 + 3 * 2
+    fixed = bent(learn_end_points=False)
+    objective.diffusion(predict, fixed, x, t, noise)
+    assert len(seen) == 2 * 2 + 3 * 2

@@ -166,12 +166,10 @@ def step_seed(seed: int, step: int) -> int:
 def _check_finite(
     bound: Bound, gradient_norm: Tensor, schedule: Schedule, step: int, config: TrainingConfig
 ) -> None:
+    numbers = {"bound": bound.total.detach().mean(), "network's gradient": gradient_norm}
     gradients = [p.grad for p in schedule.parameters() if p.grad is not None]
-    numbers = {
-        "bound": bound.total.detach().mean(),
-        "network's gradient": gradient_norm,
-        "schedule's gradient": nn.utils.get_total_norm(gradients),
-    }
+    if gradients:
+        numbers["schedule's gradient"] = nn.utils.get_total_norm(gradients)
     if torch.stack(list(numbers.values())).isfinite().all():
         return
     name, value = next((k, v) for k, v in numbers.items() if not v.isfinite())
