@@ -140,7 +140,7 @@ def test_a_completed_configuration_holds_the_defaults_and_builds_the_same():
     ("part", "component", "message"),
     [
         ("network", Component(name="dit"), r"network = 'dit': known are unet, paper-unet, mlp"),
-        ("schedule", Component(name="cosine"), r"schedule = 'cosine': known are fixed-linear"),
+        ("schedule", Component(name="sigmoid"), r"schedule = 'sigmoid': known are fixed-linear"),
         ("decoder", Component(name="x"), r"decoder = 'x': known are discretized, gaussian"),
         (
             "network",

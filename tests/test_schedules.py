@@ -208,6 +208,14 @@ def test_an_adaptive_schedule_forgets():
     torch.testing.assert_close(schedule.moment, torch.tensor([25 * fading + 5, 25 * fading]))
 
 
+def test_an_adaptive_schedule_takes_no_notice_of_what_is_not_finite():
+    schedule = Adaptive(bins=2)
+    u = torch.tensor([0.2, 0.3, 0.9, 0.9])
+    schedule.observe(u, torch.tensor([math.inf, 2.0, math.nan, 1e30]))
+    assert schedule.count.tolist() == [1.0, 0.0]
+    assert schedule.moment.tolist() == [4.0, 0.0]
+
+
 @pytest.mark.parametrize("options", [{"bins": 0}, {"memory": 0.5}, {"uniform": 0.0}])
 def test_options_of_an_adaptive_schedule_are_checked(options):
     with pytest.raises(InputError, match="an adaptive schedule takes bins"):

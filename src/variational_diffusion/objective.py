@@ -111,7 +111,7 @@ def diffusion(
     if schedule.training:
         share = torch.where(schedule.mean_loss == 0, 1.0, _SHARE_IN_MEAN_LOSS)
         total = sum_over_processes(torch.stack([value.sum(), value.new_tensor(len(value))]))
-        schedule.mean_loss.lerp_(total[0] / total[1], share)
+        _remember(schedule.mean_loss, schedule.mean_loss.lerp(total[0] / total[1], share))
         schedule.observe(u.detach(), error.detach())
     if schedule.end_points.requires_grad:
         loss = loss + _at_the_ends(predict_noise, schedule, x, noise)
@@ -126,7 +126,7 @@ def _at_the_ends(
     It is ½E‖ε − ε̂‖² at γ_1 for γ_1, and −½E‖ε − ε̂‖² at γ_0 for γ_0: measured on the batch, at the
     ends themselves. To differentiate the estimate at random times instead gives the same mean and
     a thousand times the variance. In training the measurement is made at one call in
-    `_CALLS_PER_MEASUREMENT` and kept in between, so that it costs 1 % of a step.
+    `_CALLS_PER_MEASUREMENT` and kept in between, so that it costs about 1 % of a step.
     """
     end_points = schedule.end_points
     if not schedule.training or schedule.calls % _CALLS_PER_MEASUREMENT == 0:
@@ -136,11 +136,16 @@ def _at_the_ends(
                 for gamma in end_points
             ]
             total = sum_over_processes(torch.stack([*sums, end_points.new_tensor(len(x))]))
-            schedule.end_errors.copy_(total[:2] / total[2])
+            _remember(schedule.end_errors, total[:2] / total[2])
     if schedule.training:
         schedule.calls += 1
     signed = schedule.end_errors * schedule.end_errors.new_tensor([-1.0, 1.0])
     return (signed * (end_points - end_points.detach())).sum()
+
+
+def _remember(buffer: Tensor, value: Tensor) -> None:
+    """Write a value into a buffer where it is finite: one bad batch must not stay for ever."""
+    buffer.copy_(torch.where(value.isfinite(), value, buffer))
 
 
 def diffusion_discrete(

@@ -232,11 +232,14 @@ class Adaptive(Schedule):
 
     @torch.no_grad()
     def observe(self, u: Time, error: Time) -> None:
-        """Let the measurements enter the running means of their bins, from all processes."""
+        """Let the finite measurements enter the means of their bins, from all processes."""
         bins = len(self.count)
         index = (u * bins).long().clamp(0, bins - 1)
         seen = torch.zeros(2, bins, dtype=error.dtype, device=error.device)
-        seen.index_add_(1, index, torch.stack([torch.ones_like(error), error.square()]))
+        square = error.square()
+        usable = square.isfinite()
+        measured = torch.where(usable, torch.stack([torch.ones_like(square), square]), 0.0)
+        seen.index_add_(1, index, measured)
         number, total = sum_over_processes(seen)
         fading = torch.exp(-number.sum() / self.memory)
         self.count.mul_(fading).add_(number)
