@@ -2,12 +2,13 @@
 
     python benchmarks/schedules.py train DATA [--steps N] [--seeds 3] [--schedule NAME ...]
     python benchmarks/schedules.py cost DATA [--repeats 200]
-    python benchmarks/schedules.py ends DATA [--steps N]
+    python benchmarks/schedules.py ends DATA --start LOW HIGH ... [--fixed] [--seed S] [--steps N]
 
 `train` trains the default preset with every schedule and seed, for the same number of steps, and
 prints bits per dimension of the test set, the seconds to reach the worst schedule's final
 validation, and the variances of `vdm schedule`. `cost` times a training step with and without what
-a schedule adds. `ends` trains from several ranges of γ and prints where the end points come to.
+a schedule adds. `ends` trains the adaptive schedule from several ranges of γ and prints where the
+end points come to; with --fixed they stay, for comparison.
 
 One process, `--threads` threads; nothing else should run beside it.
 """
@@ -22,16 +23,19 @@ from typing import NamedTuple, cast
 import click
 import torch
 
+from variational_diffusion.cli.evaluate import evaluate_split
+from variational_diffusion.cli.schedule import measure_split
 from variational_diffusion.config import DataConfig, RunConfig
 from variational_diffusion.data import Dataset, open_dataset
-from variational_diffusion.data.loader import batches, ordered_batches
-from variational_diffusion.likelihood import Summary, evaluate, summarize
+from variational_diffusion.data.loader import batches
+from variational_diffusion.likelihood import Summary
 from variational_diffusion.model import VDM, build
 from variational_diffusion.presets import configure
-from variational_diffusion.profile import Variances, measure, profile, variances
+from variational_diffusion.profile import Variances, profile, variances
 from variational_diffusion.training import TrainingState, fit
 
 VALIDATIONS = 10
+VALIDATION_EXAMPLES = 200
 TEST_EXAMPLES = 1000
 EVALUATIONS = 10_000
 
@@ -53,34 +57,23 @@ class Result(NamedTuple):
     variances: Variances
 
 
-def bound(vdm: VDM, dataset: Dataset, split: str, limit: int, draws: int) -> Summary:
-    examples = dataset.splits[split].limit(limit)
-    generator = torch.Generator().manual_seed(0)
-    estimates = evaluate(vdm, ordered_batches(examples, 250), draws=draws, generator=generator)
-    return summarize(estimates, vdm.dimensions)
-
-
 def trained(config: RunConfig, dataset: Dataset) -> Result:
     training = config.training
     state = TrainingState.start(build(config.model, seed=training.seed), training)
     average = cast(VDM, state.average.module)
     stream = batches(dataset.splits["train"], training.batch_size, training.seed)
     assert training.steps is not None
+    validation = dataset.splits["validation"].limit(VALIDATION_EXAMPLES)
+    test = dataset.splits["test"].limit(TEST_EXAMPLES)
     curve = []
     for record in fit(state, stream, training):
         if record.step % (training.steps // VALIDATIONS) == 0:
-            value = bound(average, dataset, "validation", 200, 4).bits_per_dim
+            value = evaluate_split(average, validation).bits_per_dim
             curve.append(Validation(record.step, record.seconds, value))
-    generator = torch.Generator().manual_seed(0)
-    test = dataset.splits["test"].limit(TEST_EXAMPLES)
-    size = min(200, len(test))
-    repeated = (b for b, _ in zip(batches(test, size, 0), range(EVALUATIONS // size), strict=False))
     gamma_0, gamma_1 = average.schedule.end_points.tolist()
-    measured = list(measure(average, repeated, generator=generator))
+    measured = measure_split(average, test, evaluations=EVALUATIONS)
     found = variances(profile(measured, (gamma_0, gamma_1)), average.schedule)
-    return Result(
-        curve, bound(average, dataset, "test", TEST_EXAMPLES, 4), (gamma_0, gamma_1), found
-    )
+    return Result(curve, evaluate_split(average, test), (gamma_0, gamma_1), found)
 
 
 def reached(target: float, curve: list[Validation]) -> tuple[float, float]:
@@ -148,22 +141,27 @@ def train(data: str, steps: int, seeds: int, names: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("data")
 @click.option("--steps", type=int, default=3000)
-@click.option("--start", "starts", type=(float, float), multiple=True)
-@click.option("--schedule", default="adaptive")
-def ends(data: str, steps: int, starts: tuple[tuple[float, float], ...], schedule: str) -> None:
+@click.option("--start", "starts", type=(float, float), multiple=True, required=True)
+@click.option("--fixed", is_flag=True, help="Do not learn the end points.")
+@click.option("--seed", type=int, default=0)
+def ends(
+    data: str, steps: int, starts: tuple[tuple[float, float], ...], fixed: bool, seed: int
+) -> None:
     source = DataConfig(source=data)
     dataset = open_dataset(source)
     for low, high in starts:
         settings = {
             "training.steps": steps,
+            "training.seed": seed,
+            "schedule.learn_end_points": not fixed,
             "schedule.gamma_min": low,
             "schedule.gamma_max": high,
         }
-        config = configure(source, dataset, schedule=schedule, settings=settings)
+        config = configure(source, dataset, schedule="adaptive", settings=settings)
         result = trained(config, dataset)
         print(
             f"{data} from γ = {low} to {high}: came to {result.end_points[0]:.3f} to "
-            f"{result.end_points[1]:.3f}, test {result.test.bits_per_dim:.4f} "
+            f"{result.end_points[1]:.3f}, seed {seed}, test {result.test.bits_per_dim:.4f} "
             f"± {result.test.standard_error:.4f}",
             flush=True,
         )

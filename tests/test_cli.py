@@ -1,5 +1,6 @@
 """The command line: contracts of output, exit codes, and one line for a user's mistake."""
 
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from variational_diffusion.checkpoint import read_tensors
 from variational_diffusion.cli import COMMANDS, run
 from variational_diffusion.cli import data as data_command
 from variational_diffusion.cli import train as train_command
+from variational_diffusion.errors import DivergedError
 from variational_diffusion.schedules import SCHEDULES
 
 TRAIN = ["--steps", "3", "--batch-size", "8", "--set", "network.widths=[8,8]"]
@@ -123,7 +125,30 @@ def test_divergence_is_one_line_and_leaves_the_run_as_it_was_saved(capsys, tmp_p
     told = output(capsys, arguments, code=2).err.splitlines()[-1]
     assert told.startswith("vdm: training diverged in step")
     assert "type, for example, --learning-rate 1e+29 and another --run" in told
+    assert told.endswith(f"'{path}' has no state yet")
     assert not (path / "state" / "training.safetensors").exists()
+
+
+def test_divergence_keeps_what_was_saved(capsys, tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    arguments = ["train", "digits", "--run", str(path), *TRAIN]
+
+    def cut_short(state, stream, config):
+        yield from itertools.islice(training.fit(state, stream, config), 1)
+
+    monkeypatch.setattr(train_command, "fit", cut_short)
+    output(capsys, arguments)
+    saved = read_weights(path / "state" / "training.safetensors")
+
+    def diverging(state, stream, config):
+        yield from itertools.islice(training.fit(state, stream, config), 1)
+        raise DivergedError("training diverged in step 3")
+
+    monkeypatch.setattr(train_command, "fit", diverging)
+    told = output(capsys, arguments, code=2).err.splitlines()[-1]
+    assert told.endswith(f"and another --run; '{path}' keeps its state of step 1")
+    kept = read_weights(path / "state" / "training.safetensors")
+    assert all(np.array_equal(saved[key], kept[key]) for key in saved)
 
 
 def test_schedule_prints_the_object_of_the_contract_and_draws(capsys, trained, tmp_path):

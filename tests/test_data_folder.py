@@ -1,11 +1,13 @@
 """Folders of images: every mode, lazy decoding, and what is wrong with a file."""
 
 import os
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import folder as folder_module
@@ -166,8 +168,6 @@ def test_images_of_several_sizes_need_resize(tmp_path):
         opened(tmp_path)
     dataset = opened(tmp_path, resize=(4, 3))
     assert dataset.shape == (1, 4, 3)
-    from PIL import ImageOps  # noqa: PLC0415
-
     expected = ImageOps.fit(Image.fromarray(GREY[:, :6]), (3, 4))
     np.testing.assert_array_equal(read_all(dataset)[2, 0], np.asarray(expected))
     with pytest.raises(InputError, match=r"resize = \(0, 3\): .*--resize HxW"):
@@ -317,8 +317,6 @@ def test_colour_of_16_bits_is_read_with_8_and_noted(tmp_path):
 
 def _png_with_16_bit_colour(pixels):
     """Encode (height, width, 3) uint16, which pillow cannot write."""
-    import struct  # noqa: PLC0415
-    import zlib  # noqa: PLC0415
 
     def chunk(name, content):
         body = name + content

@@ -36,6 +36,7 @@ def test_an_error_in_the_block_leaves_everything_as_it_was(tmp_path, overwrite):
     path = tmp_path / "file.txt"
     if overwrite:
         path.write_text("old")
+    # two statements (PT012): the block itself is what is tested
     with pytest.raises(ZeroDivisionError), atomic(path, overwrite) as temporary:  # noqa: PT012
         temporary.write_text("half")
         raise ZeroDivisionError
@@ -64,6 +65,7 @@ def test_an_existing_file_is_kept_unless_asked(tmp_path):
 
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
     path = tmp_path / "file"
+    # two statements (PT012): the error comes at the end of the block, not from either
     with pytest.raises(InputError, match="exists"), atomic(path) as temporary:  # noqa: PT012
         temporary.write_text("ours")
         path.write_text("theirs")

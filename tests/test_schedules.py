@@ -155,7 +155,7 @@ def test_the_cosine_schedule_is_a_cosine():
 def test_no_update_can_make_noise_fall(name):
     """10,000 steps of AdamW along gradients that are random, huge, tiny, or all of one sign.
 
-    The rate is a hundred times that of the shape, and 50,000 times that of the end points.
+    The rate is a hundred times that of the shape, and 300 times that of the end points.
     """
     schedule = SCHEDULES[name](gamma_min=-13.3, gamma_max=5.0, **SMALL.get(name, {}))
     optimizer = torch.optim.AdamW(schedule.parameters(), 1.0, weight_decay=0.0)

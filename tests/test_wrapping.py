@@ -41,9 +41,9 @@ class Loss(nn.Module):
 
     def forget(self):
         """Make the schedule what it was before the first part of a batch."""
-        for name in ("calls", "mean_loss", "count", "moment"):
-            if hasattr(self.vdm.schedule, name):
-                getattr(self.vdm.schedule, name).zero_()
+        for name, buffer in self.vdm.schedule.named_buffers():
+            if name != "initial_end_points":
+                buffer.zero_()
 
     def forward(self, x, t, noise):
         def predict_noise(z, gamma):
@@ -154,7 +154,7 @@ def test_two_processes_give_the_gradients_and_the_memory_of_one(schedule, tmp_pa
         assert_same(memory, expected)
 
 
-def test_a_wrapper_of_the_model_itself_is_called_as_the_bound(tmp_path):
+def test_a_wrapper_of_the_model_itself_is_called_as_the_bound():
     vdm = Loss("adaptive").vdm.eval()
     x = torch.randint(0, 17, (4, 1, 4, 4))
     first, second = (

@@ -34,9 +34,9 @@ def save_figure(
     kind = path.suffix.lower()
     if kind not in _FORMATS:
         raise InputError(f"'{path}' is no figure's name; give one that ends in .png or .svg")
-    metadata = {"Description": description}
+    metadata: dict[str, str | None] = {"Description": description}
     if kind == ".svg":
-        metadata |= {"Date": None}  # type: ignore[dict-item]
+        metadata["Date"] = None
     with (
         atomic(path, overwrite) as temporary,
         mpl.rc_context({"svg.hashsalt": "vdm", "svg.fonttype": "none"}),

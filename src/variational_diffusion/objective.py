@@ -98,8 +98,9 @@ def diffusion(
 
     The end points: see `_at_the_ends`.
     """
+    end_points = schedule.end_points
     u, rate_u = schedule.shape_and_rate(t)
-    gamma_t, rate = between(schedule.end_points.detach(), u, rate_u)
+    gamma_t, rate = between(end_points.detach(), u, rate_u)
     error = noise_error(predict_noise, x, gamma_t, noise)
     loss = rate * error
 
@@ -113,22 +114,21 @@ def diffusion(
         total = sum_over_processes(torch.stack([value.sum(), value.new_tensor(len(value))]))
         _remember(schedule.mean_loss, schedule.mean_loss.lerp(total[0] / total[1], share))
         schedule.observe(u.detach(), error.detach())
-    if schedule.end_points.requires_grad:
-        loss = loss + _at_the_ends(predict_noise, schedule, x, noise)
+    if end_points.requires_grad:
+        loss = loss + _at_the_ends(predict_noise, schedule, end_points, x, noise)
     return loss
 
 
 def _at_the_ends(
-    predict_noise: PredictNoise, schedule: Schedule, x: Tensor, noise: Tensor
+    predict_noise: PredictNoise, schedule: Schedule, end_points: Tensor, x: Tensor, noise: Tensor
 ) -> Float[Tensor, ""]:
     """Return zero, with the gradient that the end points have by the diffusion loss.
 
     It is ½E‖ε − ε̂‖² at γ_1 for γ_1, and −½E‖ε − ε̂‖² at γ_0 for γ_0: measured on the batch, at the
     ends themselves. To differentiate the estimate at random times instead gives the same mean and
-    a thousand times the variance. In training the measurement is made at one call in
+    hundreds of times the variance. In training the measurement is made at one call in
     `_CALLS_PER_MEASUREMENT` and kept in between, so that it costs about 1 % of a step.
     """
-    end_points = schedule.end_points
     if not schedule.training or schedule.calls % _CALLS_PER_MEASUREMENT == 0:
         with torch.no_grad():
             sums = [

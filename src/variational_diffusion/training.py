@@ -98,7 +98,7 @@ def fit(
             torch.manual_seed(seed + 1)  # of dropout; never the stream of times and noise
             generator = torch.Generator(device).manual_seed(seed)
             bound = vdm.vlb(x.to(device), generator=generator)
-            price = config.range_price * (vdm.schedule.gamma_1 - vdm.schedule.gamma_0)
+            price = config.range_price * vdm.schedule.end_points.diff()
             (bits_per_dim(bound.total, vdm.dimensions).mean() + price).backward()
         gradient_norm = nn.utils.clip_grad_norm_(
             network_parameters, config.clip_norm if config.clip_norm is not None else torch.inf
@@ -130,12 +130,13 @@ def make_optimizer(vdm: VDM, config: TrainingConfig) -> torch.optim.AdamW:
     network = list(vdm.network.parameters())
     matrices = [p for p in network if p.ndim > 1]
     vectors = [p for p in network if p.ndim <= 1]
-    schedule = {name: p for name, p in vdm.schedule.named_parameters() if p.requires_grad}
-    ends = [schedule.pop(name) for name in ("log_stretch",) if name in schedule]
+    schedule = [p for p in vdm.schedule.parameters() if p.requires_grad]
+    ends = [p for p in schedule if p is vdm.schedule.log_stretch]
+    shape = [p for p in schedule if p is not vdm.schedule.log_stretch]
     groups = [
         (matrices, config.learning_rate, config.weight_decay),
         (vectors, config.learning_rate, 0.0),
-        (list(schedule.values()), config.schedule_learning_rate, 0.0),
+        (shape, config.schedule_learning_rate, 0.0),
         (ends, config.end_point_learning_rate, 0.0),
     ]
     return torch.optim.AdamW(

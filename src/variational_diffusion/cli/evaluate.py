@@ -10,8 +10,9 @@ import torch
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
+from variational_diffusion.cli.examples import chosen_examples, examples_options
 from variational_diffusion.cli.options import device_options, weights_option
-from variational_diffusion.data import Split, open_dataset
+from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import ESTIMATORS, Summary, evaluate, summarize, summary_rows
@@ -19,15 +20,7 @@ from variational_diffusion.model import VDM
 
 
 @click.command()
-@click.argument("run")
-@click.argument("data", required=False)
-@click.option(
-    "--split",
-    type=click.Choice(["train", "validation", "test"]),
-    default="test",
-    help="Which examples.",
-)
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many.")
+@examples_options
 @click.option(
     "--estimator",
     type=click.Choice(list(ESTIMATORS)),
@@ -133,19 +126,3 @@ def evaluate_split(
                 lambda: f"{summarize(bounds, vdm.dimensions).bits_per_dim:.3f} bits/dim",
             )
     return summarize(bounds, vdm.dimensions)
-
-
-def chosen_examples(run: Run, data: str | None, split: str, limit: int | None) -> Split:
-    """Return the examples that a command names; those of other data must be of the model's kind."""
-    config = run.config.data
-    if data is not None:
-        config = config.model_copy(update={"source": data})
-    dataset = open_dataset(config)
-    model = run.config.model
-    if dataset.shape != model.shape or dataset.levels != config.levels:
-        raise InputError(
-            f"data = '{config.source}' has shape {dataset.shape} and levels {dataset.levels}: "
-            f"the model in '{run.path}' takes shape {model.shape} and levels {config.levels}"
-        )
-    chosen = dataset.splits[split]
-    return chosen if limit is None else chosen.limit(limit)

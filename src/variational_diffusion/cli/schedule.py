@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from torch import Tensor
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.evaluate import chosen_examples
+from variational_diffusion.cli.examples import chosen_examples, examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import batches
-from variational_diffusion.errors import InputError
 from variational_diffusion.figures import save_figure, schedule_figure
 from variational_diffusion.files import unused
 from variational_diffusion.profile import measure, profile, standard_errors, variances
@@ -29,15 +26,7 @@ _TARGET = 0.01  # standard error in bits/dim of the last column of the table
 
 
 @click.command()
-@click.argument("run")
-@click.argument("data", required=False)
-@click.option(
-    "--split",
-    type=click.Choice(["train", "validation", "test"]),
-    default="test",
-    help="Which examples.",
-)
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many.")
+@examples_options
 @click.option(
     "--evaluations",
     type=click.IntRange(20 * _BINS),
@@ -73,14 +62,7 @@ def command(
     opened = Run.open(run)
     vdm = opened.load(weights).to(target)
     examples = chosen_examples(opened, data, split, limit)
-    errors = []
-    with Meter("measuring", "evaluations") as meter:
-        generator = torch.Generator(target).manual_seed(seed)
-        done = 0
-        for measured in measure(vdm, _repeated(examples, evaluations, seed), generator=generator):
-            errors.append(measured)
-            done += len(measured.error)
-            meter.update(done / evaluations, done, lambda: "")
+    errors = measure_split(vdm, examples, evaluations=evaluations, seed=seed)
     gamma_0, gamma_1 = vdm.schedule.end_points.tolist()
     found = profile(errors, (gamma_0, gamma_1), bins=_BINS)
     values = variances(found, vdm.schedule)
@@ -130,9 +112,15 @@ def command(
         click.echo(f"figure: {path}")
 
 
-def _repeated(split: Split, count: int, seed: int) -> Iterator[Tensor]:
-    """Return batches of examples in random order, `count` in all, each example as often as any."""
-    if len(split) == 0:
-        raise InputError("no examples: choose a split or a limit with one example or more")
+def measure_split(vdm: VDM, split: Split, *, evaluations: int, seed: int = 0) -> list[Errors]:
+    """Measure m(γ) on a split, in random order and with a progress bar."""
     size = min(_BATCH, len(split))
-    return itertools.islice(batches(split, size, seed), -(-count // size))
+    count = -(-evaluations // size)
+    generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(seed)
+    errors = []
+    with Meter("measuring", "evaluations") as meter:
+        examples = itertools.islice(batches(split, size, seed), count)
+        for measured in measure(vdm, examples, generator=generator):
+            errors.append(measured)
+            meter.update(len(errors) / count, len(errors) * size, lambda: "")
+    return errors

@@ -140,9 +140,9 @@ def train(
                     run.save(state)
                     saved_step, saved_at = state.step, time.monotonic()
     except DivergedError as error:
-        kept = f"'{directory}' keeps its state of step {saved_step}" if saved_step else "no state"
+        kept = f"keeps its state of step {saved_step}" if saved_step else "has no state yet"
         saved_step = state.step  # what comes before a number that is not finite is no good either
-        raise InputError(f"{error} and another --run; {kept}") from error
+        raise InputError(f"{error} and another --run; '{directory}' {kept}") from error
     finally:
         if state.step > saved_step:
             run.save(state)

@@ -78,7 +78,8 @@ class _Stream:
 
 def _load(split: Split, positions: _Stream | list[np.ndarray], workers: int) -> Iterator[Tensor]:
     loader: DataLoader[Tensor] = DataLoader(
-        split,  # type: ignore[arg-type]  # has what torch asks for without being a subclass
+        # both have what torch asks for without being subclasses of its classes
+        split,  # type: ignore[arg-type]
         batch_sampler=positions,  # type: ignore[arg-type]
         collate_fn=_as_it_is,  # `Split.__getitems__` has made a batch of them
         num_workers=workers,

@@ -1,0 +1,47 @@
+"""The examples that a command on a run takes: RUN's own data or others of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from variational_diffusion.checkpoint import Run
+from variational_diffusion.data import Split, open_dataset
+from variational_diffusion.errors import InputError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def examples_options(command: Command) -> Command:
+    """Add the arguments RUN and DATA and the options --split and --limit."""
+    for parameter in (
+        click.option("--limit", type=click.IntRange(1), help="Only the first so many."),
+        click.option(
+            "--split",
+            type=click.Choice(["train", "validation", "test"]),
+            default="test",
+            help="Which examples.",
+        ),
+        click.argument("data", required=False),
+        click.argument("run"),
+    ):
+        command = parameter(command)
+    return command
+
+
+def chosen_examples(run: Run, data: str | None, split: str, limit: int | None) -> Split:
+    """Return the examples that a command names; those of other data must be of the model's kind."""
+    config = run.config.data
+    if data is not None:
+        config = config.model_copy(update={"source": data})
+    dataset = open_dataset(config)
+    model = run.config.model
+    if dataset.shape != model.shape or dataset.levels != config.levels:
+        raise InputError(
+            f"data = '{config.source}' has shape {dataset.shape} and levels {dataset.levels}: "
+            f"the model in '{run.path}' takes shape {model.shape} and levels {config.levels}"
+        )
+    chosen = dataset.splits[split]
+    return chosen if limit is None else chosen.limit(limit)
