@@ -72,6 +72,18 @@ def test_variances_are_those_of_the_estimates(errors, generator):
         assert uncertainty < 0.05 * value
 
 
+def test_standard_errors_are_the_spread_of_repeated_measurements(errors):
+    """Of 20 measurements of 5,000 evaluations each."""
+    schedule = FixedLinear(*ENDS)
+    parts = [errors[i : i + 5] for i in range(0, 100, 5)]
+    reported = np.mean([standard_errors(p, ENDS, schedule, bins=20) for p in parts], axis=0)
+    found = np.std([variances(profile(p, ENDS, bins=20), schedule) for p in parts], axis=0, ddof=1)
+    # A ratio of two independent spreads: the one of 20 is within 0.5 and 1.6 but for 1e-3
+    assert (found / reported > 0.5).all()
+    assert (found / reported < 1.6).all()
+    assert np.isnan(standard_errors(errors[:1], ENDS, schedule, bins=20).learned)
+
+
 def test_the_optimum_is_that_of_the_closed_form(errors):
     found = variances(profile(errors, ENDS, bins=100), FixedLinear(*ENDS))
     mean = diffusion(*ENDS, STD) / math.log(2)
