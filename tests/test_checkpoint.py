@@ -75,8 +75,8 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(digits, tmp
     advance(resumed, config, digits, 12)
     for name, value in whole.vdm.state_dict().items():
         assert torch.equal(value, resumed.vdm.state_dict()[name]), name
-    for name, value in whole.average.state_dict().items():
-        assert torch.equal(value, resumed.average.state_dict()[name]), name
+    for name, value in whole.average.module.state_dict().items():
+        assert torch.equal(value, resumed.average.module.state_dict()[name]), name
 
 
 def test_nothing_saved_yet_is_said(digits, tmp_path):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig, validated
-from variational_diffusion.decoders import Gaussian
-from variational_diffusion.ema import exponential_average
+from variational_diffusion.decoders import Discretized, Gaussian
+from variational_diffusion.ema import ExponentialAverage
 from variational_diffusion.errors import DivergedError, InputError
 from variational_diffusion.model import VDM, build
 from variational_diffusion.numerics import bits_per_dim
@@ -18,7 +18,7 @@ from variational_diffusion.training import (
     TrainingState,
     fit,
     learning_rate_factor,
-    make_optimizer,
+    make_optimizers,
     step_seed,
 )
 
@@ -56,7 +56,8 @@ def train(config: TrainingConfig, state: TrainingState | None = None, stop: int 
 
 
 def weights(state: TrainingState) -> dict[str, torch.Tensor]:
-    return state.vdm.state_dict() | state.average.state_dict()
+    average = state.average.module.state_dict()
+    return state.vdm.state_dict() | {f"average.{name}": value for name, value in average.items()}
 
 
 def same(a: TrainingState, b: TrainingState) -> bool:
@@ -178,10 +179,11 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero():
     assert factors[51:] == pytest.approx([2 - step / 50 for step in range(51, 101)])
     state = TrainingState.start(a_model(), config)
     records = list(islice(fit(state, stream(), config), 3))
-    assert [r.learning_rate for r in records] == pytest.approx([2e-4, 4e-4, 6e-4])
-    assert state.optimizer.param_groups[2]["lr"] == pytest.approx(
-        0.3 * config.schedule_learning_rate
-    )
+    assert [r.learning_rate for r in records] == pytest.approx([4e-4, 8e-4, 12e-4])
+    groups = [group for each in state.optimizers.values() for group in each.param_groups]
+    for rate in ("learning", "matrix_learning", "schedule_learning", "end_point_learning"):
+        scaled = pytest.approx(0.3 * getattr(config, f"{rate}_rate"))
+        assert any(group["lr"] == scaled for group in groups), rate
 
 
 def test_a_budget_of_minutes_is_spent_in_seconds_of_training():
@@ -200,22 +202,36 @@ def test_time_spent_by_the_caller_is_not_training(monkeypatch):
     assert state.seconds == 0.0
 
 
-def test_only_matrices_of_the_network_are_decayed():
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_every_parameter_has_one_optimizer_and_only_matrices_are_decayed(optimizer):
     vdm = a_model()
-    config = TrainingConfig(steps=1, weight_decay=0.3)
-    groups = make_optimizer(vdm, config).param_groups
+    config = TrainingConfig(steps=1, weight_decay=0.3, optimizer=optimizer)
+    optimizers = make_optimizers(vdm, config)
+    groups = [group for each in optimizers.values() for group in each.param_groups]
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
-    expected = {id(p) for p in vdm.network.parameters() if p.ndim > 1}
-    assert decayed == expected
+    assert decayed == {id(p) for p in vdm.network.parameters() if p.ndim > 1}
     every = [p for group in groups for p in group["params"]]
     assert len(every) == len({id(p) for p in every})
     assert {id(p) for p in every} == {id(p) for p in vdm.parameters() if p.requires_grad}
 
 
+def test_muon_takes_the_matrices_that_are_not_thin():
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3), torch.nn.Conv2d(8, 8, 1), torch.nn.Conv2d(8, 7, 3)
+    )
+    vdm = VDM(network, FixedLinear(-5.0, 5.0), Discretized(17), (1, 8, 8))
+    optimizers = make_optimizers(vdm, TrainingConfig(steps=1))
+    taken = [p for group in optimizers["muon"].param_groups for p in group["params"]]
+    assert [id(p) for p in taken] == [id(network[0].weight), id(network[1].weight)]
+    assert "muon" not in make_optimizers(vdm, TrainingConfig(steps=1, optimizer="adamw"))
+
+
 def test_gradients_are_clipped_to_the_norm():
     moved = []
     for clip in (None, 1e-9):
-        config = TrainingConfig(steps=1, warmup_steps=0, clip_norm=clip, weight_decay=0.0)
+        config = TrainingConfig(
+            steps=1, warmup_steps=0, clip_norm=clip, weight_decay=0.0, optimizer="adamw"
+        )
         state = TrainingState.start(a_model(), config)
         before = state.vdm.network.dense_out.weight.detach().clone()
         (record,) = fit(state, stream(), config)
@@ -228,14 +244,25 @@ def test_gradients_are_clipped_to_the_norm():
 
 def test_the_average_follows_its_formula():
     model = torch.nn.Linear(1, 1, bias=False)
-    average = exponential_average(model, decay=0.5)
+    average = ExponentialAverage(model, decay=0.5)
     expected = None
     for n, value in enumerate([1.0, 3.0, -2.0, 5.0, 0.5, 4.0, 7.0, -1.0, 2.0, 6.0, 9.0]):
         torch.nn.init.constant_(model.weight, value)
-        average.update_parameters(model)
+        average.update()
         decay = min(0.5, (1 + n) / (10 + n))
         expected = value if expected is None else decay * expected + (1 - decay) * value
         assert float(average.module.weight.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_average_has_the_buffers_of_the_model_and_no_gradients():
+    model = torch.nn.BatchNorm1d(2)
+    average = ExponentialAverage(model, decay=0.5)
+    model(torch.tensor([[1.0, 2.0], [3.0, 8.0]]))
+    assert not torch.equal(average.module.running_mean, model.running_mean)
+    average.update()
+    assert torch.equal(average.module.running_mean, model.running_mean)
+    assert average.module.num_batches_tracked == 1
+    assert not any(p.requires_grad for p in average.module.parameters())
 
 
 def test_seeds_of_steps_differ_and_depend_on_both():

@@ -90,13 +90,14 @@ class Run:
         """Write the state of training and both sets of weights."""
         weights = state.vdm.state_dict()
         average = state.average.module.state_dict()
-        optimizer = {
-            f"optimizer.{index}.{name}": value
-            for index, values in state.optimizer.state_dict()["state"].items()
+        optimizers = {
+            f"optimizer.{kind}.{index}.{name}": value
+            for kind, optimizer in state.optimizers.items()
+            for index, values in optimizer.state_dict()["state"].items()
             for name, value in values.items()
         }
         progress = {"step": str(state.step), "seconds": repr(state.seconds)}
-        everything = _prefixed("model", weights) | _prefixed("ema", average) | optimizer
+        everything = _prefixed("model", weights) | _prefixed("ema", average) | optimizers
         write_tensors(self.path / "state" / "training.safetensors", everything, progress)
         write_tensors(self.path / _WEIGHT_FILES["raw"], weights, progress)
         write_tensors(self.path / _WEIGHT_FILES["ema"], average, progress)
@@ -110,14 +111,15 @@ class Run:
         state = TrainingState.start(build(self.config.model).to(device), self.config.training)
         _load(state.vdm, _without_prefix("model", tensors), path)
         _load(state.average.module, _without_prefix("ema", tensors), path)
-        optimizer: dict[int, dict[str, Tensor]] = {}
-        for key, value in _without_prefix("optimizer", tensors).items():
-            index, name = key.split(".")
-            optimizer.setdefault(int(index), {})[name] = value
-        groups = state.optimizer.state_dict()["param_groups"]
-        state.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
+        for kind, optimizer in state.optimizers.items():
+            values: dict[int, dict[str, Tensor]] = {}
+            for key, value in _without_prefix(f"optimizer.{kind}", tensors).items():
+                index, name = key.split(".")
+                values.setdefault(int(index), {})[name] = value
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": values, "param_groups": groups})
         state.step, state.seconds = int(metadata["step"]), float(metadata["seconds"])
-        state.average.n_averaged.fill_(state.step)
+        state.average.updates = state.step
         return state
 
     def load(self, weights: Weights = "ema") -> VDM:

@@ -76,8 +76,11 @@ class TrainingConfig(_Section):
         validating left out. The learning rate follows the share of the budget that is spent: a
         linear rise over `warmup_steps`, constant, then from the share `decay_from` on a straight
         line to zero.
-    learning_rate, betas, weight_decay: AdamW's, for the network. Vectors (biases, gains) and the
-        schedule are not decayed.
+    optimizer: of the network's matrices and convolution kernels, "muon" or "adamw". All other
+        parameters learn by AdamW.
+    matrix_learning_rate: Muon's; its momentum is 0.95.
+    learning_rate, betas: AdamW's.
+    weight_decay: of the matrices. Vectors (biases, gains) and the schedule are not decayed.
     schedule_learning_rate: for the shape of the noise schedule, which learns by the variance.
     end_point_learning_rate: for its end points, which learn by the bound; each is a logarithm of
         the distance from the middle of the initial range.
@@ -91,7 +94,9 @@ class TrainingConfig(_Section):
     steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
+    optimizer: Literal["muon", "adamw"] = "muon"
+    matrix_learning_rate: float = Field(0.015, gt=0)
+    learning_rate: float = Field(4e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.01, ge=0)
     schedule_learning_rate: float = Field(1e-2, ge=0)

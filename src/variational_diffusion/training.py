@@ -20,15 +20,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from variational_diffusion.config import TrainingConfig
-from variational_diffusion.ema import exponential_average
+from variational_diffusion.ema import ExponentialAverage
 from variational_diffusion.errors import DivergedError
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.objective import Bound
+from variational_diffusion.optimizers import Muon
 from variational_diffusion.schedules import Schedule
+
+_MATRIX_SIDE = 8
 
 
 @dataclass
@@ -39,15 +41,15 @@ class TrainingState:
     """
 
     vdm: VDM
-    average: AveragedModel
-    optimizer: torch.optim.AdamW
+    average: ExponentialAverage[VDM]
+    optimizers: dict[str, torch.optim.Optimizer]
     step: int = 0
     seconds: float = 0.0
 
     @classmethod
     def start(cls, vdm: VDM, config: TrainingConfig) -> TrainingState:
         """Return the state before the first step."""
-        return cls(vdm, exponential_average(vdm, config.ema_decay), make_optimizer(vdm, config))
+        return cls(vdm, ExponentialAverage(vdm, config.ema_decay), make_optimizers(vdm, config))
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def fit(
     batches: the data from batch number `state.step` on, each of shape (batch, *shape).
     Raises DivergedError before the step that a bound or a gradient which is not finite would make.
     """
-    vdm, optimizer = state.vdm, state.optimizer
+    vdm, optimizers = state.vdm, state.optimizers.values()
     device = next(vdm.parameters()).device
     network_parameters = list(vdm.network.parameters())
     start = time.monotonic() - state.seconds
@@ -89,10 +91,12 @@ def fit(
         if progress >= 1:
             return
         factor = learning_rate_factor(state.step, progress, config)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
 
-        vdm.train()
+        if not vdm.training:
+            vdm.train()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             seed = step_seed(config.seed, state.step)
             torch.manual_seed(seed + 1)  # of dropout; never the stream of times and noise
@@ -104,9 +108,10 @@ def fit(
             network_parameters, config.clip_norm if config.clip_norm is not None else torch.inf
         )
         _check_finite(bound, gradient_norm, vdm.schedule, state.step, config)
-        optimizer.step()
-        optimizer.zero_grad()
-        state.average.update_parameters(vdm)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        state.average.update()
         state.step += 1
         state.seconds = time.monotonic() - start - paused
 
@@ -122,10 +127,12 @@ def fit(
         paused += time.monotonic() - before_yield
 
 
-def make_optimizer(vdm: VDM, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW over the network's matrices, its vectors, the schedule's shape and its ends.
+def make_optimizers(vdm: VDM, config: TrainingConfig) -> dict[str, torch.optim.Optimizer]:
+    """Return the optimizers by name: "adamw", and "muon" where the configuration asks for it.
 
-    Only the matrices (and convolution kernels) are decayed.
+    Muon takes the network's matrices that are `_MATRIX_SIDE` or more both ways: what is thinner,
+    such as the last convolution to one channel, has no directions to balance. AdamW has the rest
+    of the network, the schedule's shape and its ends.
     """
     network = list(vdm.network.parameters())
     matrices = [p for p in network if p.ndim > 1]
@@ -133,21 +140,35 @@ def make_optimizer(vdm: VDM, config: TrainingConfig) -> torch.optim.AdamW:
     schedule = [p for p in vdm.schedule.parameters() if p.requires_grad]
     ends = [p for p in schedule if p is vdm.schedule.log_stretch]
     shape = [p for p in schedule if p is not vdm.schedule.log_stretch]
+    by_muon: list[nn.Parameter] = []
+    if config.optimizer == "muon":
+        by_muon = [p for p in matrices if min(len(p), p[0].numel()) >= _MATRIX_SIDE]
+        chosen = {id(p) for p in by_muon}
+        matrices = [p for p in matrices if id(p) not in chosen]
     groups = [
         (matrices, config.learning_rate, config.weight_decay),
         (vectors, config.learning_rate, 0.0),
         (shape, config.schedule_learning_rate, 0.0),
         (ends, config.end_point_learning_rate, 0.0),
     ]
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
-            for parameters, rate, decay in groups
-            if parameters
-        ],
-        betas=config.betas,
-        fused=True,
-    )
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "adamw": torch.optim.AdamW(
+            [
+                {"params": parameters, "lr": rate, "weight_decay": decay}
+                for parameters, rate, decay in groups
+                if parameters
+            ],
+            betas=config.betas,
+            fused=True,
+        )
+    }
+    if by_muon:
+        rate, decay = config.matrix_learning_rate, config.weight_decay
+        optimizers["muon"] = Muon(by_muon, lr=rate, weight_decay=decay)
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
 
 
 def learning_rate_factor(step: int, progress: float, config: TrainingConfig) -> float:
@@ -176,7 +197,8 @@ def _check_finite(
     name, value = next((k, v) for k, v in numbers.items() if not v.isfinite())
     raise DivergedError(
         f"training diverged in step {step + 1} (the {name} is {float(value)}): learn more slowly "
-        f"than with learning_rate = {config.learning_rate}, schedule_learning_rate = "
+        f"than with learning_rate = {config.learning_rate}, matrix_learning_rate = "
+        f"{config.matrix_learning_rate}, schedule_learning_rate = "
         f"{config.schedule_learning_rate}, end_point_learning_rate = "
         f"{config.end_point_learning_rate}; type, for example, --learning-rate "
         f"{config.learning_rate / 10:.2g}"
