@@ -1,11 +1,12 @@
 # make demo   a model of handwritten digits: trained, evaluated, sampled, in a few minutes
 # make test   style, types and tests
-# Both set up .venv first. Another interpreter: make demo PYTHON=python3.12
+# make bench  every benchmark, shortened: that they run, not what they measure
+# All set up .venv first. Another interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test install wheel clean
+.PHONY: demo test bench install wheel clean
 
 demo: install
 	@$(BIN)/vdm demo
@@ -16,6 +17,14 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2 --durations 10
 
+bench: install .venv/peers
+	$(BIN)/python benchmarks/speedrun.py digits --minutes 0.1 --no-log
+	$(BIN)/python benchmarks/step.py --repeats 1 --no-log
+	$(BIN)/python benchmarks/scaling.py --axis levels --repeats 1 --no-log
+	$(BIN)/python benchmarks/where.py digits --steps 2 --no-log
+	$(BIN)/python benchmarks/gpu.py --device cpu --preset tiny --compile off --seconds 0.2 --no-log
+	$(BIN)/python benchmarks/schedules.py cost digits --repeats 11
+
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -23,6 +32,10 @@ install: .venv/installed
 	@echo "Setting up .venv, once: a minute or two."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+.venv/peers: benchmarks/requirements.txt .venv/installed
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
 	@touch $@
 
 wheel: install

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import click
 import torch
@@ -29,7 +29,7 @@ from variational_diffusion.config import DataConfig, RunConfig
 from variational_diffusion.data import Dataset, open_dataset
 from variational_diffusion.data.loader import batches
 from variational_diffusion.likelihood import Summary
-from variational_diffusion.model import VDM, build
+from variational_diffusion.model import build
 from variational_diffusion.presets import configure
 from variational_diffusion.profile import Variances, profile, variances
 from variational_diffusion.training import TrainingState, fit
@@ -60,7 +60,7 @@ class Result(NamedTuple):
 def trained(config: RunConfig, dataset: Dataset) -> Result:
     training = config.training
     state = TrainingState.start(build(config.model, seed=training.seed), training)
-    average = cast(VDM, state.average.module)
+    average = state.average.module
     stream = batches(dataset.splits["train"], training.batch_size, training.seed)
     assert training.steps is not None
     validation = dataset.splits["validation"].limit(VALIDATION_EXAMPLES)

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from variational_diffusion import training
@@ -101,6 +102,33 @@ def test_every_schedule_is_an_option_of_train(capsys, schedule, tmp_path):
         json.loads((tmp_path / "run" / "config.json").read_text())["model"]["schedule"]["name"]
         == schedule
     )
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("off", []),
+        ("default", [{"dynamic": False}]),
+        ("cuda-graphs", [{"dynamic": False, "mode": "reduce-overhead"}]),
+    ],
+)
+def test_the_network_in_training_is_compiled_on_request(
+    capsys, tmp_path, monkeypatch, mode, options
+):
+    """What torch is asked for; that a compiled network learns the same is in test_wrapping."""
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kw: asked.append(kw))
+    output(capsys, ["train", "digits", "--run", str(tmp_path), *TRAIN, "--compile", mode])
+    assert asked == options
+
+
+def test_every_network_for_images_is_an_option_of_train(capsys, tmp_path):
+    for network in ("transformer", "paper-unet"):
+        small = [*TRAIN[:4], "--set", "network.width=12", "--set", "network.blocks=1"]
+        path = tmp_path / network
+        output(capsys, ["train", "digits", "--run", str(path), "--network", network, *small])
+        config = json.loads((path / "config.json").read_text())
+        assert config["model"]["network"]["name"] == network
 
 
 @pytest.mark.parametrize("schedule", ["adaptive", "monotone"])

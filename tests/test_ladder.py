@@ -9,7 +9,7 @@ import variational_diffusion
 
 LEVELS = [
     {"errors"},
-    {"numerics", "lattice", "config", "files"},
+    {"numerics", "lattice", "config", "files", "memory", "optimizers"},
     {"schedules", "process", "data", "ema", "classical", "pictures"},
     {"decoders", "networks", "objective", "sampling"},
     {"model"},

@@ -139,7 +139,11 @@ def test_a_completed_configuration_holds_the_defaults_and_builds_the_same():
 @pytest.mark.parametrize(
     ("part", "component", "message"),
     [
-        ("network", Component(name="dit"), r"network = 'dit': known are unet, paper-unet, mlp"),
+        (
+            "network",
+            Component(name="dit"),
+            r"network = 'dit': known are unet, paper-unet",
+        ),
         ("schedule", Component(name="sigmoid"), r"schedule = 'sigmoid': known are fixed-linear"),
         ("decoder", Component(name="x"), r"decoder = 'x': known are discretized, gaussian"),
         (

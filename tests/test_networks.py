@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.networks import MLP, NETWORKS, PaperUNet, UNet
+from variational_diffusion.networks import MLP, NETWORKS, PaperUNet, Transformer, UNet
 from variational_diffusion.networks.layers import (
     AttentionBlock,
     NoiseLevelEmbedding,
@@ -17,8 +17,9 @@ from variational_diffusion.networks.layers import (
 )
 
 SMALL = {
-    "unet": {"widths": [8, 12], "blocks": 1, "conditioning_size": 1},
+    "unet": {"widths": [8, 12], "attention": True, "conditioning_size": 1},
     "paper-unet": {"width": 8, "blocks": 2, "dropout": 0.0},
+    "transformer": {"width": 12, "depth": 2, "channels": 8, "conditioning_size": 1},
     "mlp": {"width": 16, "blocks": 2, "conditioning_size": 1},
 }
 
@@ -64,13 +65,25 @@ def test_the_output_depends_on_the_noise_level_and_on_the_conditioning(name, gen
     assert (out[0] - out[1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name_and_start", [("unet", 0.0), ("mlp", 0.0), ("paper-unet", 1.0)])
+@pytest.mark.parametrize(
+    "name_and_start", [("unet", 0.0), ("transformer", 0.0), ("mlp", 0.0), ("paper-unet", 1.0)]
+)
 def test_fresh_networks_return_nothing_but_the_skip(name_and_start, generator):
     """The last layer is zero: v̂ = 0 to start with, or ε̂ = z for the paper's network."""
     name, start = name_and_start
     z = torch.randn(2, 3, 4, 4, generator=generator)
     network = NETWORKS[name]((3, 4, 4), **SMALL[name])
     assert torch.equal(network(z, torch.zeros(2)), start * z)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_pixel_sees_every_other(name, generator):
+    network = perturbed(name, (1, 12, 12))
+    z = torch.randn(1, 1, 12, 12, generator=generator)
+    moved = z.clone()
+    moved[..., 0, 0] += 1.0
+    change = network(moved, torch.zeros(1)) - network(z, torch.zeros(1))
+    assert change[..., 11, 11].abs() > 1e-6
 
 
 def test_groups_hold_four_channels_or_more():
@@ -82,14 +95,14 @@ def test_groups_hold_four_channels_or_more():
     assert group_norm(128).num_groups == group_norm(256).num_groups == 32
 
 
-@pytest.mark.parametrize("name", ["unet", "mlp"])
+@pytest.mark.parametrize("name", ["unet", "transformer", "mlp"])
 def test_the_lattice_is_an_input_for_discrete_data(name, generator):
     network = perturbed(name, (1, 4, 4), levels=17)
     z = torch.randn(2, 1, 4, 4, generator=generator)
     gamma = torch.tensor([-8.0, 0.0])
     assert network(z, gamma).shape == z.shape
-    inputs = network.conv_in.in_channels if name == "unet" else network.dense_in.in_features / 16
-    assert inputs == 2
+    inputs = network.dense_in.in_features / 16 if name == "mlp" else network.conv_in.in_channels
+    assert inputs == 4
 
 
 def test_lattice_features_are_the_noise_where_it_is_fine(generator):
@@ -97,12 +110,27 @@ def test_lattice_features_are_the_noise_where_it_is_fine(generator):
     x = (2 * torch.randint(0, 256, (1, 1, 50), generator=generator).double() + 1) / 256 - 1
     noise = torch.randn(1, 1, 50, dtype=torch.float64, generator=generator).clamp(-2, 2)
     z = torch.sigmoid(-gamma).sqrt() * x + torch.sigmoid(gamma).sqrt() * noise
-    torch.testing.assert_close(lattice_features(z, gamma, 256), noise, rtol=1e-9, atol=1e-9)
-    assert lattice_features(z + 5, gamma, 256).max() == 4
+    around = lattice_features(z, gamma, 256)[:, :1]
+    torch.testing.assert_close(around, noise, rtol=1e-9, atol=1e-9)
+    assert lattice_features(z + 5, gamma, 256)[:, 0].max() == 4
 
 
+@pytest.mark.parametrize("gamma", [-13.0, -6.0, 3.0])
+def test_lattice_features_are_the_noise_of_black_and_of_white_at_every_noise_level(
+    gamma, generator
+):
+    gamma = torch.tensor([gamma], dtype=torch.float64)
+    noise = torch.randn(1, 2, 50, dtype=torch.float64, generator=generator).clamp(-2, 2)
+    squashed = 4 * torch.tanh(noise / 4)
+    for x, kind, sign in ((-255 / 256, 1, 1), (255 / 256, 2, -1)):
+        z = torch.sigmoid(-gamma).sqrt() * x + torch.sigmoid(gamma).sqrt() * noise
+        found = lattice_features(z, gamma, 256)[:, 2 * kind : 2 * kind + 2]
+        torch.testing.assert_close(found, sign * squashed, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
 @pytest.mark.parametrize("gamma", [-13.3, -11.0, -8.0, 0.0])
-def test_lattice_features_have_a_derivative_along_the_noise_level(gamma, generator):
+def test_lattice_features_have_a_derivative_along_the_noise_level(gamma, kind, generator):
     """At fixed noise, for every entry: what the gradient of a schedule passes through.
 
     A distance from the nearest level fails here: where it jumps, differences are huge.
@@ -112,7 +140,7 @@ def test_lattice_features_have_a_derivative_along_the_noise_level(gamma, generat
 
     def features(gamma):
         z = torch.sigmoid(-gamma).sqrt()[:, None] * x + torch.sigmoid(gamma).sqrt()[:, None] * noise
-        return lattice_features(z, gamma, 256)[:, 0]
+        return lattice_features(z, gamma, 256)[:, kind]
 
     at, step = torch.full((2000,), gamma, dtype=torch.float64).requires_grad_(), 1e-3
     (slope,) = torch.autograd.grad(features(at).sum(), at)
@@ -122,13 +150,17 @@ def test_lattice_features_have_a_derivative_along_the_noise_level(gamma, generat
 
 
 def test_images_are_asked_for():
-    for network in (UNet, PaperUNet):
+    for network in (UNet, PaperUNet, Transformer):
         with pytest.raises(InputError, match=r"shape = \(5,\).*network mlp"):
             network((5,))
     with pytest.raises(InputError, match=r"width = 2: .*4 channels or more"):
         PaperUNet((1, 8, 8), width=2)
     with pytest.raises(InputError, match=r"widths = \[6\]"):
         UNet((1, 8, 8), widths=[6])
+    with pytest.raises(InputError, match=r"channels = 6, .*multiple of 4"):
+        Transformer((1, 8, 8), channels=6)
+    with pytest.raises(InputError, match=r"width = 10, heads = 3: .*the heads divide"):
+        Transformer((1, 8, 8), width=10)
     assert MLP((5,))(torch.zeros(2, 5), torch.zeros(2)).shape == (2, 5)
 
 

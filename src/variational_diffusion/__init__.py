@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from variational_diffusion.model import build as build
     from variational_diffusion.networks import MLP as MLP
     from variational_diffusion.networks import PaperUNet as PaperUNet
+    from variational_diffusion.networks import Transformer as Transformer
     from variational_diffusion.networks import UNet as UNet
     from variational_diffusion.objective import Bound as Bound
+    from variational_diffusion.optimizers import Muon as Muon
     from variational_diffusion.schedules import Adaptive as Adaptive
     from variational_diffusion.schedules import Cosine as Cosine
     from variational_diffusion.schedules import FixedLinear as FixedLinear
@@ -44,11 +46,13 @@ _HOMES = {
     "LearnedLinear": "schedules",
     "MLP": "networks",
     "Monotone": "schedules",
+    "Muon": "optimizers",
     "PaperUNet": "networks",
     "Run": "checkpoint",
     "RunConfig": "config",
     "TrainingConfig": "config",
     "TrainingState": "training",
+    "Transformer": "networks",
     "UNet": "networks",
     "VDM": "model",
     "build": "model",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any
 
 import click
 import torch
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import Meter, print_json, print_table
-from variational_diffusion.cli.devices import use_device
+from variational_diffusion.cli.devices import compile_option, compiled, use_device
 from variational_diffusion.cli.options import data_config, data_options, device_options
 from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.config import RunConfig
@@ -44,7 +45,7 @@ _VALIDATION_EXAMPLES = 512  # enough to follow the run; `vdm evaluate` takes the
     type=click.Choice(["fixed", "learned"]),
     help="Whether γ_0 and γ_1 are learned, for the schedules adaptive and monotone.",
 )
-@click.option("--network", help="Network: unet, paper-unet, mlp.")
+@click.option("--network", help="Network: unet, transformer, paper-unet, mlp.")
 @click.option("--batch-size", type=click.IntRange(1), help="Examples in one step.")
 @click.option("--learning-rate", type=float, help="Of the network.")
 @click.option(
@@ -59,12 +60,14 @@ _VALIDATION_EXAMPLES = 512  # enough to follow the run; `vdm evaluate` takes the
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @data_options
+@compile_option
 @device_options
 def command(
     data: str,
     directory: str,
     every: float,
     as_json: bool,
+    compile_mode: str,
     device: str,
     threads: int | None,
     **options: Any,
@@ -85,7 +88,9 @@ def command(
         network=options["network"],
         settings=_settings(options),
     )
-    state, summary = train(directory, config, dataset, target, every=every)
+    state, summary = train(
+        directory, config, dataset, target, every=every, compile_mode=compile_mode
+    )
     if as_json:
         print_json(
             {
@@ -105,7 +110,13 @@ def command(
 
 
 def train(
-    directory: str, config: RunConfig, dataset: Dataset, device: torch.device, *, every: float
+    directory: str,
+    config: RunConfig,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    every: float,
+    compile_mode: str = "off",
 ) -> tuple[TrainingState, Summary]:
     """Train until the budget is spent; validate and save every `every` seconds and at the end.
 
@@ -119,6 +130,7 @@ def train(
     run = Run.start(directory, config)
     state = run.resume(device) or TrainingState.start(vdm, training)
     run.forget_metrics_after(state.step)
+    compiled(state.vdm.network, compile_mode)
     stream = batches(dataset.splits["train"], training.batch_size, training.seed, start=state.step)
     recent: list[StepRecord] = []
     saved_step, saved_at = state.step, time.monotonic()
@@ -156,7 +168,7 @@ def train(
 
 def _validate(run: Run, state: TrainingState, dataset: Dataset) -> Summary:
     """Evaluate the averaged weights on the validation split, and log it."""
-    average = cast(VDM, state.average.module)
+    average = state.average.module
     split = dataset.splits["validation"].limit(_VALIDATION_EXAMPLES)
     device = next(average.parameters()).device
     generator = torch.Generator(device).manual_seed(0)
@@ -201,10 +213,10 @@ def _short(vdm: VDM, records: list[StepRecord]) -> str:
     return f"{float(bits_per_dim(nats, vdm.dimensions)):.2f} bits/dim"
 
 
-def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Return "section.field" → value from --set and the options that are shorthands for it."""
+def parsed_settings(assignments: Iterable[str]) -> dict[str, Any]:
+    """Return "section.field" → value from the arguments of --set."""
     settings: dict[str, Any] = {}
-    for assignment in options["settings"]:
+    for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or "." not in key:
             raise InputError(
@@ -215,6 +227,12 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
             settings[key] = json.loads(text)
         except json.JSONDecodeError:
             settings[key] = text
+    return settings
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Return "section.field" → value from --set and the options that are shorthands for it."""
+    settings = parsed_settings(options["settings"])
     if options["end_points"] is not None:
         settings["schedule.learn_end_points"] = options["end_points"] == "learned"
     for name in ("steps", "minutes", "seed", "batch_size", "learning_rate"):

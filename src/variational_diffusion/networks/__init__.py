@@ -9,12 +9,14 @@ from torch import nn
 
 from variational_diffusion.networks.mlp import MLP
 from variational_diffusion.networks.paper import PaperUNet
+from variational_diffusion.networks.transformer import Transformer
 from variational_diffusion.networks.unet import UNet
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "paper-unet": PaperUNet,
+    "transformer": Transformer,
     "mlp": MLP,
 }
 
-__all__ = ["MLP", "NETWORKS", "PaperUNet", "UNet"]
+__all__ = ["MLP", "NETWORKS", "PaperUNet", "Transformer", "UNet"]

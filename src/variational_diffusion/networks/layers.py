@@ -41,19 +41,41 @@ def fourier_features(
 
 def lattice_features(
     z: Float[Tensor, "batch channels *space"], gamma: Float[Tensor, " batch"], levels: int
-) -> Float[Tensor, "batch channels *space"]:
-    """Return how far z/alpha lies from the levels around it, in standard deviations of the noise.
+) -> Float[Tensor, "batch features *space"]:
+    """Return where z/alpha lies in the lattice of the levels, in standard deviations of the noise.
 
-    This is `lattice.mean_distance`, cut off at ±4. Where the noise is finer than the spacing of the
-    levels it is nearly the noise itself; where it is coarser the feature fades. It is continuous in
-    z and γ, so the loss is too, and its derivative along γ has the right mean: a distance from the
-    nearest level, which jumps, gives a wrong gradient to the noise schedule and a wrong divergence
-    to the probability-flow ODE.
+    Three features per channel, those of one kind side by side: how far it is from the levels around
+    it (`lattice.mean_distance`, cut off at ±4), above the lowest level and below the highest (both
+    squashed to ±4). The first is nearly the noise itself where that is finer than the spacing of
+    the levels, and fades where it is coarser. The other two are the noise of every black and of
+    every white pixel, whatever γ: a network would have to learn a gain of up to 1/sigma to see it.
+
+    All are continuous in z and γ, so the loss is too, and its derivative along γ has the right
+    mean: a distance from the nearest level, which jumps, gives a wrong gradient to the noise
+    schedule and a wrong divergence to the probability-flow ODE.
     """
     gamma = expand(gamma, z)
     position = 0.5 * levels * z / alpha(gamma) + 0.5 * (levels - 1)
     spacing = (2 / levels) * torch.exp(-0.5 * gamma)
-    return (spacing * mean_distance(position, spacing, levels)).clamp(-4, 4)
+    around = (spacing * mean_distance(position, spacing, levels)).clamp(-4, 4)
+    above = 4 * torch.tanh(0.25 * spacing * position)
+    below = 4 * torch.tanh(0.25 * spacing * (levels - 1 - position))
+    return torch.cat([around, above, below], dim=1)
+
+
+def with_features(
+    z: Float[Tensor, "batch channels *space"], gamma: Float[Tensor, " batch"], levels: int | None
+) -> Float[Tensor, "batch inputs *space"]:
+    """Return what a network sees of z: with `lattice_features` of discrete data, as it is of real.
+
+    These are `inputs_per_channel(levels)` for every channel of z.
+    """
+    return z if levels is None else torch.cat([z, lattice_features(z, gamma, levels)], dim=1)
+
+
+def inputs_per_channel(levels: int | None) -> int:
+    """Return the number of inputs that `with_features` makes of one channel."""
+    return 1 if levels is None else 4
 
 
 class NoiseLevelEmbedding(nn.Module):

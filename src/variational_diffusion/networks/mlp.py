@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from variational_diffusion.networks.layers import (
     NoiseLevelEmbedding,
-    lattice_features,
+    inputs_per_channel,
+    with_features,
     zero_initialised,
 )
 
@@ -42,7 +42,7 @@ class MLP(nn.Module):
         size = math.prod(shape)
         self.levels = levels
         self.embedding = NoiseLevelEmbedding(32, gamma_min, gamma_max, conditioning_size)
-        self.dense_in = nn.Linear(size * (1 if levels is None else 2), width)
+        self.dense_in = nn.Linear(size * inputs_per_channel(levels), width)
         self.blocks = nn.ModuleList(
             ResidualBlock(width, self.embedding.size, dropout) for _ in range(blocks)
         )
@@ -56,10 +56,7 @@ class MLP(nn.Module):
         conditioning: Float[Tensor, "batch n"] | None = None,
     ) -> Float[Tensor, "batch *shape"]:
         embedding = self.embedding(gamma, conditioning)
-        inputs = z.flatten(1)
-        if self.levels is not None:
-            inputs = torch.cat([inputs, lattice_features(inputs, gamma, self.levels)], dim=1)
-        h = self.dense_in(inputs)
+        h = self.dense_in(with_features(z.flatten(1), gamma, self.levels))
         for block in self.blocks:
             h = block(h, embedding)
         return self.dense_out(silu(self.norm_out(h))).reshape(z.shape)

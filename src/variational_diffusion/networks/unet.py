@@ -16,7 +16,8 @@ from variational_diffusion.networks.layers import (
     Stage,
     group_norm,
     image_channels,
-    lattice_features,
+    inputs_per_channel,
+    with_features,
     zero_initialised,
 )
 
@@ -44,9 +45,9 @@ class UNet(nn.Module):
         gamma_min: float = -13.3,
         gamma_max: float = 5.0,
         levels: int | None = None,
-        widths: Sequence[int] = (16, 32, 64),
-        blocks: int = 2,
-        attention: bool = True,
+        widths: Sequence[int] = (32, 48, 64),
+        blocks: int = 1,
+        attention: bool = False,
         dropout: float = 0.0,
         conditioning_size: int = 0,
     ) -> None:
@@ -61,7 +62,8 @@ class UNet(nn.Module):
         def stage(channels_in: int, width: int) -> Stage:
             return Stage(channels_in, width, size, blocks=blocks, dropout=dropout)
 
-        self.conv_in = nn.Conv2d(channels * (1 if levels is None else 2), widths[0], 3, padding=1)
+        inputs = channels * inputs_per_channel(levels)
+        self.conv_in = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         self.shrink = nn.ModuleList()
         self.grow = nn.ModuleList()
@@ -83,8 +85,7 @@ class UNet(nn.Module):
         conditioning: Float[Tensor, "batch n"] | None = None,
     ) -> Float[Tensor, "batch c h w"]:
         embedding = self.embedding(gamma, conditioning)
-        inputs = [z] if self.levels is None else [z, lattice_features(z, gamma, self.levels)]
-        h = self.conv_in(torch.cat(inputs, dim=1))
+        h = self.conv_in(with_features(z, gamma, self.levels))
         skips = []
         for i, blocks in enumerate(self.down):
             h = blocks(h, embedding)

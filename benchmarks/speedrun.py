@@ -1,0 +1,125 @@
+"""Bits per dimension after a fixed number of minutes of training from nothing.
+
+    python benchmarks/speedrun.py fashion-mnist --minutes 5 --seeds 3
+    python benchmarks/speedrun.py emoji-32.npy --minutes 5
+
+The clock counts every step from the first, compilation included; reading the data and the
+evaluation at the end do not count. Then the averaged weights are evaluated on the first 1,000 test
+images. Any setting of the run can be changed as in `vdm train`. Nothing else should run on the
+machine; experiments/speedrun.md is the leaderboard.
+"""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+import sys
+import time
+from typing import Any
+
+import click
+import torch
+from common import log_option, markdown, report, threads_option
+
+from variational_diffusion.cli.devices import compile_option, compiled, use_device
+from variational_diffusion.cli.evaluate import evaluate_split
+from variational_diffusion.cli.options import data_config, data_options
+from variational_diffusion.cli.train import parsed_settings
+from variational_diffusion.data import open_dataset
+from variational_diffusion.data.loader import batches, ordered_batches
+from variational_diffusion.model import VDM, build
+from variational_diffusion.presets import configure
+from variational_diffusion.training import TrainingState, fit
+
+TEST_EXAMPLES = 1000
+
+
+@click.command()
+@click.argument("data")
+@click.option("--minutes", type=float, default=5.0, show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--preset", help="Default: by the data.")
+@click.option("--network", help="Default: the preset's.")
+@click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE")
+@compile_option
+@threads_option
+@log_option
+@data_options
+def main(
+    data: str,
+    minutes: float,
+    seeds: int,
+    preset: str | None,
+    network: str | None,
+    settings: tuple[str, ...],
+    compile_mode: str,
+    threads: int,
+    log: bool,
+    **options: Any,
+) -> None:
+    """Train on DATA for so many minutes from each seed, and evaluate."""
+    device = use_device("auto", threads)
+    source = data_config(data, options)
+    dataset = open_dataset(source)
+    test = dataset.splits["test"].limit(TEST_EXAMPLES)
+    rows: list[list[object]] = []
+    values = []
+    for seed in range(seeds):
+        config = configure(
+            source,
+            dataset,
+            preset=preset,
+            network=network,
+            settings={
+                **parsed_settings(settings),
+                "training.minutes": minutes,
+                "training.seed": seed,
+            },
+        )
+        vdm = build(config.model, seed=seed).to(device)
+        state = TrainingState.start(vdm, config.training)
+        compiled(vdm.network, compile_mode)
+        stream = batches(dataset.splits["train"], config.training.batch_size, seed)
+        for _ in fit(state, stream, config.training):
+            pass
+        average = state.average.module
+        summary = evaluate_split(average, test)
+        values.append(summary.bits_per_dim)
+        gamma_0, gamma_1 = average.schedule.end_points.tolist()
+        parameters = sum(p.numel() for p in vdm.network.parameters())
+        rows.append(
+            [
+                seed,
+                f"{summary.bits_per_dim:.4f} ± {summary.standard_error:.4f}",
+                state.step,
+                f"{1000 * state.seconds / state.step:.1f}",
+                f"{milliseconds_an_image(average, next(ordered_batches(test, 100))):.2f}",
+                f"{parameters:,}",
+                f"{gamma_0:.2f} to {gamma_1:.2f}",
+            ]
+        )
+        print(rows[-1], flush=True)
+    header = ["seed", "test bits/dim", "steps", "ms a step", "ms an image", "parameters", "γ"]
+    table = markdown(header, rows)
+    if seeds > 1:
+        table += f"\n\nmedian {statistics.median(values):.4f}"
+    report(f"python benchmarks/{shlex.join(sys.argv)}", table, log=log)
+
+
+@torch.inference_mode()
+def milliseconds_an_image(vdm: VDM, x: torch.Tensor) -> float:
+    """Return the median time of one pass of the network, which sampling and coding pay."""
+    z = torch.randn(x.shape, device=vdm.schedule.gamma_0.device)
+    gamma = torch.zeros(len(x), device=z.device)
+    times = []
+    for _ in range(12):
+        begin = time.perf_counter()
+        vdm.network(z, gamma)
+        if z.is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return 1000 * statistics.median(times[2:]) / len(x)
+
+
+if __name__ == "__main__":
+    main()

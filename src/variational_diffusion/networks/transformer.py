@@ -1,0 +1,136 @@
+"""A transformer on patches, between two convolutional blocks at full resolution."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import gelu, pad, pixel_shuffle, scaled_dot_product_attention, silu
+
+from variational_diffusion.errors import InputError
+from variational_diffusion.networks.layers import (
+    NoiseLevelEmbedding,
+    Stage,
+    group_norm,
+    image_channels,
+    inputs_per_channel,
+    with_features,
+    zero_initialised,
+)
+
+
+class Transformer(nn.Module):
+    """A prediction of the shape of z from (z, γ), by attention between patches.
+
+    A stage of ResNet blocks sees single pixels, its output is cut into patches for the transformer,
+    and what comes back is joined with it in a second stage: the last bits of a pixel depend on the
+    noise next to it, which no patch embedding carries.
+
+    shape: (channels, height, width), any; padded to whole patches inside.
+    gamma_min, gamma_max: range that the embedding maps to [0, 1].
+    levels: number of levels of discrete data, whose lattice is then an input; None: real values.
+    patch: side of a patch, in pixels.
+    width, depth, heads: size of a patch's vector, transformer blocks, attention heads.
+    channels, blocks: of the two stages at full resolution.
+    conditioning_size: length of the conditioning vector, shape (batch, conditioning_size).
+
+    Source: Peebles and Xie, "Scalable Diffusion Models with Transformers" (2023): its adaLN-Zero
+    blocks.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        gamma_min: float = -13.3,
+        gamma_max: float = 5.0,
+        levels: int | None = None,
+        patch: int = 4,
+        width: int = 96,
+        depth: int = 6,
+        heads: int = 3,
+        channels: int = 32,
+        blocks: int = 1,
+        dropout: float = 0.0,
+        conditioning_size: int = 0,
+    ) -> None:
+        super().__init__()
+        in_channels = image_channels(shape)
+        if channels % 4 or width % heads:
+            raise InputError(
+                f"channels = {channels}, width = {width}, heads = {heads}: give channels as a "
+                "multiple of 4 and a width that the heads divide"
+            )
+        self.levels = levels
+        self.patch = patch
+        self.grid = math.ceil(shape[1] / patch), math.ceil(shape[2] / patch)
+        self.embedding = NoiseLevelEmbedding(32, gamma_min, gamma_max, conditioning_size)
+        size = self.embedding.size
+
+        def stage(channels_in: int) -> Stage:
+            return Stage(channels_in, channels, size, blocks=blocks, dropout=dropout)
+
+        inputs = in_channels * inputs_per_channel(levels)
+        self.conv_in = nn.Conv2d(inputs, channels, 3, padding=1)
+        self.before = stage(channels)
+        self.to_patches = nn.Conv2d(channels, width, patch, stride=patch)
+        self.position = nn.Parameter(0.02 * torch.randn(math.prod(self.grid), width))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, heads, size, dropout=dropout) for _ in range(depth)
+        )
+        self.norm_patches = nn.LayerNorm(width)
+        self.from_patches = nn.Linear(width, channels * patch**2)
+        self.after = stage(2 * channels)
+        self.norm_out = group_norm(channels)
+        self.conv_out = zero_initialised(nn.Conv2d(channels, in_channels, 3, padding=1))
+
+    def forward(
+        self,
+        z: Float[Tensor, "batch c h w"],
+        gamma: Float[Tensor, " batch"],
+        conditioning: Float[Tensor, "batch n"] | None = None,
+    ) -> Float[Tensor, "batch c h w"]:
+        embedding = self.embedding(gamma, conditioning)
+        h = self.before(self.conv_in(with_features(z, gamma, self.levels)), embedding)
+        height, width = z.shape[-2:]
+        rows, columns = self.grid
+        whole = pad(h, (0, columns * self.patch - width, 0, rows * self.patch - height))
+        patches = self.to_patches(whole).flatten(2).mT + self.position
+        for block in self.blocks:
+            patches = block(patches, embedding)
+        patches = self.from_patches(self.norm_patches(patches)).mT
+        back = pixel_shuffle(patches.unflatten(2, self.grid), self.patch)[..., :height, :width]
+        h = self.after(torch.cat([h, back], dim=1), embedding)
+        return self.conv_out(silu(self.norm_out(h)))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a dense layer, each normalised, scaled, shifted and gated by the embedding."""
+
+    def __init__(
+        self, width: int, heads: int, embedding_size: int, *, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.modulate = zero_initialised(nn.Linear(embedding_size, 6 * width))
+        self.norm_1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.norm_2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.dense_1 = nn.Linear(width, 4 * width)
+        self.dropout = nn.Dropout(dropout)
+        self.dense_2 = nn.Linear(4 * width, width)
+
+    def forward(
+        self, x: Float[Tensor, "batch n width"], embedding: Float[Tensor, "batch size"]
+    ) -> Float[Tensor, "batch n width"]:
+        modulation = self.modulate(embedding).unsqueeze(1)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation.chunk(6, dim=-1)
+        h = self.query_key_value(self.norm_1(x) * (1 + scale_1) + shift_1)
+        query, key, value = h.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        x = x + gate_1 * self.project(h)
+        h = self.dense_1(self.norm_2(x) * (1 + scale_2) + shift_2)
+        return x + gate_2 * self.dense_2(self.dropout(gelu(h, approximate="tanh")))
