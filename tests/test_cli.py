@@ -152,7 +152,7 @@ def test_divergence_is_one_line_and_leaves_the_run_as_it_was_saved(capsys, tmp_p
     arguments = ["train", "digits", "--run", str(path), *TRAIN, "--learning-rate", "1e30"]
     told = output(capsys, arguments, code=2).err.splitlines()[-1]
     assert told.startswith("vdm: training diverged in step")
-    assert "type, for example, --learning-rate 1e+29 and another --run" in told
+    assert "--learning-rate 1e+29 --set training.matrix_learning_rate=0.0015 and another" in told
     assert told.endswith(f"'{path}' has no state yet")
     assert not (path / "state" / "training.safetensors").exists()
 

@@ -195,13 +195,19 @@ def _check_finite(
     if torch.stack(list(numbers.values())).isfinite().all():
         return
     name, value = next((k, v) for k, v in numbers.items() if not v.isfinite())
+    rates = {
+        "learning_rate": config.learning_rate,
+        "matrix_learning_rate": config.matrix_learning_rate,
+        "schedule_learning_rate": config.schedule_learning_rate,
+        "end_point_learning_rate": config.end_point_learning_rate,
+    }
+    slower = f"--learning-rate {config.learning_rate / 10:.2g}"
+    if config.optimizer == "muon":
+        slower += f" --set training.matrix_learning_rate={config.matrix_learning_rate / 10:.2g}"
     raise DivergedError(
         f"training diverged in step {step + 1} (the {name} is {float(value)}): learn more slowly "
-        f"than with learning_rate = {config.learning_rate}, matrix_learning_rate = "
-        f"{config.matrix_learning_rate}, schedule_learning_rate = "
-        f"{config.schedule_learning_rate}, end_point_learning_rate = "
-        f"{config.end_point_learning_rate}; type, for example, --learning-rate "
-        f"{config.learning_rate / 10:.2g}"
+        f"than with {', '.join(f'{key} = {rate}' for key, rate in rates.items())}; "
+        f"type, for example, {slower}"
     )
 
 
