@@ -399,7 +399,7 @@ def compared(network: str, repeats: int, threads: int) -> Iterator[list[object]]
     memory = {}
     for step in ("training", "sampling", "evaluation"):
         for loop in loops.values():
-            for _ in range(3):
+            for _ in range(min(3, repeats)):
                 loop.ask(step)
         for _ in range(repeats):
             for kind, loop in loops.items():

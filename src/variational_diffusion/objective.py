@@ -133,7 +133,7 @@ def _at_the_ends(
         with torch.no_grad():
             sums = [
                 noise_error(predict_noise, x, gamma.expand(len(x)), noise).sum()
-                for gamma in end_points
+                for gamma in end_points.detach()
             ]
             total = sum_over_processes(torch.stack([*sums, end_points.new_tensor(len(x))]))
             _remember(schedule.end_errors, total[:2] / total[2])

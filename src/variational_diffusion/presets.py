@@ -69,7 +69,8 @@ def tiny(shape: Shape, levels: int | None) -> Preset:
 def small(shape: Shape, levels: int | None) -> Preset:
     """Images of 17 to 48 pixels on a side, on a CPU.
 
-    `python benchmarks/speedrun.py fashion-mnist` on two cores, the first 1,000 test images: SMALL
+    `python benchmarks/speedrun.py fashion-mnist` on two cores, the first 1,000 test images:
+    2.884 ± 0.027 bits per dimension after 5 minutes, 2.821 ± 0.027 after 20
     (experiments/speedrun.md).
     """
     return Preset(
