@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 import torch
+
+from variational_diffusion.cli.devices import compile_option
+from variational_diffusion.cli.options import data_config, data_options
+from variational_diffusion.cli.train import parsed_settings
+from variational_diffusion.config import RunConfig
+from variational_diffusion.data import Dataset, open_dataset
+from variational_diffusion.presets import configure
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 LOG = Path(__file__).parent.parent / "experiments" / "LOG.md"
 
@@ -25,6 +35,41 @@ log_option = click.option(
 )
 
 
+def run_options(command: Command) -> Command:
+    """Add DATA and the options that make a training run of it; `opened` takes them."""
+    for parameter in (
+        data_options,
+        log_option,
+        threads_option,
+        compile_option,
+        click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE"),
+        click.option("--network", help="Default: the preset's."),
+        click.option("--preset", help="Default: by the data."),
+        click.argument("data"),
+    ):
+        command = parameter(command)
+    return command
+
+
+def opened(data: str, options: dict[str, Any]) -> tuple[Dataset, Callable[..., RunConfig]]:
+    """Return the data, and settings → configuration of a run, from what `run_options` added."""
+    source = data_config(data, options)
+    dataset = open_dataset(source)
+    chosen = parsed_settings(options["settings"])
+
+    def configured(**training: object) -> RunConfig:
+        fixed = {f"training.{name}": value for name, value in training.items()}
+        return configure(
+            source,
+            dataset,
+            preset=options["preset"],
+            network=options["network"],
+            settings={**chosen, **fixed},
+        )
+
+    return dataset, configured
+
+
 def machine() -> str:
     """Return the processor, threads, versions and commit that a figure belongs to, in one line."""
     accelerator = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
@@ -34,13 +79,14 @@ def machine() -> str:
     )
 
 
-def report(command: str, table: str, *, log: bool) -> None:
-    """Print a table in Markdown; with `log`, append it to the log, dated, with the machine."""
+def report(table: str, *, log: bool) -> None:
+    """Print a table in Markdown; with `log`, append it to the log: date, command and machine."""
     print(f"\n{table}")
     if log:
         today = datetime.now(UTC).date()
+        command = shlex.join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
         with LOG.open("a", encoding="utf-8") as file:
-            file.write(f"\n### {today} `{command}`\n\n{machine()}\n\n{table}\n")
+            file.write(f"\n### {today} `python {command}`\n\n{machine()}\n\n{table}\n")
 
 
 def markdown(header: list[str], rows: list[list[object]]) -> str:
@@ -54,13 +100,9 @@ def median_ratio(times: list[float], reference: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(times, reference, strict=True))
 
 
-@contextlib.contextmanager
-def peak_growth() -> Iterator[list[float]]:
-    """Measure by how many bytes this process grows, at most, inside; Linux only."""
-    before = resident()
-    found: list[float] = [math.nan]
-    yield found
-    found[0] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+def peak() -> int:
+    """Return the largest size that this process has had in memory, in bytes; Linux only."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def resident() -> int:

@@ -11,8 +11,6 @@ step are counted by torch's flop counter. On a machine without CUDA it says so a
 from __future__ import annotations
 
 import contextlib
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import repeat
@@ -167,7 +165,7 @@ def main(
     header = ["preset", "batch", "precision", "compile", "training images/s", "sampling images/s"]
     note = "In brackets the share of the rate of a product of large matrices."
     table = f"{note}\n\n{markdown(header, rows)}"
-    report(f"python benchmarks/{shlex.join(sys.argv)}", table, log=log)
+    report(table, log=log)
 
 
 if __name__ == "__main__":

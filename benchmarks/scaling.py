@@ -3,17 +3,15 @@
     python benchmarks/scaling.py [--axis size] [--axis levels] … [--repeats 10]
 
 One thing is changed at a time around 1×32×32 images of 256 levels, batches of 16 and the widths of
-the preset `small`. Each point is measured in a process of its own; memory is the growth of that
-process over its size before the first step. The exponent p is the slope of a straight line through
-the points in logarithms: time ∝ size^p.
+the preset `small`; the axis `width` is that at full resolution. Each point is measured in a process
+of its own; memory is the growth of that process over its size before the first step. The exponent p
+is the slope of a straight line through the points in logarithms: time ∝ size^p.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import shlex
 import statistics
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
@@ -21,7 +19,7 @@ from itertools import repeat
 import click
 import numpy as np
 import torch
-from common import log_option, markdown, peak_growth, report, threads_option
+from common import log_option, markdown, peak, report, resident, threads_option
 
 from variational_diffusion.config import TrainingConfig
 from variational_diffusion.decoders import Discretized
@@ -55,13 +53,13 @@ def measured(point: dict[str, int], repeats: int, threads: int) -> tuple[float, 
     x = torch.randint(0, point["levels"], (point["batch"], *shape))
     steps = TrainingConfig(steps=10**9)
     training = fit(TrainingState.start(vdm, steps), repeat(x), steps)
+    before = resident()
     times = []
-    with peak_growth() as growth:
-        for _ in range(repeats + 2):
-            begin = time.perf_counter()
-            next(training)
-            times.append(time.perf_counter() - begin)
-    return statistics.median(times[2:]), growth[0]
+    for _ in range(repeats + 2):
+        begin = time.perf_counter()
+        next(training)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[2:]), peak() - before
 
 
 @click.command()
@@ -95,7 +93,7 @@ def main(axes: tuple[str, ...], repeats: int, threads: int, log: bool) -> None:
             )
             print(rows[-1], flush=True)
     header = ["axis", "values", "ms a step", "exponent", "peak MiB", "exponent"]
-    report(f"python benchmarks/{shlex.join(sys.argv)}", markdown(header, rows), log=log)
+    report(markdown(header, rows), log=log)
 
 
 if __name__ == "__main__":

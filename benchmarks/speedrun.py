@@ -11,47 +11,31 @@ machine; experiments/speedrun.md is the leaderboard.
 
 from __future__ import annotations
 
-import shlex
 import statistics
-import sys
 import time
 from typing import Any
 
 import click
 import torch
-from common import log_option, markdown, report, threads_option
+from common import markdown, opened, report, run_options
 
-from variational_diffusion.cli.devices import compile_option, compiled, use_device
+from variational_diffusion.cli.devices import compiled, use_device
 from variational_diffusion.cli.evaluate import evaluate_split
-from variational_diffusion.cli.options import data_config, data_options
-from variational_diffusion.cli.train import parsed_settings
-from variational_diffusion.data import open_dataset
 from variational_diffusion.data.loader import batches, ordered_batches
 from variational_diffusion.model import VDM, build
-from variational_diffusion.presets import configure
 from variational_diffusion.training import TrainingState, fit
 
 TEST_EXAMPLES = 1000
 
 
 @click.command()
-@click.argument("data")
+@run_options
 @click.option("--minutes", type=float, default=5.0, show_default=True)
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--preset", help="Default: by the data.")
-@click.option("--network", help="Default: the preset's.")
-@click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE")
-@compile_option
-@threads_option
-@log_option
-@data_options
 def main(
     data: str,
     minutes: float,
     seeds: int,
-    preset: str | None,
-    network: str | None,
-    settings: tuple[str, ...],
     compile_mode: str,
     threads: int,
     log: bool,
@@ -59,23 +43,12 @@ def main(
 ) -> None:
     """Train on DATA for so many minutes from each seed, and evaluate."""
     device = use_device("auto", threads)
-    source = data_config(data, options)
-    dataset = open_dataset(source)
+    dataset, configured = opened(data, options)
     test = dataset.splits["test"].limit(TEST_EXAMPLES)
     rows: list[list[object]] = []
     values = []
     for seed in range(seeds):
-        config = configure(
-            source,
-            dataset,
-            preset=preset,
-            network=network,
-            settings={
-                **parsed_settings(settings),
-                "training.minutes": minutes,
-                "training.seed": seed,
-            },
-        )
+        config = configured(minutes=minutes, seed=seed)
         vdm = build(config.model, seed=seed).to(device)
         state = TrainingState.start(vdm, config.training)
         compiled(vdm.network, compile_mode)
@@ -103,7 +76,7 @@ def main(
     table = markdown(header, rows)
     if seeds > 1:
         table += f"\n\nmedian {statistics.median(values):.4f}"
-    report(f"python benchmarks/{shlex.join(sys.argv)}", table, log=log)
+    report(table, log=log)
 
 
 @torch.inference_mode()

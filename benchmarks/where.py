@@ -9,9 +9,7 @@ operations (torch's flop counter) beside them.
 
 from __future__ import annotations
 
-import shlex
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -19,17 +17,13 @@ from typing import Any
 
 import click
 import torch
-from common import log_option, markdown, report, threads_option
+from common import markdown, opened, report, run_options
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from variational_diffusion.cli.devices import compile_option, compiled, use_device
-from variational_diffusion.cli.options import data_config, data_options
-from variational_diffusion.cli.train import parsed_settings
-from variational_diffusion.data import open_dataset
+from variational_diffusion.cli.devices import compiled, use_device
 from variational_diffusion.data.loader import batches
 from variational_diffusion.model import build
-from variational_diffusion.presets import configure
 from variational_diffusion.training import TrainingState, fit
 
 KINDS = {
@@ -54,37 +48,13 @@ def median_seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 @click.command()
-@click.argument("data")
+@run_options
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--preset", help="Default: by the data.")
-@click.option("--network", help="Default: the preset's.")
-@click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE")
-@compile_option
-@threads_option
-@log_option
-@data_options
-def main(
-    data: str,
-    steps: int,
-    preset: str | None,
-    network: str | None,
-    settings: tuple[str, ...],
-    compile_mode: str,
-    threads: int,
-    log: bool,
-    **options: Any,
-) -> None:
+def main(data: str, steps: int, compile_mode: str, threads: int, log: bool, **options: Any) -> None:
     """Profile the training step of the preset for DATA."""
     use_device("cpu", threads)
-    source = data_config(data, options)
-    dataset = open_dataset(source)
-    config = configure(
-        source,
-        dataset,
-        preset=preset,
-        network=network,
-        settings={**parsed_settings(settings), "training.steps": 10**9},
-    )
+    dataset, configured = opened(data, options)
+    config = configured(steps=10**9)
     state = TrainingState.start(build(config.model), config.training)
     stream = batches(dataset.splits["train"], config.training.batch_size, 0)
     training = fit(state, stream, config.training)
@@ -122,7 +92,7 @@ def main(
         f"Products of matrices: {product / 1e9:.0f} GFLOP/s; copying: {copying / 1e9:.1f} GB/s; "
         f"the step: {reached / 1e9:.0f} GFLOP/s, {reached / product:.0%} of the first."
     )
-    report(f"python benchmarks/{shlex.join(sys.argv)}", table, log=log)
+    report(table, log=log)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from variational_diffusion.networks.layers import (
     group_norm,
     lattice_features,
 )
+from variational_diffusion.networks.transformer import TransformerBlock
 
 SMALL = {
     "unet": {"widths": [8, 12], "attention": True, "conditioning_size": 1},
@@ -84,6 +85,52 @@ def test_every_pixel_sees_every_other(name, generator):
     moved[..., 0, 0] += 1.0
     change = network(moved, torch.zeros(1)) - network(z, torch.zeros(1))
     assert change[..., 11, 11].abs() > 1e-6
+
+
+def test_a_transformer_block_is_its_formula(generator):
+    """adaLN-Zero written out, with the soft-max over all pairs; the identity before training."""
+    block = TransformerBlock(6, 2, 5).double()
+    x = torch.randn(3, 4, 6, generator=generator, dtype=torch.float64)
+    embedding = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    assert torch.equal(block(x, embedding), x)
+    torch.nn.init.normal_(block.modulate.weight, generator=generator)
+
+    modulation = block.modulate(embedding).reshape(3, 6, 1, 6)
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation.unbind(1)
+
+    def normalised(h):
+        return (h - h.mean(-1, keepdim=True)) / (
+            h.var(-1, correction=0, keepdim=True) + 1e-6
+        ).sqrt()
+
+    q, k, v = block.query_key_value(normalised(x) * (1 + scale_1) + shift_1).split(6, dim=-1)
+    heads = []
+    for i in (slice(0, 3), slice(3, 6)):
+        weights = (q[..., i] @ k[..., i].mT / math.sqrt(3)).softmax(-1)
+        heads.append(weights @ v[..., i])
+    h = x + gate_1 * block.project(torch.cat(heads, -1))
+    inner = block.dense_1(normalised(h) * (1 + scale_2) + shift_2)
+    inner = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
+    torch.testing.assert_close(block(x, embedding), h + gate_2 * block.dense_2(inner))
+
+
+def test_a_transformer_knows_where_a_patch_is_and_puts_it_back_there(generator):
+    network = perturbed("transformer", (1, 12, 8))
+    z = torch.randn(1, 1, 12, 8, generator=generator)
+    network(z, torch.zeros(1)).square().sum().backward()
+    assert (network.position.grad.abs().amax(1) > 0).all()
+
+    seen = []
+    network.after.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, 8:]))
+    with torch.no_grad():
+        network(z, torch.zeros(1))
+        bump = torch.nn.functional.one_hot(torch.tensor(3), 6)[:, None]  # second row, second column
+        network.from_patches.register_forward_hook(lambda _module, _inputs, output: output + bump)
+        network(z, torch.zeros(1))
+    inside = torch.zeros(12, 8, dtype=torch.bool)
+    inside[4:8, 4:8] = True
+    changed = seen[0] != seen[1]
+    assert (changed == inside).all()
 
 
 def test_groups_hold_four_channels_or_more():

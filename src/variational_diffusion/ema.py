@@ -19,7 +19,7 @@ class ExponentialAverage(Generic[Module]):
     are those of the model.
 
     torch's `AveragedModel` does the same and walks through all modules at every step to find the
-    tensors, an eighth of a step of the small presets; here they are listed once.
+    tensors (docs/performance.md); here they are listed once.
     """
 
     def __init__(self, model: Module, decay: float) -> None:

@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
 
     glibc returns a large block to the system when it is freed, and the system clears its pages when
     they are asked for again. A training step does that with every activation: measured, it costs
-    5 to 25 % of a step on a CPU (docs/performance.md). The process then holds on to its largest
+    5 to 17 % of a step on a CPU (docs/performance.md). The process then holds on to its largest
     size. Not done at import: it is the program, not the library, that decides on its memory.
     """
     if not sys.platform.startswith("linux"):

@@ -23,7 +23,7 @@ from variational_diffusion.networks.layers import (
 
 
 class UNet(nn.Module):
-    """A prediction of the shape of z from (z, γ), most of it computed at reduced resolutions.
+    """A prediction of the shape of z from (z, γ), computed at several resolutions.
 
     Every resolution has `blocks` ResNet blocks on the way down and on the way up, where the last
     output of the same resolution is joined in. A step down halves height and width, rounded up,
