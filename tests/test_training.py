@@ -125,7 +125,9 @@ def test_a_step_uses_its_own_gradient_with_dropout_and_enters_the_average():
 
     state.vdm.network.register_forward_pre_hook(see)
     expected = None
+    state.vdm.eval()
     for n, _ in enumerate(fit(state, stream(), config)):
+        state.vdm.eval()  # as a caller who validates leaves it
         assert all(p.grad is None or not p.grad.any() for p in state.vdm.parameters())
         weight = state.vdm.network.dense_in.weight.detach().clone()
         decay = (1 + n) / (10 + n)
