@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from variational_diffusion.cli.devices import compile_option
+from variational_diffusion.cli.devices import speed_options
 from variational_diffusion.cli.options import data_config, data_options
 from variational_diffusion.cli.train import parsed_settings
 from variational_diffusion.config import RunConfig
@@ -41,7 +41,7 @@ def run_options(command: Command) -> Command:
         data_options,
         log_option,
         threads_option,
-        compile_option,
+        speed_options,
         click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE"),
         click.option("--network", help="Default: the preset's."),
         click.option("--preset", help="Default: by the data."),

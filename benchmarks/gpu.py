@@ -10,9 +10,8 @@ step are counted by torch's flop counter. On a machine without CUDA it says so a
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import repeat
 
 import click
@@ -20,7 +19,7 @@ import torch
 from common import log_option, markdown, report, threads_option
 from torch.utils.flop_counter import FlopCounterMode
 
-from variational_diffusion.cli.devices import COMPILE_MODES, compiled
+from variational_diffusion.cli.devices import COMPILE_MODES, speed_up
 from variational_diffusion.config import TrainingConfig, validated
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.model import VDM
@@ -66,14 +65,8 @@ def operations(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-@contextlib.contextmanager
-def precision(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        yield
-
-
 def measured(
-    preset: str, batch: int | None, dtype: torch.dtype, mode: str, device: torch.device, s: float
+    preset: str, batch: int | None, precision: str, mode: str, device: torch.device, s: float
 ) -> tuple[int, float, float, float, float]:
     """Return the batch, then images and operations a second of training and of sampling."""
     torch.manual_seed(0)
@@ -95,17 +88,15 @@ def measured(
     training = fit(TrainingState.start(vdm, config), repeat(x), config)
 
     def train() -> None:
-        with precision(dtype, device):
-            next(training)
+        next(training)
 
     @torch.inference_mode()
     def sample() -> None:
         vdm.eval()
-        with precision(dtype, device):
-            vdm.reverse(z, gamma_t, gamma_s).sample()
+        vdm.reverse(z, gamma_t, gamma_s).sample()
 
     flops = operations(train), operations(sample)
-    compiled(vdm.network, mode)
+    speed_up(vdm, compile_mode=mode, precision=precision)
     speeds = rate(train, s, device), rate(sample, s, device)
     return (
         batch,
@@ -149,7 +140,7 @@ def main(
         for preset in presets or PRESETS:
             for mode in modes or COMPILE_MODES:
                 batch, images, work, sampled, sampling = measured(
-                    preset, batch_size, dtype, mode, device, seconds
+                    preset, batch_size, name, mode, device, seconds
                 )
                 rows.append(
                     [

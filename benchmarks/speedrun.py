@@ -19,7 +19,7 @@ import click
 import torch
 from common import markdown, opened, report, run_options
 
-from variational_diffusion.cli.devices import compiled, use_device
+from variational_diffusion.cli.devices import speed_up, use_device
 from variational_diffusion.cli.evaluate import evaluate_split
 from variational_diffusion.data.loader import batches, ordered_batches
 from variational_diffusion.model import VDM, build
@@ -37,6 +37,7 @@ def main(
     minutes: float,
     seeds: int,
     compile_mode: str,
+    precision: str,
     threads: int,
     log: bool,
     **options: Any,
@@ -51,7 +52,7 @@ def main(
         config = configured(minutes=minutes, seed=seed)
         vdm = build(config.model, seed=seed).to(device)
         state = TrainingState.start(vdm, config.training)
-        compiled(vdm.network, compile_mode)
+        speed_up(vdm, compile_mode=compile_mode, precision=precision)
         stream = batches(dataset.splits["train"], config.training.batch_size, seed)
         for _ in fit(state, stream, config.training):
             pass

@@ -21,7 +21,7 @@ from common import markdown, opened, report, run_options
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from variational_diffusion.cli.devices import compiled, use_device
+from variational_diffusion.cli.devices import speed_up, use_device
 from variational_diffusion.data.loader import batches
 from variational_diffusion.model import build
 from variational_diffusion.training import TrainingState, fit
@@ -50,7 +50,15 @@ def median_seconds(call: Callable[[], object], repeats: int) -> float:
 @click.command()
 @run_options
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True)
-def main(data: str, steps: int, compile_mode: str, threads: int, log: bool, **options: Any) -> None:
+def main(
+    data: str,
+    steps: int,
+    compile_mode: str,
+    precision: str,
+    threads: int,
+    log: bool,
+    **options: Any,
+) -> None:
     """Profile the training step of the preset for DATA."""
     use_device("cpu", threads)
     dataset, configured = opened(data, options)
@@ -60,7 +68,7 @@ def main(data: str, steps: int, compile_mode: str, threads: int, log: bool, **op
     training = fit(state, stream, config.training)
     with FlopCounterMode(display=False) as counter:
         next(training)
-    compiled(state.vdm.network, compile_mode)
+    speed_up(state.vdm, compile_mode=compile_mode, precision=precision)
     for _ in range(5):
         next(training)
     seconds = median_seconds(lambda: next(training), steps)

@@ -20,6 +20,7 @@ from variational_diffusion.cli import COMMANDS, run
 from variational_diffusion.cli import data as data_command
 from variational_diffusion.cli import train as train_command
 from variational_diffusion.errors import DivergedError
+from variational_diffusion.model import VDM
 from variational_diffusion.schedules import SCHEDULES
 
 TRAIN = ["--steps", "3", "--batch-size", "8", "--set", "network.widths=[8,8]"]
@@ -120,6 +121,30 @@ def test_the_network_in_training_is_compiled_on_request(
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kw: asked.append(kw))
     output(capsys, ["train", "digits", "--run", str(tmp_path), *TRAIN, "--compile", mode])
     assert asked == options
+
+
+@pytest.mark.parametrize(
+    ("precision", "units", "dtype"),
+    [
+        ("float32", True, None),
+        ("bfloat16", False, torch.bfloat16),
+        ("auto", False, None),
+        ("auto", True, torch.bfloat16),
+    ],
+)
+def test_the_precision_of_training_follows_the_option_and_the_processor(
+    capsys, tmp_path, monkeypatch, precision, units, dtype
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units})
+    seen = []
+    vlb = VDM.vlb
+    monkeypatch.setattr(
+        VDM, "vlb", lambda vdm, x, **rest: (seen.append(vdm.autocast), vlb(vdm, x, **rest))[1]
+    )
+    arguments = ["train", "digits", "--run", str(tmp_path), *TRAIN, "--device", "cpu"]
+    output(capsys, [*arguments, "--precision", precision])
+    assert seen[0] == dtype
+    assert seen[-1] is None  # validation, of the averaged weights
 
 
 def test_every_network_for_images_is_an_option_of_train(capsys, tmp_path):

@@ -102,6 +102,47 @@ def test_any_module_can_be_the_network(generator):
     assert torch.equal(network.conditioning, labels + 2)
 
 
+def test_autocast_reaches_the_network_and_nothing_else(generator):
+    """Products outside of it, such as a schedule's, would lose γ; the bound stays in float32."""
+    seen = {}
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            out = super().forward(x)
+            seen[self] = out.dtype
+            return out
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense = Watched(3, 3)
+
+        def forward(self, z, gamma, conditioning=None):
+            return self.dense(z)
+
+    class Linear(FixedLinear):
+        def __init__(self):
+            super().__init__(gamma_min=-5.0, gamma_max=5.0)
+            self.dense = Watched(1, 1)
+
+        def shape_and_rate(self, t):
+            self.dense(t[..., None])
+            return super().shape_and_rate(t)
+
+    torch.manual_seed(0)
+    vdm = VDM(Network(), Linear(), Gaussian(), (3,))
+    x = torch.randn(2, 3, generator=generator)
+    vdm.autocast = torch.bfloat16
+    bound = vdm.vlb(x, generator=torch.Generator().manual_seed(0))
+    assert bound.total.dtype == torch.float32
+    assert seen == {vdm.network.dense: torch.bfloat16, vdm.schedule.dense: torch.float32}
+    vdm.autocast = None
+    exact = vdm.vlb(x, generator=torch.Generator().manual_seed(0))
+    assert seen[vdm.network.dense] == torch.float32
+    torch.testing.assert_close(bound.total, exact.total, rtol=0.02, atol=0.02)
+    assert not torch.equal(bound.total, exact.total)
+
+
 def test_times_can_be_given(generator):
     vdm = VDM(Recorder(), FixedLinear(-10.0, 10.0), Gaussian(), (2,), "noise")
     vdm.vlb(torch.zeros(3, 2), times=torch.tensor([0.0, 0.25, 0.5]))

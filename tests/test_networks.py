@@ -66,6 +66,30 @@ def test_the_output_depends_on_the_noise_level_and_on_the_conditioning(name, gen
     assert (out[0] - out[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_only_the_layers_between_run_in_a_lower_precision(name, generator):
+    """z, its features and the output are finer than bfloat16 where γ is low."""
+    network = perturbed(name, (1, 8, 8))
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    seen = []
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, inputs, out: seen.append((layer, out.dtype)))
+    z = torch.randn(2, 1, 8, 8, generator=generator)
+    gamma = torch.tensor([-12.0, 1.0])
+    exact = network(z, gamma)
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(z, gamma)
+    assert out.dtype == torch.float32
+    dtypes = dict(seen)
+    ends = [m for n, m in network.named_modules() if n.endswith(("_in", "_out")) and m in dtypes]
+    assert len(ends) == 2
+    for layer in [*ends, network.embedding.dense_0, network.embedding.dense_1]:
+        assert dtypes.pop(layer) == torch.float32
+    assert set(dtypes.values()) == {torch.bfloat16}
+    torch.testing.assert_close(out, exact, rtol=0.1, atol=0.1 * exact.std().item())
+
+
 @pytest.mark.parametrize(
     "name_and_start", [("unet", 0.0), ("transformer", 0.0), ("mlp", 0.0), ("paper-unet", 1.0)]
 )

@@ -40,6 +40,9 @@ class VDM(nn.Module):
 
     network: any module called as network(z, gamma, conditioning=None), gamma of shape (batch,),
         with a result of the shape of z.
+    autocast: dtype that torch's autocast gives to the network's products, such as torch.bfloat16;
+        None, the default: the network runs in its own. The built-in networks keep their first and
+        last layers out of it. Nothing outside the network is ever in a lower precision.
     schedule: t → γ(t), see `schedules`.
     decoder: the domain of the data and p(x|z_0), see `decoders`.
     shape: of one example, without the batch.
@@ -62,6 +65,7 @@ class VDM(nn.Module):
         self.decoder = decoder
         self.shape = tuple(shape)
         self.prediction = prediction
+        self.autocast: torch.dtype | None = None
 
     @property
     def dimensions(self) -> int:
@@ -123,7 +127,11 @@ class VDM(nn.Module):
         gamma: shape (batch,) or ().
         """
         gamma = gamma.expand(z.shape[0])
-        output = self.network(z, gamma, conditioning)
+        if self.autocast is None:
+            output = self.network(z, gamma, conditioning)
+        else:
+            with torch.autocast(z.device.type, self.autocast):
+                output = self.network(z, gamma, conditioning).to(z.dtype)
         alpha, sigma = expand(process.alpha(gamma), z), expand(process.sigma(gamma), z)
         if self.prediction == "noise":
             return Denoised(noise=output, x=(z - sigma * output) / alpha)

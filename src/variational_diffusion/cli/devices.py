@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import click
 import torch
-from torch import nn
 
 from variational_diffusion.errors import InputError
 from variational_diffusion.memory import keep_freed_memory
+from variational_diffusion.model import VDM
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -20,6 +20,8 @@ COMPILE_MODES: dict[str, dict[str, Any] | None] = {
     "cuda-graphs": {"mode": "reduce-overhead"},
 }
 """What --compile stands for: options of `torch.compile`."""
+
+PRECISIONS = ["auto", "float32", "bfloat16"]
 
 
 def use_device(name: str, threads: int | None) -> torch.device:
@@ -40,19 +42,39 @@ def use_device(name: str, threads: int | None) -> torch.device:
     return device
 
 
-def compile_option(command: Command) -> Command:
-    """Add --compile; `compiled` acts on it."""
-    return click.option(
+def speed_options(command: Command) -> Command:
+    """Add --compile and --precision; `speed_up` acts on them."""
+    compile_mode = click.option(
         "--compile",
         "compile_mode",
         type=click.Choice(list(COMPILE_MODES)),
         default="off",
         help="Compile the network: a minute at the start, faster steps (docs/performance.md).",
-    )(command)
+    )
+    precision = click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="auto",
+        help="Of the network's products in training; auto: bfloat16 where the device has units "
+        "for it.",
+    )
+    return compile_mode(precision(command))
 
 
-def compiled(network: nn.Module, mode: str) -> None:
-    """Compile a network in place, as --compile says; its parameters keep their names."""
-    options = COMPILE_MODES[mode]
+def speed_up(vdm: VDM, *, compile_mode: str, precision: str) -> None:
+    """Set up a model in place as --compile and --precision say; its parameters stay the same."""
+    if precision == "auto":
+        precision = "bfloat16" if _multiplies_bfloat16(vdm.schedule.gamma_0.device) else "float32"
+    vdm.autocast = torch.bfloat16 if precision == "bfloat16" else None
+    options = COMPILE_MODES[compile_mode]
     if options is not None:
-        network.compile(dynamic=False, **options)
+        vdm.network.compile(dynamic=False, **options)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether a device has units for matrices in bfloat16, and not instructions alone."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    return False

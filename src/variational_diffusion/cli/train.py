@@ -12,7 +12,7 @@ import torch
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import Meter, print_json, print_table
-from variational_diffusion.cli.devices import compile_option, compiled, use_device
+from variational_diffusion.cli.devices import speed_options, speed_up, use_device
 from variational_diffusion.cli.options import data_config, data_options, device_options
 from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.config import RunConfig
@@ -60,7 +60,7 @@ _VALIDATION_EXAMPLES = 512  # enough to follow the run; `vdm evaluate` takes the
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @data_options
-@compile_option
+@speed_options
 @device_options
 def command(
     data: str,
@@ -68,6 +68,7 @@ def command(
     every: float,
     as_json: bool,
     compile_mode: str,
+    precision: str,
     device: str,
     threads: int | None,
     **options: Any,
@@ -89,7 +90,13 @@ def command(
         settings=_settings(options),
     )
     state, summary = train(
-        directory, config, dataset, target, every=every, compile_mode=compile_mode
+        directory,
+        config,
+        dataset,
+        target,
+        every=every,
+        compile_mode=compile_mode,
+        precision=precision,
     )
     if as_json:
         print_json(
@@ -117,6 +124,7 @@ def train(
     *,
     every: float,
     compile_mode: str = "off",
+    precision: str = "float32",
 ) -> tuple[TrainingState, Summary]:
     """Train until the budget is spent; validate and save every `every` seconds and at the end.
 
@@ -130,7 +138,7 @@ def train(
     run = Run.start(directory, config)
     state = run.resume(device) or TrainingState.start(vdm, training)
     run.forget_metrics_after(state.step)
-    compiled(state.vdm.network, compile_mode)
+    speed_up(state.vdm, compile_mode=compile_mode, precision=precision)
     stream = batches(dataset.splits["train"], training.batch_size, training.seed, start=state.step)
     recent: list[StepRecord] = []
     saved_step, saved_at = state.step, time.monotonic()

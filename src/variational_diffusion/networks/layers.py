@@ -16,6 +16,15 @@ from variational_diffusion.numerics import expand
 from variational_diffusion.process import alpha
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """Return a context in which autocast is off, for the first and the last layer of a network.
+
+    sigma_0 = 0.0013 is below the spacing of bfloat16 near 1 (0.0039): z, what is computed from it
+    and the output keep their own precision, and only the layers between may run in a lower one.
+    """
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def image_channels(shape: tuple[int, ...]) -> int:
     """Return the channels of (channels, height, width); raise `InputError` for other ranks."""
     if len(shape) != 3:

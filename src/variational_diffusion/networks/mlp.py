@@ -10,6 +10,7 @@ from torch.nn.functional import silu
 
 from variational_diffusion.networks.layers import (
     NoiseLevelEmbedding,
+    full_precision,
     inputs_per_channel,
     with_features,
     zero_initialised,
@@ -55,11 +56,13 @@ class MLP(nn.Module):
         gamma: Float[Tensor, " batch"],
         conditioning: Float[Tensor, "batch n"] | None = None,
     ) -> Float[Tensor, "batch *shape"]:
-        embedding = self.embedding(gamma, conditioning)
-        h = self.dense_in(with_features(z.flatten(1), gamma, self.levels))
+        with full_precision(z):
+            embedding = self.embedding(gamma, conditioning)
+            h = self.dense_in(with_features(z.flatten(1), gamma, self.levels))
         for block in self.blocks:
             h = block(h, embedding)
-        return self.dense_out(silu(self.norm_out(h))).reshape(z.shape)
+        with full_precision(z):
+            return self.dense_out(silu(self.norm_out(h.to(z.dtype)))).reshape(z.shape)
 
 
 class ResidualBlock(nn.Module):

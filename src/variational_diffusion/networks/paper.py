@@ -13,6 +13,7 @@ from variational_diffusion.networks.layers import (
     NoiseLevelEmbedding,
     ResnetBlock,
     fourier_features,
+    full_precision,
     group_norm,
     image_channels,
     zero_initialised,
@@ -76,8 +77,9 @@ class PaperUNet(nn.Module):
         gamma: Float[Tensor, " batch"],
         conditioning: Float[Tensor, "batch 1"] | None = None,
     ) -> Float[Tensor, "batch c h w"]:
-        embedding = self.embedding(gamma, conditioning)
-        h = self.conv_in(torch.cat([z, fourier_features(z, self.fourier_exponents)], dim=1))
+        with full_precision(z):
+            embedding = self.embedding(gamma, conditioning)
+            h = self.conv_in(torch.cat([z, fourier_features(z, self.fourier_exponents)], dim=1))
         skips = [h]
         for block in self.down:
             h = block(h, embedding)
@@ -87,4 +89,5 @@ class PaperUNet(nn.Module):
         h = self.middle_2(h, embedding)
         for block in self.up:
             h = block(torch.cat([h, skips.pop()], dim=1), embedding)
-        return z + self.conv_out(silu(self.norm_out(h)))
+        with full_precision(z):
+            return z + self.conv_out(silu(self.norm_out(h.to(z.dtype))))

@@ -13,6 +13,7 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.networks.layers import (
     NoiseLevelEmbedding,
     Stage,
+    full_precision,
     group_norm,
     image_channels,
     inputs_per_channel,
@@ -92,8 +93,10 @@ class Transformer(nn.Module):
         gamma: Float[Tensor, " batch"],
         conditioning: Float[Tensor, "batch n"] | None = None,
     ) -> Float[Tensor, "batch c h w"]:
-        embedding = self.embedding(gamma, conditioning)
-        h = self.before(self.conv_in(with_features(z, gamma, self.levels)), embedding)
+        with full_precision(z):
+            embedding = self.embedding(gamma, conditioning)
+            h = self.conv_in(with_features(z, gamma, self.levels))
+        h = self.before(h, embedding)
         height, width = z.shape[-2:]
         rows, columns = self.grid
         whole = pad(h, (0, columns * self.patch - width, 0, rows * self.patch - height))
@@ -103,7 +106,8 @@ class Transformer(nn.Module):
         patches = self.from_patches(self.norm_patches(patches)).mT
         back = pixel_shuffle(patches.unflatten(2, self.grid), self.patch)[..., :height, :width]
         h = self.after(torch.cat([h, back], dim=1), embedding)
-        return self.conv_out(silu(self.norm_out(h)))
+        with full_precision(z):
+            return self.conv_out(silu(self.norm_out(h.to(z.dtype))))
 
 
 class TransformerBlock(nn.Module):

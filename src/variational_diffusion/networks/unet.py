@@ -14,6 +14,7 @@ from variational_diffusion.networks.layers import (
     AttentionBlock,
     NoiseLevelEmbedding,
     Stage,
+    full_precision,
     group_norm,
     image_channels,
     inputs_per_channel,
@@ -84,8 +85,9 @@ class UNet(nn.Module):
         gamma: Float[Tensor, " batch"],
         conditioning: Float[Tensor, "batch n"] | None = None,
     ) -> Float[Tensor, "batch c h w"]:
-        embedding = self.embedding(gamma, conditioning)
-        h = self.conv_in(with_features(z, gamma, self.levels))
+        with full_precision(z):
+            embedding = self.embedding(gamma, conditioning)
+            h = self.conv_in(with_features(z, gamma, self.levels))
         skips = []
         for i, blocks in enumerate(self.down):
             h = blocks(h, embedding)
@@ -100,4 +102,5 @@ class UNet(nn.Module):
                 # project before enlarging: the same numbers, computed on a quarter of the pixels
                 h = interpolate(self.grow[i](h), size=skip.shape[-2:], mode="nearest")
             h = self.up[i](torch.cat([h, skip], dim=1), embedding)
-        return self.conv_out(silu(self.norm_out(h)))
+        with full_precision(z):
+            return self.conv_out(silu(self.norm_out(h.to(z.dtype))))
