@@ -75,7 +75,7 @@ def small(shape: Shape, levels: int | None) -> Preset:
     (experiments/speedrun.md).
     """
     return Preset(
-        network=_part("network", NETWORKS, "unet", levels, widths=[32, 48, 64]),
+        network=_part("network", NETWORKS, "unet", levels, widths=[48, 64, 64]),
         schedule=_part("schedule", SCHEDULES, "adaptive", levels),
         training={"batch_size": 32},
     )
