@@ -11,7 +11,7 @@ LEVELS = [
     {"errors"},
     {"numerics", "lattice", "config", "files", "memory", "optimizers"},
     {"schedules", "process", "data", "ema", "classical", "pictures"},
-    {"decoders", "networks", "objective", "sampling"},
+    {"decoders", "networks", "objective", "sampling", "grids", "flow"},
     {"model"},
     {"training", "likelihood", "profile"},
     {"checkpoint", "presets", "figures"},

@@ -5,10 +5,33 @@ import math
 import pytest
 import torch
 
-from known_answers import diffusion, diffusion_discrete, exact_vdm, prior, reconstruction
+from known_answers import (
+    ExactDenoiser,
+    diffusion,
+    diffusion_discrete,
+    exact_vdm,
+    prior,
+    reconstruction,
+)
+from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood import evaluate, stratified_times, summarize, summary_rows
-from variational_diffusion.objective import Bound
+from variational_diffusion.grids import uniform_in_time
+from variational_diffusion.likelihood import (
+    DEQUANTISATIONS,
+    Chain,
+    Estimate,
+    Flow,
+    Importance,
+    Infinite,
+    bits_of_entries,
+    evaluate,
+    example_columns,
+    stratified_times,
+    summarize,
+    summary_rows,
+)
+from variational_diffusion.model import VDM
+from variational_diffusion.networks import UNet
 from variational_diffusion.schedules import Adaptive, FixedLinear
 
 MEAN, STD, DIMENSIONS = 0.3, 0.5, 4
@@ -22,16 +45,18 @@ def gaussian(n, generator):
 def test_the_bound_is_met_within_the_reported_error(generator):
     vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
     batches = gaussian(4000, generator).split(300)
-    summary = summarize(evaluate(vdm, batches, draws=4, generator=generator), DIMENSIONS)
+    summary = summarize(
+        evaluate(vdm, batches, Infinite(4), generator=generator), dimensions=DIMENSIONS
+    )
     terms = (prior(4.0, MEAN, STD), reconstruction(-6.0), diffusion(-6.0, 4.0, STD))
     expected = sum(terms) / math.log(2)
     assert summary.examples == 4000
     # Two-sided at 4 standard errors: false alarm 6e-5
     assert abs(summary.bits_per_dim - expected) < 4 * summary.standard_error
     assert summary.standard_error < 0.05
-    assert summary.prior + summary.reconstruction + summary.diffusion == pytest.approx(
-        summary.bits_per_dim
-    )
+    assert list(summary.terms) == ["prior", "reconstruction", "diffusion"]
+    assert sum(summary.terms.values()) == pytest.approx(summary.bits_per_dim)
+    assert summary.evaluations == pytest.approx(4)
     assert vdm.training is False
 
 
@@ -39,8 +64,9 @@ def test_the_bound_is_met_within_the_reported_error(generator):
 def test_the_bound_of_t_steps_is_met_within_the_reported_error(steps, generator):
     vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
     batches = gaussian(4000, generator).split(500)
-    bounds = evaluate(vdm, batches, steps=steps, draws=2, generator=generator)
-    summary = summarize(bounds, DIMENSIONS)
+    chain = Chain(uniform_in_time(vdm.schedule, steps), draws=2)
+    bounds = evaluate(vdm, batches, chain, generator=generator)
+    summary = summarize(bounds, dimensions=DIMENSIONS)
     gammas = torch.linspace(-6, 4, steps + 1).double().tolist()
     terms = prior(4.0, MEAN, STD), reconstruction(-6.0), diffusion_discrete(gammas, STD)
     # Two-sided at 4 standard errors: false alarm 6e-5 for each of two
@@ -63,8 +89,8 @@ def test_more_draws_spread_less(generator):
     x = gaussian(1, generator).expand(2000, -1)
     spread = {}
     for draws in (1, 4, 16):
-        (bound,) = evaluate(vdm, [x], draws=draws, generator=generator)
-        spread[draws] = float(bound.diffusion.std())
+        (bound,) = evaluate(vdm, [x], Infinite(draws), generator=generator)
+        spread[draws] = float(bound.terms["diffusion"].std())
     assert spread[4] < 0.55 * spread[1]
     assert spread[16] < 0.55 * spread[4]
 
@@ -89,17 +115,33 @@ def test_every_time_is_uniform(generator):
 def test_a_summary_is_mean_and_standard_error_in_bits_per_dimension():
     nats = torch.tensor([1.0, 3.0]) * 2 * math.log(2)
     zero = torch.zeros(2)
-    summary = summarize([Bound(nats[:1], zero[:1], zero[:1]), Bound(nats[1:], *[zero[1:]] * 2)], 2)
+    batches = [Estimate({"a": nats[:1], "b": zero[:1]}), Estimate({"a": nats[1:], "b": zero[1:]})]
+    summary = summarize(batches, dimensions=2)
     assert summary.bits_per_dim == pytest.approx(2)
     assert summary.standard_error == pytest.approx(math.sqrt(2) / math.sqrt(2))
-    assert ("bound", "2.0000 ± 1.0000") in summary_rows(summary)
+    assert summary.interval == pytest.approx((2 - 1.96, 2 + 1.96))
+    assert math.isnan(summary.draws_error)
+    assert summary.as_json()["draws_error"] is None
+    rows = dict(summary_rows(summary))
+    assert rows["bits/dim"] == "2.0000 ± 1.0000"
+    assert rows["  a"] == "2.0000"
+    assert rows["95 % interval"] == "0.0400 to 3.9600"
 
 
 def test_nothing_to_evaluate_is_said():
     with pytest.raises(InputError, match="no examples"):
-        summarize([], 2)
+        summarize([], dimensions=2)
     with pytest.raises(InputError, match="draws = 0"):
-        list(evaluate(exact_vdm(), [torch.zeros(1, 4, dtype=torch.float64)], draws=0))
+        Infinite(0)
+    with pytest.raises(InputError, match="samples = 0"):
+        Importance(0)
+    with pytest.raises(InputError, match="probes = 0"):
+        Flow(probes=0)
+    with pytest.raises(InputError, match="dequantisation = 'half': known are truncated-normal"):
+        Flow("half")
+    values = Estimate({"a": torch.tensor([1.0, math.nan, 2.0])})
+    with pytest.raises(InputError, match="1 of 3 examples are not finite"):
+        summarize([values], dimensions=2)
 
 
 def learned() -> Adaptive:
@@ -127,8 +169,8 @@ def test_the_reported_error_is_honest_and_smaller_under_the_learned_schedule(dra
         vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS, schedule=schedule)
         summaries = [
             summarize(
-                evaluate(vdm, [gaussian(200, generator)], draws=draws, generator=generator),
-                DIMENSIONS,
+                evaluate(vdm, [gaussian(200, generator)], Infinite(draws), generator=generator),
+                dimensions=DIMENSIONS,
             )
             for _ in range(200)
         ]
@@ -137,3 +179,172 @@ def test_the_reported_error_is_honest_and_smaller_under_the_learned_schedule(dra
         if isinstance(schedule, Adaptive):
             assert 0.91 <= sum(within) / 200 <= 0.98
     assert reported[Adaptive] < 0.8 * reported[FixedLinear]
+
+
+def test_a_chain_sums_over_all_its_steps_exactly(generator):
+    """Every step once, with its weight: against the sum step by step for the same noise."""
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
+    gammas = uniform_in_time(vdm.schedule, 5)
+    times = stratified_times(7, 5, generator)
+    assert torch.equal((5 * times).floor().sort(0).values, torch.arange(5.0)[:, None].expand(5, 7))
+    (estimate,) = evaluate(vdm, [gaussian(7, generator)], Chain(gammas), generator=generator)
+    assert estimate.evaluations == 5
+    (sampled,) = evaluate(vdm, [gaussian(7, generator)], Chain(gammas, 2), generator=generator)
+    assert sampled.evaluations == 2
+
+
+def test_the_error_of_the_draws_is_honest(generator):
+    """For fixed examples, the error that two rounds report covers what other seeds come to."""
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
+    batches = gaussian(200, generator).split(25)
+    reported, found = [], []
+    for _ in range(200):
+        rounds = [list(evaluate(vdm, batches, Infinite(1), generator=generator)) for _ in range(2)]
+        summary = summarize(*rounds, dimensions=DIMENSIONS)
+        reported.append(summary.draws_error)
+        found.append(summary.bits_per_dim)
+        assert summary.degrees == 8
+        assert summary.evaluations == 2
+    actual = float(torch.tensor(found).std())
+    mean_square = math.sqrt(sum(e**2 for e in reported) / 200)
+    # the ratio of two standard deviations of 200 and 1,600 degrees of freedom: 4.5 · 0.053
+    assert mean_square / actual == pytest.approx(1, abs=0.24)
+
+
+def discrete_vdm(levels=4):
+    """Exact for z_0 with x ~ N(mean, std²), one entry, seen through bins."""
+    network = ExactDenoiser(MEAN, STD, "velocity")
+    return VDM(network, FixedLinear(-3.0, 12.0), Discretized(levels), (1,)).double()
+
+
+def bin_masses(vdm):
+    """What the marginal at γ_0 puts into every bin of z_0."""
+    gamma_0 = vdm.schedule.gamma_0
+    alpha, variance = (-gamma_0).sigmoid().sqrt(), gamma_0.sigmoid()
+    marginal = torch.distributions.Normal(alpha * MEAN, (alpha**2 * STD**2 + variance).sqrt())
+    levels = vdm.decoder.levels
+    edges = alpha * (2 * torch.arange(levels + 1, dtype=torch.float64) / levels - 1)
+    return marginal.cdf(edges).diff()
+
+
+@pytest.mark.parametrize("dequantisation", ["truncated-normal", "uniform"])
+def test_the_weights_of_a_bin_average_to_its_mass(dequantisation, generator):
+    """E p(z_0)/q(z_0|x) = ∫_bin p: a wrong q, or a lost constant, would show."""
+    vdm = discrete_vdm()
+    draws = 4000
+    x = torch.arange(4)[:, None].repeat_interleave(draws, dim=0)
+    flow = Flow(dequantisation, probes=None, tolerance=1e-7)
+    (weights,), evaluations, failures = flow.log_weights(vdm, x, 1, generator)
+    each = weights.exp().reshape(4, draws)
+    error = each.std(1) / math.sqrt(draws)
+    # Two-sided at 4.5 standard errors: false alarm 7e-6 for each of eight
+    assert ((each.mean(1) - bin_masses(vdm)).abs() < 4.5 * error + 1e-5).all()
+    assert (error < 0.03 * bin_masses(vdm)).all()
+    assert evaluations > 0
+    assert failures == 0
+
+
+def test_variational_weights_average_to_the_probability(generator):
+    """E p(z_0) p(x|z_0)/q(z_0|x) = ∫ p(z_0) p(x|z_0), summed over levels one."""
+    vdm = discrete_vdm()
+    draws = 4000
+    x = torch.arange(4)[:, None].repeat_interleave(draws, dim=0)
+    flow = Flow("variational", probes=None, tolerance=1e-7)
+    (weights,), _, _ = flow.log_weights(vdm, x, 1, generator)
+    each = weights.exp().reshape(4, draws)
+    error = float((each.var(1) / draws).sum().sqrt())
+    assert abs(float(each.mean(1).sum()) - 1) < 4.5 * error  # false alarm 7e-6
+    assert error < 0.05
+
+
+def test_the_truncated_normal_has_its_known_entropy(generator):
+    """E log q = −(d/2)(1 + log 2π sigma_0²) − d log Z + d τ/(√(2π) Z) e^{−τ²/2}."""
+    vdm = discrete_vdm()
+    x = torch.randint(0, 4, (20_000, 1), generator=generator)
+    drawn = DEQUANTISATIONS["truncated-normal"](vdm, x, generator)
+    alpha_2, sigma_2 = 1 / (1 + math.exp(-3)), 1 / (1 + math.exp(3))
+    tau = math.sqrt(alpha_2 / sigma_2) / 4
+    share = math.erf(tau / math.sqrt(2))
+    known = -0.5 * (1 + math.log(2 * math.pi * sigma_2)) - math.log(share)
+    known += tau / (math.sqrt(2 * math.pi) * share) * math.exp(-(tau**2) / 2)
+    # Two-sided at 4.5 standard errors: false alarm 7e-6
+    error = float(drawn.cost.std()) / math.sqrt(20_000)
+    assert abs(float(drawn.cost.mean()) - known) < 4.5 * error < 0.02
+    place = (drawn.z_0 - math.sqrt(alpha_2) * vdm.encode(x)) / math.sqrt(alpha_2) * 4
+    assert 0.99 < float(place.abs().max()) <= 1  # in units of half a bin
+
+
+def test_the_estimates_are_ordered_as_theory_says(generator):
+    """ODE bound above importance bound, which falls with K to −log p(x)."""
+    vdm = discrete_vdm()
+    x = torch.randint(0, 4, (3000, 1), generator=generator)
+    exact = -bin_masses(vdm).log()[x[:, 0]]
+    flow = Flow(probes=None, tolerance=1e-6)
+    means = []
+    for estimator in (flow, Importance(2, flow), Importance(16, flow)):
+        (estimate,) = evaluate(vdm, [x], estimator, generator=generator)
+        above = estimate.total - exact
+        means.append(float(above.mean()))
+        error = float(above.std()) / math.sqrt(3000)
+        assert means[-1] > -4 * error  # one-sided, false alarm 3e-5 for each of three
+    assert means[0] > 1.5 * means[1] > 0
+    assert means[1] > 1.5 * abs(means[2])
+
+
+def test_real_values_have_the_density_of_the_flow(generator):
+    """x = z_0/alpha_0 with z_0's marginal: N(mean, std² + e^γ_0); the scale is counted."""
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS, gamma_max=24.0)
+    vdm.decoder.location.fill_(10.0)
+    vdm.decoder.scale.fill_(3.0)
+    u = gaussian(5, generator)
+    known = torch.distributions.Normal(MEAN, math.sqrt(STD**2 + math.exp(-6)))
+    expected = -(known.log_prob(u) - math.log(3.0)).sum(1)
+    (estimate,) = evaluate(vdm, [10 + 3 * u], Flow(probes=None), generator=generator)
+    torch.testing.assert_close(estimate.total, expected, rtol=0, atol=1e-4 * DIMENSIONS)
+    with pytest.raises(InputError, match="'none': there is nothing to draw"):
+        list(evaluate(vdm, [u], Importance(2)))
+    with pytest.raises(InputError, match="no bins to draw from"):
+        list(evaluate(vdm, [u], Flow("uniform")))
+    with pytest.raises(InputError, match="discrete levels have no density"):
+        list(evaluate(discrete_vdm(), [torch.zeros(1, 1).long()], Flow("none")))
+
+
+@pytest.mark.parametrize("estimator", [Infinite(2), Flow(), Importance(2)])
+def test_an_estimate_is_a_function_of_its_generator(estimator):
+    torch.manual_seed(0)
+    vdm = VDM(UNet((1, 6, 6), levels=16, widths=[8]), FixedLinear(), Discretized(16), (1, 6, 6))
+    x = torch.randint(0, 16, (3, 1, 6, 6), generator=torch.Generator().manual_seed(0))
+    first, second, other = (
+        next(evaluate(vdm, [x], estimator, generator=torch.Generator().manual_seed(s))).total
+        for s in (1, 1, 2)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert not first.requires_grad
+
+
+def test_the_bits_of_entries_add_up_to_the_bound(generator):
+    torch.manual_seed(0)
+    vdm = VDM(UNet((3, 6, 5), levels=16, widths=[8]), FixedLinear(), Discretized(16), (3, 6, 5))
+    x = torch.randint(0, 16, (300, 3, 6, 5), generator=generator)
+    bits = bits_of_entries(vdm, x, draws=8, generator=generator)
+    assert bits.shape == x.shape
+    (bound,) = evaluate(vdm, [x], Infinite(8), generator=generator)
+    a, b = bits.flatten(1).mean(1), bound.total / (90 * math.log(2))
+    # Two-sided at 4.5 standard errors: false alarm 7e-6
+    error = math.sqrt(float(a.var() + b.var()) / 300)
+    assert abs(float(a.mean() - b.mean())) < 4.5 * error
+    assert error < 0.05 * float(b.mean())
+
+
+def test_columns_hold_every_example_of_rounds_that_may_end_early():
+    def batch(*nats):
+        return Estimate({"a": torch.tensor(nats) * math.log(2), "b": torch.zeros(len(nats))})
+
+    columns = example_columns([batch(1.0, 3.0), batch(5.0)], [batch(2.0, 3.0)], dimensions=1)
+    assert columns["example"].tolist() == [0, 1, 2]
+    assert columns["bits_per_dim"].tolist() == pytest.approx([1.5, 3, 5])
+    assert columns["a"].tolist() == pytest.approx([1.5, 3, 5])
+    assert columns["error"][:2].tolist() == pytest.approx([0.5, 0])
+    assert columns["error"][2].isnan()
+    assert example_columns([], dimensions=1)["example"].tolist() == []

@@ -203,7 +203,7 @@ def test_unknown_parts_and_options_are_named(part, component, message):
 def test_a_wrong_shape_and_a_wrong_prediction_are_refused():
     with pytest.raises(InputError, match=r"\(3, 5\): the model takes \(batch, 4\)"):
         exact_vdm().vlb(torch.zeros(3, 5, dtype=torch.float64))
-    with pytest.raises(InputError, match="steps = 0: the bound takes one step or more"):
+    with pytest.raises(InputError, match="steps = 0: a chain has one step or more"):
         exact_vdm().vlb(torch.zeros(3, 4, dtype=torch.float64), steps=0)
     with pytest.raises(InputError, match=r"prediction = 'x0': known are"):
         VDM(Recorder(), FixedLinear(), Gaussian(), (2,), "x0")

@@ -18,6 +18,7 @@ from known_answers import (
     reconstruction,
 )
 from variational_diffusion import objective, process
+from variational_diffusion.grids import uniform_in_time
 from variational_diffusion.numerics import Normal
 from variational_diffusion.schedules import FixedLinear, Monotone
 
@@ -88,11 +89,12 @@ def test_the_loss_of_t_steps_tends_to_that_of_infinitely_many_as_one_over_t(pred
         ]
         return float((torch.stack(each) * weights).sum())
 
+    def discrete(predict_noise, schedule, *rest, steps):
+        gammas = uniform_in_time(schedule, steps)
+        return objective.diffusion_discrete(predict_noise, gammas, *rest)
+
     limit = mean_loss(16_384, objective.diffusion)
-    excess = [
-        mean_loss(T, functools.partial(objective.diffusion_discrete, steps=T)) - limit
-        for T in (128, 256, 512)
-    ]
+    excess = [mean_loss(T, functools.partial(discrete, steps=T)) - limit for T in (128, 256, 512)]
     slope = np.polyfit(np.log([128, 256, 512]), np.log(excess), 1)[0]
     assert slope == pytest.approx(-1, abs=0.02)
 
@@ -125,7 +127,8 @@ def test_a_step_of_the_loss_is_the_kl_of_posterior_and_reverse(prediction, gener
     def predict_noise(z, gamma):
         return vdm.denoise(z, gamma).noise
 
-    loss = objective.diffusion_discrete(predict_noise, vdm.schedule, x, t, noise, steps)
+    gammas = uniform_in_time(vdm.schedule, steps)
+    loss = objective.diffusion_discrete(predict_noise, gammas, x, t, noise)
     for i in range(steps):
         gamma_s, gamma_t = (
             vdm.schedule(torch.tensor(j / steps, dtype=torch.float64)) for j in (i, i + 1)

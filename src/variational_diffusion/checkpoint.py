@@ -5,6 +5,7 @@
     ema.safetensors       their average over training: what evaluates and samples best
     state/training.safetensors    weights, average, optimiser and step, in one file
     metrics.jsonl         one JSON object a line
+    errors-ema.safetensors    measured errors of ε̂ for these weights, once a command needed them
     samples/
 
 Every file is written under a temporary name and then renamed, so it is the old one or the new one
@@ -29,6 +30,7 @@ from torch import Tensor
 from variational_diffusion.config import RunConfig
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic
+from variational_diffusion.grids import NoiseErrors
 from variational_diffusion.model import VDM, build
 from variational_diffusion.training import TrainingState
 
@@ -133,6 +135,27 @@ class Run:
         vdm = build(self.config.model)
         _load(vdm, read_tensors(path)[0], path)
         return vdm.eval().requires_grad_(False)
+
+    def save_errors(self, errors: NoiseErrors, weights: Weights = "ema") -> None:
+        """Write the measured errors of these weights, so that they need not be measured again."""
+        write_tensors(
+            self.path / f"errors-{weights}.safetensors",
+            {"gamma": errors.gamma, "error": errors.error},
+            {"weights": self._weights_digest(weights)},
+        )
+
+    def errors(self, weights: Weights = "ema") -> NoiseErrors | None:
+        """Return the errors that `save_errors` wrote; None if the weights have changed since."""
+        path = self.path / f"errors-{weights}.safetensors"
+        if not path.exists():
+            return None
+        tensors, metadata = read_tensors(path)
+        if metadata.get("weights") != self._weights_digest(weights):
+            return None
+        return NoiseErrors(tensors["gamma"], tensors["error"])
+
+    def _weights_digest(self, weights: Weights) -> str:
+        return read_tensors(self.path / _WEIGHT_FILES[weights])[1]["digest"]
 
     def log(self, **values: Any) -> None:
         """Append one line to `metrics.jsonl`."""

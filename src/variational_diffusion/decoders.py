@@ -62,12 +62,21 @@ class Discretized(nn.Module):
         gamma_0: process.Gamma,
     ) -> Float[Tensor, " batch"]:
         """Return log p(x|z_0) in nats per example."""
+        return sum_per_example(self.log_prob_entries(x, z_0, gamma_0))
+
+    def log_prob_entries(
+        self,
+        x: Integer[Tensor, "batch *shape"],
+        z_0: Float[Tensor, "batch *shape"],
+        gamma_0: process.Gamma,
+    ) -> Float[Tensor, "batch *shape"]:
+        """Return log p(x_i|z_0) of every entry, in nats."""
         position, spacing = self._position_and_spacing(z_0, gamma_0)
         nearest = lattice.nearest_level(position, self.levels).detach()
         offset = x - nearest
         exponent = offset * (position - nearest) - 0.5 * offset.square()
         log_sum = lattice.log_lattice_sum(position, spacing, self.levels)
-        return sum_per_example(spacing.square() * exponent - log_sum)
+        return spacing.square() * exponent - log_sum
 
     def sample(
         self,
@@ -131,8 +140,22 @@ class Gaussian(nn.Module):
         gamma_0: process.Gamma,
     ) -> Float[Tensor, " batch"]:
         """Return log p(x|z_0), a density of x, in nats per example."""
+        return sum_per_example(self.log_prob_entries(x, z_0, gamma_0))
+
+    def log_prob_entries(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        z_0: Float[Tensor, "batch *shape"],
+        gamma_0: process.Gamma,
+    ) -> Float[Tensor, "batch *shape"]:
+        """Return log p(x_i|z_0) of every entry, in nats."""
         _, scale = self._location_and_scale(x)
-        return sum_per_example(self._p_encoded(z_0, gamma_0).log_prob(self.encode(x)) - scale.log())
+        return self._p_encoded(z_0, gamma_0).log_prob(self.encode(x)) - scale.log()
+
+    def log_scale(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
+        """Return Σ log scale: log p(x) is log p(u) less this, for encoded data u."""
+        _, scale = self._location_and_scale(x)
+        return sum_per_example(scale.log().expand(x.shape))
 
     def sample(
         self,

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from variational_diffusion import objective, process
+from variational_diffusion import grids, objective, process
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import DECODERS, Discretized, Gaussian
 from variational_diffusion.errors import InputError
@@ -43,6 +43,8 @@ class VDM(nn.Module):
     autocast: dtype that torch's autocast gives to the network's products, such as torch.bfloat16;
         None, the default: the network runs in its own. The built-in networks keep their first and
         last layers out of it. Nothing outside the network is ever in a lower precision.
+    reverse_errors: measured errors of ε̂ that widen the steps of `reverse`, and so of samplers and
+        of the bound with finitely many steps; None, the default: the paper's variance.
     schedule: t → γ(t), see `schedules`.
     decoder: the domain of the data and p(x|z_0), see `decoders`.
     shape: of one example, without the batch.
@@ -66,6 +68,7 @@ class VDM(nn.Module):
         self.shape = tuple(shape)
         self.prediction = prediction
         self.autocast: torch.dtype | None = None
+        self.reverse_errors: grids.NoiseErrors | None = None
 
     @property
     def dimensions(self) -> int:
@@ -77,6 +80,7 @@ class VDM(nn.Module):
         x: Shaped[Tensor, "batch *shape"],
         *,
         steps: int | None = None,
+        gammas: grids.Gammas | None = None,
         times: Float[Tensor, " batch"] | None = None,
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -84,14 +88,18 @@ class VDM(nn.Module):
         """Estimate the variational bound on −log p(x), unbiased, in nats per example.
 
         x: data in the decoder's domain, shape (batch, *self.shape).
-        steps: T ≥ 1 for the bound of the T-step model, None for infinitely many steps.
+        steps: T ≥ 1 for the bound of the model with T steps, uniform in t; None for infinitely
+            many steps.
+        gammas: the grid of such a model in place of `steps`, from γ_1 down to γ_0.
         times: one t in [0, 1) for each example, each uniform on its own; by default
             low-discrepancy times over the batch.
         """
         self._check_shape(x)
-        if steps is not None and steps < 1:
-            raise InputError(f"steps = {steps}: the bound takes one step or more, or None")
-        encoded = self.decoder.encode(x)
+        if steps is not None:
+            if gammas is not None:
+                raise InputError(f"steps = {steps} and gammas: give one of them")
+            gammas = grids.uniform_in_time(self.schedule, steps)
+        encoded = self.encode(x)
         gamma_0, gamma_1 = self.schedule.end_points.unbind()
         if times is None:
             times = objective.low_discrepancy_times(len(x), generator, like=encoded)
@@ -100,11 +108,12 @@ class VDM(nn.Module):
             return self.denoise(z, gamma, conditioning).noise
 
         noise = randn_like(encoded, generator)
-        if steps is None:
+        if gammas is None:
             diffusion = objective.diffusion(predict_noise, self.schedule, encoded, times, noise)
         else:
+            assumed = None if self.reverse_errors is None else self.reverse_errors.at
             diffusion = objective.diffusion_discrete(
-                predict_noise, self.schedule, encoded, times, noise, steps
+                predict_noise, gammas, encoded, times, noise, assumed
             )
         q_0 = process.q_t(encoded, gamma_0)
         return Bound(
@@ -115,6 +124,10 @@ class VDM(nn.Module):
 
     forward = vlb
     """What wrappers for several devices or processes call: `wrapped(x)` is `vdm.vlb(x)`."""
+
+    def encode(self, x: Shaped[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """Return data as the decoder encodes it, in the precision of the model."""
+        return self.decoder.encode(x).to(self.schedule.gamma_0.dtype)
 
     def denoise(
         self,
@@ -144,9 +157,15 @@ class VDM(nn.Module):
         gamma_s: process.Gamma,
         conditioning: Tensor | None = None,
     ) -> Normal:
-        """Return p(z_s|z_t) = q(z_s|z_t, x = x̂(z_t; γ_t)) (VDM section 3.3)."""
+        """Return p(z_s|z_t) = q(z_s|z_t, x = x̂(z_t; γ_t)) (VDM section 3.3).
+
+        With `reverse_errors`, its variance is the best for them instead: `process.widened`.
+        """
         x = self.denoise(z_t, gamma_t, conditioning).x
-        return process.q_s_given_t(z_t, x, gamma_s, gamma_t)
+        posterior = process.q_s_given_t(z_t, x, gamma_s, gamma_t)
+        if self.reverse_errors is None:
+            return posterior
+        return process.widened(posterior, gamma_s, gamma_t, self.reverse_errors.at(gamma_t))
 
     def drift(
         self,
@@ -163,23 +182,26 @@ class VDM(nn.Module):
         self,
         n: int,
         *,
-        steps: int,
+        steps: int | None = None,
+        gammas: grids.Gammas | None = None,
         sampler: str = "ancestral",
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Float[Tensor, "n *shape"]]]:
         """Yield (γ, z) for n samples: first the prior's draw at γ_1, then after every step.
 
-        steps: number of sampler steps, uniform in t. sampler: a name in `SAMPLERS`.
+        steps: number of sampler steps, uniform in t. gammas: the grid in place of `steps`, from
+        γ_1 down to γ_0. sampler: a name in `SAMPLERS`.
         """
-        if steps < 1:
-            raise InputError(f"steps = {steps}: sampling takes one step or more")
+        if (steps is None) == (gammas is None):
+            raise InputError(f"steps = {steps} and gammas = {gammas}: give one of them")
         if sampler not in SAMPLERS:
             raise InputError(f"sampler = {sampler!r}: known are {', '.join(SAMPLERS)}")
-        start = self.schedule.end_points
-        t = torch.linspace(1, 0, steps + 1, dtype=start.dtype, device=start.device)
-        gammas = self.schedule(t)
-        z = torch.randn((n, *self.shape), generator=generator, dtype=t.dtype, device=t.device)
+        if gammas is None:
+            assert steps is not None
+            gammas = grids.uniform_in_time(self.schedule, steps)
+        shape = (n, *self.shape)
+        z = torch.randn(shape, generator=generator, dtype=gammas.dtype, device=gammas.device)
         yield gammas[0], z
         path = SAMPLERS[sampler](self, z, gammas, conditioning=conditioning, generator=generator)
         yield from zip(gammas[1:], path, strict=True)
@@ -189,7 +211,8 @@ class VDM(nn.Module):
         self,
         n: int,
         *,
-        steps: int,
+        steps: int | None = None,
+        gammas: grids.Gammas | None = None,
         sampler: str = "ancestral",
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -199,7 +222,12 @@ class VDM(nn.Module):
         The arguments are those of `trajectory`; the last z is decoded by a draw from p(x|z_0).
         """
         path = self.trajectory(
-            n, steps=steps, sampler=sampler, conditioning=conditioning, generator=generator
+            n,
+            steps=steps,
+            gammas=gammas,
+            sampler=sampler,
+            conditioning=conditioning,
+            generator=generator,
         )
         *_, (gamma_0, z_0) = path
         return self.decoder.sample(z_0, gamma_0, generator)

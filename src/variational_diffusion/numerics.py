@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributed
@@ -33,6 +34,12 @@ def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
 def randn_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw independent N(0, 1) values with the shape, type and device of `x`."""
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def derived_seed(*numbers: int) -> int:
+    """Return a seed of 63 bits that is a function of these numbers, 0 or more, and nothing else."""
+    low, high = np.random.SeedSequence(list(numbers)).generate_state(2, np.uint32)
+    return (int(low) | int(high) << 32) >> 1
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

@@ -67,10 +67,17 @@ def prior(x: Float[Tensor, "batch *shape"], gamma_1: process.Gamma) -> PerExampl
 
     ½ Σ (sigma_1² + alpha_1² x² − log sigma_1² − 1); x is encoded data.
     """
+    return sum_per_example(prior_entries(x, gamma_1))
+
+
+def prior_entries(
+    x: Float[Tensor, "batch *shape"], gamma_1: process.Gamma
+) -> Float[Tensor, "batch *shape"]:
+    """Return the entries of which `prior` is the sum."""
     gamma_1 = expand(gamma_1, x)
     # sigma_1² − 1 = −sigmoid(−γ_1) and −log sigma_1² = softplus(−γ_1): nothing cancels
     excess = softplus(-gamma_1) - torch.sigmoid(-gamma_1)
-    return 0.5 * sum_per_example(torch.sigmoid(-gamma_1) * x.square() + excess)
+    return 0.5 * (torch.sigmoid(-gamma_1) * x.square() + excess)
 
 
 def diffusion(
@@ -150,21 +157,29 @@ def _remember(buffer: Tensor, value: Tensor) -> None:
 
 def diffusion_discrete(
     predict_noise: PredictNoise,
-    schedule: Schedule,
+    gammas: Float[Tensor, " levels"],
     x: Float[Tensor, "batch *shape"],
     t: PerExample,
     noise: Float[Tensor, "batch *shape"],
-    steps: int,
+    assumed: Callable[[Tensor], Tensor] | None = None,
 ) -> PerExample:
-    """Return an unbiased estimate of the diffusion loss for T = `steps` steps (VDM eq. 14).
+    """Return an unbiased estimate of the diffusion loss of a chain of T steps (VDM eq. 14).
 
-    (T/2) expm1(γ_t − γ_s) ‖ε − ε̂(z_t; γ_t)‖² for one step from s = (i − 1)/T to i/T: T times
-    KL(q(z_s|z_t, x) ‖ p(z_s|z_t)). A time t ~ U(0, 1) chooses its step, i = ⌊T t⌋ + 1.
+    T KL(q(z_s|z_t, x) ‖ p(z_s|z_t)) for one step of the grid, which is
+    (T/2) expm1(γ_t − γ_s) ‖ε − ε̂(z_t; γ_t)‖² for the paper's variance. A time t ~ U(0, 1) chooses
+    the step: the lowest for t < 1/T, and so on.
+
+    gammas: T + 1 values from γ_1 down to γ_0. assumed: γ_t → E(ε − ε̂)², by which p is wider than
+    q, see `process.widened`; None: not wider.
     """
-    step = (t * steps).floor().clamp(0, steps - 1)
-    gamma_s, gamma_t = schedule(step / steps), schedule((step + 1) / steps)
-    weight = steps * torch.expm1(gamma_t - gamma_s)
-    return weight * noise_error(predict_noise, x, gamma_t, noise)
+    steps = len(gammas) - 1
+    step = (t * steps).floor().clamp(0, steps - 1).long()
+    rising = gammas.flip(0)
+    gamma_s, gamma_t = rising[step], rising[step + 1]
+    squared_error = 2 * noise_errors(predict_noise, x, gamma_t, noise)
+    wide = None if assumed is None else assumed(gamma_t)
+    kl = process.posterior_kl(gamma_s, gamma_t, squared_error, wide)
+    return steps * sum_per_example(kl)
 
 
 def noise_error(
@@ -174,5 +189,15 @@ def noise_error(
     noise: Float[Tensor, "batch *shape"],
 ) -> PerExample:
     """Return m = ½‖ε − ε̂(z; γ)‖² at z = alpha x + sigma ε: the diffusion loss per unit of γ."""
+    return sum_per_example(noise_errors(predict_noise, x, gamma, noise))
+
+
+def noise_errors(
+    predict_noise: PredictNoise,
+    x: Float[Tensor, "batch *shape"],
+    gamma: PerExample,
+    noise: Float[Tensor, "batch *shape"],
+) -> Float[Tensor, "batch *shape"]:
+    """Return the entries of which `noise_error` is the sum, ½(ε_i − ε̂_i)²."""
     q = process.q_t(x, gamma)
-    return 0.5 * sum_per_example((noise - predict_noise(q.mean + q.std * noise, gamma)).square())
+    return 0.5 * (noise - predict_noise(q.mean + q.std * noise, gamma)).square()

@@ -62,3 +62,37 @@ def q_s_given_t(
     c = -torch.expm1(gamma_s - gamma_t)
     mean = alpha(gamma_s) * (torch.exp(gamma_s - gamma_t) * z_t / alpha(gamma_t) + c * x)
     return Normal(mean, sigma(gamma_s) * c.sqrt())
+
+
+def widened(
+    posterior: Normal, gamma_s: Gamma, gamma_t: Gamma, assumed: Float[Tensor, ...]
+) -> Normal:
+    """Return the best reverse step whose x̂ has the error of ε̂ with E(ε − ε̂)² = `assumed`.
+
+    posterior: `q_s_given_t` at x = x̂. Its mean stays; its variance sigma_s² c is multiplied by
+    1 + expm1(γ_t − γ_s) · assumed (Bao et al., "Analytic-DPM" (2022), theorem 1, in γ).
+
+    assumed: ≥ 0, broadcasts over the mean.
+    """
+    growth = torch.expm1(expand(gamma_t - gamma_s, posterior.mean))
+    return Normal(posterior.mean, posterior.std * (1 + growth * assumed).sqrt())
+
+
+def posterior_kl(
+    gamma_s: Gamma,
+    gamma_t: Gamma,
+    squared_error: Float[Tensor, ...],
+    assumed: Float[Tensor, ...] | None = None,
+) -> Float[Tensor, ...]:
+    """Return KL(q(z_s|z_t, x) ‖ p(z_s|z_t)) of every entry, in nats.
+
+    p is `q_s_given_t` at x = x̂, or that `widened`. With E = expm1(γ_t − γ_s), e = (ε − ε̂)² and
+    m = `assumed`: ½ (log(1 + E m) + E (e − m)/(1 + E m)), which is ½ E e for the paper's m = 0.
+
+    squared_error, assumed: (ε − ε̂)² and E(ε − ε̂)², of shapes that γ, shape (batch,), expands to.
+    """
+    growth = torch.expm1(expand(gamma_t - gamma_s, squared_error))
+    if assumed is None:
+        return 0.5 * growth * squared_error
+    wide = growth * assumed
+    return 0.5 * (torch.log1p(wide) + (growth * squared_error - wide) / (1 + wide))

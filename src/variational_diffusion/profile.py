@@ -22,6 +22,7 @@ from torch import Tensor
 
 from variational_diffusion import objective
 from variational_diffusion.errors import InputError
+from variational_diffusion.grids import NoiseErrors
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, randn_like
 from variational_diffusion.schedules import Cosine, FixedLinear, Schedule
@@ -45,7 +46,7 @@ def measure(
     gamma_0, gamma_1 = vdm.schedule.end_points.detach().unbind()
     for batch in batches:
         with torch.inference_mode():
-            encoded = vdm.decoder.encode(batch.to(gamma_0.device))
+            encoded = vdm.encode(batch.to(gamma_0.device))
             u = objective.low_discrepancy_times(len(batch), generator, like=encoded)
             gamma = torch.lerp(gamma_0, gamma_1, u)
             noise = randn_like(encoded, generator)
@@ -53,6 +54,42 @@ def measure(
                 lambda z, gamma: vdm.denoise(z, gamma).noise, encoded, gamma, noise
             )
         yield Errors(gamma.cpu(), bits_per_dim(error, vdm.dimensions).cpu())
+
+
+def noise_errors(
+    vdm: VDM,
+    batches: Iterable[Tensor],
+    *,
+    bins: int = 100,
+    generator: torch.Generator | None = None,
+) -> Iterator[NoiseErrors]:
+    """Yield E(ε − ε̂)² in bins of γ for every position, from all batches so far.
+
+    γ is spread evenly over [γ_0, γ_1]. Bins that have no measurement yet hold NaN; a hundred
+    evaluations of the network a bin give a usable variance.
+    """
+    vdm.eval()
+    gamma_0, gamma_1 = vdm.schedule.end_points.detach().unbind()
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    middles = torch.lerp(
+        gamma_0.double().cpu(), gamma_1.double().cpu(), (edges[1:] + edges[:-1]) / 2
+    )
+    total = torch.zeros(bins, *vdm.shape, dtype=torch.float64)
+    count = torch.zeros(bins, dtype=torch.float64)
+    for batch in batches:
+        with torch.inference_mode():
+            encoded = vdm.encode(batch.to(gamma_0.device))
+            u = objective.low_discrepancy_times(len(batch), generator, like=encoded)
+            errors = 2 * objective.noise_errors(
+                lambda z, gamma: vdm.denoise(z, gamma).noise,
+                encoded,
+                torch.lerp(gamma_0, gamma_1, u),
+                randn_like(encoded, generator),
+            )
+        index = (u.cpu() * bins).long().clamp(max=bins - 1)
+        total.index_add_(0, index, errors.cpu().double())
+        count.index_add_(0, index, torch.ones(len(batch), dtype=torch.float64))
+        yield NoiseErrors(middles, total / count.reshape(-1, *(1,) * len(vdm.shape)))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +24,7 @@ from variational_diffusion.config import TrainingConfig
 from variational_diffusion.ema import ExponentialAverage
 from variational_diffusion.errors import DivergedError
 from variational_diffusion.model import VDM
-from variational_diffusion.numerics import bits_per_dim
+from variational_diffusion.numerics import bits_per_dim, derived_seed
 from variational_diffusion.objective import Bound
 from variational_diffusion.optimizers import Muon
 from variational_diffusion.schedules import Schedule
@@ -98,7 +97,7 @@ def fit(
         if not vdm.training:
             vdm.train()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            seed = step_seed(config.seed, state.step)
+            seed = derived_seed(config.seed, state.step)
             torch.manual_seed(seed + 1)  # of dropout; never the stream of times and noise
             generator = torch.Generator(device).manual_seed(seed)
             bound = vdm.vlb(x.to(device), generator=generator)
@@ -177,12 +176,6 @@ def learning_rate_factor(step: int, progress: float, config: TrainingConfig) -> 
     if progress <= config.decay_from:
         return rise
     return rise * max(0.0, 1 - progress) / (1 - config.decay_from)
-
-
-def step_seed(seed: int, step: int) -> int:
-    """Return the seed of a step's randomness: a function of the run's seed and the step alone."""
-    low, high = np.random.SeedSequence([seed, step]).generate_state(2, np.uint32)
-    return (int(low) | int(high) << 32) >> 1  # 63 bits
 
 
 def _check_finite(

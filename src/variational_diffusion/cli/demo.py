@@ -36,7 +36,7 @@ def command(directory: str, minutes: float, device: str, threads: int | None) ->
     run = Run.open(directory)
     vdm = run.load().to(target)
     test = dataset.splits["test"]
-    summary = evaluate_split(vdm, test, draws=16)
+    summary = evaluate_split(vdm, test, draws=8, rounds=2)
     samples, frames = draw(vdm, 64, sampler="ancestral", steps=256, seed=0, frames=48)
     sheet = unused(run.path / "samples" / "sheet.png")
     film = unused(run.path / "samples" / "reverse-process.gif")
@@ -52,9 +52,7 @@ def command(directory: str, minutes: float, device: str, threads: int | None) ->
         ["", "bits per dimension"],
         [
             ("variational diffusion model, bound", bound),
-            ("  prior", f"{summary.prior:.4f}"),
-            ("  reconstruction", f"{summary.reconstruction:.4f}"),
-            ("  diffusion", f"{summary.diffusion:.4f}"),
+            *((f"  {name}", f"{value:.4f}") for name, value in summary.terms.items()),
             *((name, f"{length:.3f}") for name, length in lengths.items()),
         ],
     )

@@ -19,7 +19,7 @@ from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset, open_dataset
 from variational_diffusion.data.loader import batches, ordered_batches
 from variational_diffusion.errors import DivergedError, InputError
-from variational_diffusion.likelihood import Summary, evaluate, summarize, summary_rows
+from variational_diffusion.likelihood import Infinite, Summary, evaluate, summarize, summary_rows
 from variational_diffusion.model import VDM, build
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.presets import configure
@@ -104,7 +104,7 @@ def command(
                 "run": directory,
                 "steps": state.step,
                 "seconds": state.seconds,
-                "validation": vars(summary),
+                "validation": summary.as_json(),
             }
         )
         return
@@ -180,9 +180,9 @@ def _validate(run: Run, state: TrainingState, dataset: Dataset) -> Summary:
     split = dataset.splits["validation"].limit(_VALIDATION_EXAMPLES)
     device = next(average.parameters()).device
     generator = torch.Generator(device).manual_seed(0)
-    bounds = evaluate(average, ordered_batches(split, 256), draws=2, generator=generator)
-    summary = summarize(bounds, average.dimensions)
-    run.log(step=state.step, seconds=state.seconds, validation=vars(summary))
+    bounds = evaluate(average, ordered_batches(split, 256), Infinite(2), generator=generator)
+    summary = summarize(bounds, dimensions=average.dimensions)
+    run.log(step=state.step, seconds=state.seconds, validation=summary.as_json())
     return summary
 
 

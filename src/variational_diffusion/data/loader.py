@@ -36,12 +36,17 @@ def batches(
     return _load(split, _Stream(len(split), batch_size, seed, start), workers)
 
 
-def ordered_batches(split: Split, batch_size: int, *, workers: int = 0) -> Iterator[Tensor]:
-    """Return every example once, in the split's order; the last batch may be short."""
+def ordered_batches(
+    split: Split, batch_size: int, *, part: tuple[int, int] = (0, 1), workers: int = 0
+) -> Iterator[Tensor]:
+    """Return every example once, in the split's order; the last batch may be short.
+
+    part: (k, n) gives the batches k, k + n, k + 2 n, … alone: the share of one of n processes.
+    """
     if batch_size < 1:
         raise InputError(f"batch_size = {batch_size}: at least 1; give --batch-size 1 or more")
     positions = np.arange(len(split))
-    starts = range(0, len(split), batch_size)
+    starts = range(part[0] * batch_size, len(split), part[1] * batch_size)
     return _load(split, [positions[first : first + batch_size] for first in starts], workers)
 
 

@@ -1,0 +1,88 @@
+"""--steps, --grid and --variance: the chain of T steps that a command uses."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import torch
+
+from variational_diffusion.checkpoint import Run
+from variational_diffusion.cli.console import Meter
+from variational_diffusion.data import open_dataset
+from variational_diffusion.data.loader import batches
+from variational_diffusion.grids import (
+    GRIDS,
+    VARIANCES,
+    Gammas,
+    NoiseErrors,
+    assumed_errors,
+    step_grid,
+)
+from variational_diffusion.model import VDM
+from variational_diffusion.profile import noise_errors
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_EVALUATIONS = 20_000
+_BATCH = 200
+
+
+def chain_options(command: Command) -> Command:
+    """Add --steps, --grid and --variance; `chain_of` acts on them."""
+    for option in (
+        click.option(
+            "--variance",
+            type=click.Choice(VARIANCES),
+            help="Of the reverse steps: as in the paper (posterior, default), or widened by the "
+            "measured error of the model, one number a step (scalar) or for each position.",
+        ),
+        click.option(
+            "--grid",
+            type=click.Choice(GRIDS),
+            help="Of the steps: uniform in time (default), in gamma, or for the least bound.",
+        ),
+        click.option("--steps", type=click.IntRange(1), help="Steps T of the chain."),
+    ):
+        command = option(command)
+    return command
+
+
+def is_chain_option_given(options: dict[str, Any]) -> bool:
+    """Tell whether --grid or --variance was given."""
+    return options["grid"] is not None or options["variance"] is not None
+
+
+def chain_of(run: Run, vdm: VDM, weights: Any, options: dict[str, Any]) -> Gammas:
+    """Give the model the reverse variance that the options ask for; return their grid.
+
+    What the model's errors are is measured on the training images where it is needed, once, and
+    kept in the run.
+    """
+    grid, variance = options["grid"] or "time", options["variance"] or "posterior"
+    errors = None
+    if grid == "optimal" or variance != "posterior":
+        errors = measured_errors(run, vdm, weights)
+    vdm.reverse_errors = assumed_errors(variance, errors)
+    return step_grid(grid, vdm.schedule, options["steps"], errors, vdm.reverse_errors)
+
+
+def measured_errors(run: Run, vdm: VDM, weights: Any) -> NoiseErrors:
+    """Return the model's errors E(ε − ε̂)²: those kept in the run, or measured now and kept."""
+    errors = run.errors(weights)
+    if errors is not None:
+        return errors
+    split = open_dataset(run.config.data).splits["train"]
+    size = min(_BATCH, len(split))
+    count = -(-_EVALUATIONS // size)
+    generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(0)
+    with Meter("measuring the model's errors", "evaluations") as meter:
+        examples = itertools.islice(batches(split, size, 0), count)
+        for i, so_far in enumerate(noise_errors(vdm, examples, generator=generator), 1):
+            meter.update(i / count, i * size, lambda: "")
+            errors = so_far
+    assert errors is not None
+    run.save_errors(errors, weights)
+    return errors

@@ -1,0 +1,195 @@
+"""Chains of few steps: the best reverse variance, what it costs, and the grid of least cost."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from known_answers import entropy, error, exact_vdm, gap, prior, reconstruction
+from variational_diffusion import grids, process
+from variational_diffusion.errors import InputError
+from variational_diffusion.grids import NoiseErrors, assumed_errors, bound_optimal
+from variational_diffusion.likelihood import Chain, evaluate
+from variational_diffusion.profile import noise_errors
+from variational_diffusion.schedules import Cosine, FixedLinear
+
+MEAN, STD, DIMENSIONS = 0.3, 0.5, 4
+SCHEDULE = FixedLinear(-6.0, 4.0).double()
+
+
+def known_errors(std=STD, bins=2000):
+    """E(ε − ε̂)² of the exact denoiser of N(mean, std²), the same at all positions."""
+    gamma = torch.linspace(-6, 4, bins, dtype=torch.float64)
+    return NoiseErrors(gamma, std**2 / (std**2 + gamma.exp())[:, None].expand(-1, DIMENSIONS))
+
+
+def test_errors_are_interpolated_and_constant_beyond_the_ends():
+    errors = NoiseErrors(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([[1.0, 0], [3, 1], [2, 1]]))
+    at = errors.at(torch.tensor([-5.0, 0.25, 1.0, 1.5, 2.0, 9.0]))
+    assert at.tolist() == [[1, 0], [1.5, 0.25], [3, 1], [2.5, 1], [2, 1], [2, 1]]
+    assert errors.at(torch.tensor(0.5)).tolist() == [2, 0.5]
+    assert errors.averaged().at(torch.tensor([0.0, 1.5])).tolist() == [[0.5], [1.75]]
+
+
+@pytest.mark.parametrize("per_position", [False, True])
+def test_a_widened_step_costs_what_its_kl_says(per_position, generator):
+    """posterior_kl against KL(q(z_s|z_t, x) ‖ widened q(z_s|z_t, x̂)), entry by entry."""
+    x, z_t, wrong = torch.randn(3, 5, 7, dtype=torch.float64, generator=generator)
+    gamma_t = torch.linspace(-5, 4, 5, dtype=torch.float64)
+    gamma_s = gamma_t - torch.linspace(0.01, 3, 5, dtype=torch.float64)
+    assumed = torch.rand(7 if per_position else 1, dtype=torch.float64, generator=generator)
+    q = process.q_s_given_t(z_t, x, gamma_s, gamma_t)
+    p = process.widened(
+        process.q_s_given_t(z_t, wrong, gamma_s, gamma_t), gamma_s, gamma_t, assumed
+    )
+    # x̂ − x = (sigma/alpha)(ε − ε̂)
+    squared_error = (wrong - x).square() * torch.exp(-gamma_t)[:, None]
+    torch.testing.assert_close(
+        process.posterior_kl(gamma_s, gamma_t, squared_error, assumed), q.kl(p), rtol=1e-9, atol=0
+    )
+    narrow = process.q_s_given_t(z_t, wrong, gamma_s, gamma_t)
+    torch.testing.assert_close(
+        process.posterior_kl(gamma_s, gamma_t, squared_error), q.kl(narrow), rtol=1e-9, atol=0
+    )
+
+
+def test_the_best_assumption_is_the_mean_error(generator):
+    squared_error = torch.randn(1000, dtype=torch.float64, generator=generator).square()
+    gamma_s, gamma_t = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    assumed = squared_error.mean().requires_grad_()
+    cost = process.posterior_kl(gamma_s, gamma_t, squared_error, assumed).mean()
+    (slope,) = torch.autograd.grad(cost, assumed)
+    cost = cost.detach()
+    assert abs(float(slope)) < 1e-12
+    for other in (0.9, 1.1):
+        assert process.posterior_kl(
+            gamma_s, gamma_t, squared_error, other * assumed.detach()
+        ).mean() > float(cost)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_with_the_best_variance_few_steps_lose_nothing_on_gaussian_data(steps, generator):
+    """p(z_s|z_t) is then the true conditional, and the bound exact but for its two ends."""
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
+    x = MEAN + STD * torch.randn(4000, DIMENSIONS, dtype=torch.float64, generator=generator)
+    gammas = grids.uniform_in_gamma(vdm.schedule, steps)
+    exact = DIMENSIONS * (entropy(STD) + gap(-6.0, 4.0, MEAN, STD))
+    vdm.reverse_errors = known_errors()
+    (estimate,) = evaluate(vdm, [x], Chain(gammas), generator=generator)
+    excess = estimate.total - exact
+    # Two-sided at 4 standard errors: false alarm 6e-5 for each of three
+    noise = 4 * float(excess.std()) / math.sqrt(len(x))
+    assert abs(float(excess.mean())) < noise < 0.2
+    vdm.reverse_errors = None
+    (estimate,) = evaluate(vdm, [x], Chain(gammas), generator=generator)
+    assert float(estimate.total.mean()) - exact > 0.2
+
+
+@pytest.mark.parametrize("variance", grids.VARIANCES)
+@pytest.mark.parametrize("grid", grids.GRIDS)
+def test_what_a_chain_is_expected_to_cost_is_what_it_costs(grid, variance, generator):
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS, schedule=Cosine(-6.0, 4.0))
+    x = MEAN + STD * torch.randn(4000, DIMENSIONS, dtype=torch.float64, generator=generator)
+    errors = known_errors()
+    vdm.reverse_errors = assumed_errors(variance, errors)
+    gammas = grids.step_grid(grid, vdm.schedule, 6, errors, vdm.reverse_errors)
+    (estimate,) = evaluate(vdm, [x], Chain(gammas), generator=generator)
+    expected = DIMENSIONS * grids.expected_diffusion(gammas, errors, vdm.reverse_errors)
+    total = DIMENSIONS * (prior(4.0, MEAN, STD) + reconstruction(-6.0)) + expected
+    for value, known in ((estimate.terms["diffusion"], expected), (estimate.total, total)):
+        # Two-sided at 4.5 standard errors: false alarm 7e-6 for each of eighteen
+        noise = 4.5 * float(value.std()) / math.sqrt(4000)
+        assert abs(float(value.mean()) - known) < noise < 0.1 * known
+
+
+def uneven_errors(generator, bins=50, positions=6):
+    gamma = torch.linspace(-5.9, 3.9, bins, dtype=torch.float64)
+    scale = torch.rand(positions, dtype=torch.float64, generator=generator)
+    return NoiseErrors(gamma, torch.sigmoid(-2 * gamma[:, None] * scale) * scale)
+
+
+@pytest.mark.parametrize("variance", grids.VARIANCES)
+def test_no_grid_of_two_steps_costs_less_than_the_optimal_one(variance, generator):
+    errors = uneven_errors(generator)
+    assumed = assumed_errors(variance, errors)
+    best = bound_optimal(SCHEDULE, 2, errors, assumed)
+    every = torch.linspace(-6, 4, 401, dtype=torch.float64)[1:-1]
+    ends = torch.tensor([4.0, -6.0], dtype=torch.float64)
+    costs = [
+        grids.expected_diffusion(torch.stack([ends[0], middle, ends[1]]), errors, assumed)
+        for middle in every
+    ]
+    assert grids.expected_diffusion(best, errors, assumed) == pytest.approx(min(costs), rel=1e-9)
+    assert float(best[1]) == pytest.approx(float(every[int(np.argmin(costs))]))
+
+
+@pytest.mark.parametrize("variance", grids.VARIANCES)
+@pytest.mark.parametrize("steps", [1, 5, 40])
+def test_the_optimal_grid_ends_exactly_and_beats_the_uniform_ones(steps, variance, generator):
+    errors = uneven_errors(generator)
+    assumed = assumed_errors(variance, errors)
+    best = bound_optimal(SCHEDULE, steps, errors, assumed)
+    assert len(best) == steps + 1
+    assert (float(best[0]), float(best[-1])) == (4.0, -6.0)
+    assert (best.diff() < 0).all()
+    cost = grids.expected_diffusion(best, errors, assumed)
+    even = grids.uniform_in_gamma(SCHEDULE, steps)
+    assert cost <= grids.expected_diffusion(even, errors, assumed) + 1e-12
+    for i, shift in itertools.product(range(1, steps), (-0.025, 0.025)):
+        moved = best.clone()
+        moved[i] += shift
+        if (moved.diff() < 0).all():
+            assert grids.expected_diffusion(moved, errors, assumed) >= cost - 1e-12
+
+
+def test_many_positions_are_stood_for_by_a_sample(generator):
+    errors = uneven_errors(generator, positions=3000)
+    assumed = assumed_errors("position", errors)
+    cost = grids.expected_diffusion(bound_optimal(SCHEDULE, 8, errors, assumed), errors, assumed)
+    even = grids.expected_diffusion(grids.uniform_in_gamma(SCHEDULE, 8), errors, assumed)
+    assert cost < even
+
+
+def test_uniform_grids():
+    cosine = Cosine(-6.0, 4.0).double()
+    t = torch.tensor([1, 0.75, 0.5, 0.25, 0], dtype=torch.float64)
+    torch.testing.assert_close(grids.uniform_in_time(cosine, 4), cosine(t))
+    even = grids.uniform_in_gamma(cosine, 4)
+    torch.testing.assert_close(even, torch.tensor([4, 1.5, -1, -3.5, -6], dtype=torch.float64))
+
+
+def test_errors_are_measured_at_their_positions(generator):
+    """The exact denoiser of N(mean, std²) has std²/(std² + e^γ) everywhere."""
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
+    x = MEAN + STD * torch.randn(20_000, DIMENSIONS, dtype=torch.float64, generator=generator)
+    *_, errors = noise_errors(vdm, x.split(500), bins=10, generator=generator)
+    assert errors.error.shape == (10, DIMENSIONS)
+    expected = torch.tensor([error(g, STD) for g in errors.gamma.tolist()])[:, None].double()
+    # (ε − ε̂)² is expected · χ²: 4.5 standard errors of 2,000 draws, false alarm 3e-4 for all 40;
+    # and a bin's mean differs from its middle's value by up to 2 %
+    limit = (4.5 * math.sqrt(2 / 2000) + 0.02) * expected
+    assert ((errors.error - expected).abs() < limit).all()
+    assert errors.gamma[0] == pytest.approx(-5.5)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(InputError, match="grid = 'even': known are time, gamma, optimal"):
+        grids.step_grid("even", SCHEDULE, 3)
+    with pytest.raises(InputError, match="grid = 'optimal' needs measured errors"):
+        grids.step_grid("optimal", SCHEDULE, 3)
+    with pytest.raises(InputError, match="variance = 'small': known are posterior"):
+        assumed_errors("small", None)
+    with pytest.raises(InputError, match="variance = 'scalar' needs measured errors"):
+        assumed_errors("scalar", None)
+    with pytest.raises(InputError, match="steps = 0"):
+        grids.uniform_in_time(SCHEDULE, 0)
+    with pytest.raises(InputError, match=r"steps = 1001.*up to 1000"):
+        bound_optimal(SCHEDULE, 1001, known_errors())
+    with pytest.raises(InputError, match="steps = 3 and gammas"):
+        exact_vdm().vlb(
+            torch.zeros(1, 4, dtype=torch.float64),
+            steps=3,
+            gammas=grids.uniform_in_time(SCHEDULE, 3),
+        )
