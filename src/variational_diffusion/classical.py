@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import lzma
 import math
+import zlib
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,22 @@ def code_lengths(images: np.ndarray, levels: int) -> dict[str, float]:
                 picture, images, "WEBP", lossless=True, exact=True, quality=100, method=6
             )
     return lengths
+
+
+def code_length(image: np.ndarray, levels: int) -> float:
+    """Return the bits per dimension of the shorter of a deflated array and a WebP file of it.
+
+    image: integers in 0..levels-1 of any shape, one example; WebP where the format holds it.
+    """
+    values = image.astype(np.uint8 if levels <= 256 else "<u2")
+    lengths = [_bits(len(zlib.compress(values.tobytes(), 9)), values)]
+    if values.ndim == 3 and values.shape[0] in (1, 3, 4) and levels <= 256:
+        spread = max(1, 255 // (levels - 1))
+        picture = mosaic((values * values.dtype.type(spread))[None])
+        lengths.append(
+            _picture_bits(picture, values, "WEBP", lossless=True, exact=True, quality=100, method=4)
+        )
+    return min(lengths)
 
 
 def mosaic(images: np.ndarray) -> np.ndarray:

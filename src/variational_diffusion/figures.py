@@ -106,6 +106,23 @@ def schedule_figure(schedule: Schedule, profile: Profile, variances: Variances) 
     return figure
 
 
+def score_figure(name: str, own: np.ndarray, of: np.ndarray) -> Figure:
+    """Draw histograms of a score: the model's own data, shape (n,), and others, shape (m,)."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    both = np.concatenate([own, of])
+    low, high = np.quantile(both, [0.001, 0.999])
+    edges = np.linspace(low, high + 1e-9, 60)
+    for values, label, colour in ((own, "the model's own", "#0072B2"), (of, "scored", "#D55E00")):
+        counts, _ = np.histogram(values.clip(low, high), edges, density=True)
+        axes.stairs(
+            counts, edges, fill=True, alpha=0.55, label=f"{label} ({len(values)})", color=colour
+        )
+    _label(axes, "How strange: the score of every example", name, "density")
+    axes.legend()
+    return figure
+
+
 def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x)

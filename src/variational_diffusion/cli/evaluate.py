@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
-from torch import Tensor
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import chain_of, chain_options, is_chain_option_given
+from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import chosen_examples, examples_options
@@ -22,8 +20,8 @@ from variational_diffusion.cli.processes import Place, processes
 from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
+from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic
 from variational_diffusion.likelihood import (
     DEQUANTISATIONS,
     ESTIMATORS,
@@ -126,7 +124,8 @@ def command(
     are. Started by torchrun, the processes share the batches out; the figures do not change.
     """
     _check_chain_options(estimator, options)
-    _check_targets(per_example, maps)
+    check_target("per_example", per_example, ENDINGS)
+    check_target("maps", maps, (".png", ".webp"))
     target = use_device(device, threads)
     opened = Run.open(run)
     vdm = opened.load(weights).to(target)
@@ -149,7 +148,7 @@ def command(
             return
         if per_example is not None:
             columns = example_columns(*done.rounds, dimensions=vdm.dimensions)
-            write_columns(per_example, columns)
+            write_columns(per_example, {k: v.numpy() for k, v in columns.items()})
             click.echo(f"per example: {per_example}", err=True)
         if done.stopped:
             count = sum(len(e.total) for e in done.rounds[0])
@@ -257,22 +256,6 @@ def evaluate_split(
     return summarize(*done.rounds, dimensions=vdm.dimensions)
 
 
-def write_columns(path: str, columns: dict[str, Tensor]) -> None:
-    """Write columns of one length as a .csv or .parquet file."""
-    arrays = {name: column.numpy() for name, column in columns.items()}
-    with atomic(path) as temporary:
-        if Path(path).suffix == ".parquet":
-            import pyarrow  # noqa: PLC0415  (it takes a third of a second)
-            import pyarrow.parquet  # noqa: PLC0415
-
-            pyarrow.parquet.write_table(pyarrow.table(arrays), temporary)
-            return
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(arrays)
-            writer.writerows(zip(*(array.tolist() for array in arrays.values()), strict=True))
-
-
 def write_maps(vdm: VDM, split: Split, path: str, *, seed: int) -> None:
     """Write a sheet: every example beside a map of its bits, dark for few and light for many."""
     x = next(ordered_batches(split, len(split)))
@@ -282,7 +265,7 @@ def write_maps(vdm: VDM, split: Split, path: str, *, seed: int) -> None:
     bits = bits.mean(1, keepdims=True)  # over the channels
     low, high = np.quantile(bits, [0.01, 0.99])
     shown = np.clip((bits - low) / max(high - low, 1e-9), 0, 1).repeat(x.shape[1], axis=1)
-    levels = vdm.decoder.levels if hasattr(vdm.decoder, "levels") else None
+    levels = vdm.decoder.levels if isinstance(vdm.decoder, Discretized) else None
     images = x.double().numpy()
     least, most = (0.0, levels - 1.0) if levels else (images.min(), images.max())
     images = (images - least) / max(most - least, 1e-9)
@@ -372,17 +355,3 @@ def _check_chain_options(estimator: str, options: dict[str, Any]) -> None:
         raise InputError(
             f"estimator = {estimator!r}: --grid and --variance go with --estimator discrete"
         )
-
-
-def _check_targets(per_example: str | None, maps: str | None) -> None:
-    """Refuse before the work what could not be written after it."""
-    for name, path, endings in (
-        ("per_example", per_example, (".csv", ".parquet")),
-        ("maps", maps, (".png", ".webp")),
-    ):
-        if path is None:
-            continue
-        if Path(path).suffix not in endings:
-            raise InputError(f"{name} = '{path}': give a name that ends in {' or '.join(endings)}")
-        if Path(path).exists():
-            raise InputError(f"{name} = '{path}' exists and is not overwritten; give another name")

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+import numpy as np
 
 from variational_diffusion.checkpoint import Run
-from variational_diffusion.data import Split, open_dataset
+from variational_diffusion.data import Dataset, Split, open_dataset
 from variational_diffusion.errors import InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -33,6 +34,19 @@ def examples_options(command: Command) -> Command:
 
 def chosen_examples(run: Run, data: str | None, split: str, limit: int | None) -> Split:
     """Return the examples that a command names; those of other data must be of the model's kind."""
+    chosen = _opened(run, data).splits[split]
+    return chosen if limit is None else chosen.limit(limit)
+
+
+def everything(run: Run, data: str | None, split: str, limit: int | None) -> Split:
+    """Return the run's own split; of other data all examples, as far as they are one source's."""
+    if data is None:
+        return chosen_examples(run, None, split, limit)
+    source = _opened(run, data).splits["train"].source
+    return Split(source, np.arange(len(source))[:limit])
+
+
+def _opened(run: Run, data: str | None) -> Dataset:
     config = run.config.data
     if data is not None:
         config = config.model_copy(update={"source": data})
@@ -43,5 +57,4 @@ def chosen_examples(run: Run, data: str | None, split: str, limit: int | None) -
             f"data = '{config.source}' has shape {dataset.shape} and levels {dataset.levels}: "
             f"the model in '{run.path}' takes shape {model.shape} and levels {config.levels}"
         )
-    chosen = dataset.splits[split]
-    return chosen if limit is None else chosen.limit(limit)
+    return dataset

@@ -12,16 +12,20 @@ import torch
 from torch import Tensor
 
 from variational_diffusion.checkpoint import Run
+from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic, unused
+from variational_diffusion.likelihood import Infinite, evaluate, example_columns
 from variational_diffusion.model import VDM
+from variational_diffusion.numerics import derived_seed
 from variational_diffusion.pictures import animation, save_image, save_sheet
 from variational_diffusion.sampling import SAMPLERS
 
 _FRAMES = 48
+_BATCH = 250
 
 
 @click.command()
@@ -34,6 +38,12 @@ _FRAMES = 48
     "--out",
     help="A .png sheet, an .npy array, or a folder for single files; default: in the run.",
 )
+@click.option(
+    "--with-likelihood",
+    "likelihood",
+    is_flag=True,
+    help="Also write the bits per dimension of every sample, as .csv beside it.",
+)
 @click.option("--animate", help="Also write the reverse process as this .gif.")
 @weights_option
 @device_options
@@ -45,6 +55,7 @@ def command(
     seed: int,
     out: str | None,
     animate: str | None,
+    likelihood: bool,
     weights: Any,
     device: str,
     threads: int | None,
@@ -60,12 +71,20 @@ def command(
     else:
         path = Path(out)
     _check_targets(path, animate, is_image)
+    table = path.with_suffix(".csv") if path.suffix else path / "likelihood.csv"
+    if likelihood:
+        check_target("with_likelihood", str(table), ENDINGS)
     samples, frames = draw(
         vdm, count, sampler=sampler, steps=steps, seed=seed, frames=_FRAMES if animate else 0
     )
     levels = opened.config.data.levels
     write_samples(path, samples, levels)
     click.echo(path)
+    if likelihood:
+        columns = likelihoods(vdm, samples, seed=seed)
+        write_columns(table, columns)
+        bits = columns["bits_per_dim"]
+        click.echo(f"{table}   (mean {bits.mean():.3f}, from {bits.min():.3f} to {bits.max():.3f})")
     if animate:
         animation(frames, levels, Path(animate))
         click.echo(animate)
@@ -86,6 +105,16 @@ def draw(
         samples = vdm.decoder.sample(z, gamma, generator).cpu().numpy()
     stages = [stage.cpu().numpy() for stage in kept] + [samples] * (len(kept) // 4)
     return samples, np.stack(stages) if stages else np.empty((0, *samples.shape))
+
+
+def likelihoods(vdm: VDM, samples: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+    """Return the bound of every sample, term by term in bits per dimension, as columns."""
+    device = vdm.schedule.gamma_0.device
+    generator = torch.Generator(device).manual_seed(derived_seed(seed, 1))
+    parts = torch.from_numpy(samples).split(_BATCH)
+    rounds = [list(evaluate(vdm, parts, Infinite(8), generator=generator)) for _ in range(2)]
+    columns = example_columns(*rounds, dimensions=vdm.dimensions)
+    return {name: column.numpy() for name, column in columns.items()}
 
 
 def write_samples(path: Path, samples: np.ndarray, levels: int | None) -> None:

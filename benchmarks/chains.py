@@ -1,0 +1,81 @@
+"""The bound of chains of T steps: every grid and reverse variance, against infinitely many steps.
+
+    vdm train fashion-mnist --run runs/fashion --minutes 20
+    python benchmarks/chains.py runs/fashion
+
+Every step of a chain is summed, on the first 250 test images, and what the dynamic program expects
+of the errors that were measured on the training images stands beside it. The standard error is that
+of the difference from the expectation by the choice of these images.
+"""
+
+from __future__ import annotations
+
+import math
+
+import click
+import torch
+from common import log_option, markdown, report, threads_option
+
+from variational_diffusion.checkpoint import Run
+from variational_diffusion.cli.chains import measured_errors
+from variational_diffusion.cli.devices import use_device
+from variational_diffusion.cli.evaluate import evaluate_rounds
+from variational_diffusion.cli.examples import chosen_examples
+from variational_diffusion.grids import (
+    GRIDS,
+    VARIANCES,
+    assumed_errors,
+    expected_diffusion,
+    step_grid,
+)
+from variational_diffusion.likelihood import Chain, Infinite, summarize
+
+
+@click.command()
+@click.argument("run")
+@click.option("--steps", "counts", multiple=True, type=click.IntRange(1), default=[10, 20, 50, 100])
+@click.option("--limit", type=click.IntRange(2), default=250, show_default=True)
+@threads_option
+@log_option
+def main(run: str, counts: tuple[int, ...], limit: int, threads: int, log: bool) -> None:
+    """Compare the chains of a RUN."""
+    device = use_device("auto", threads)
+    opened = Run.open(run)
+    vdm = opened.load().to(device)
+    errors = measured_errors(opened, vdm, "ema")
+    examples = chosen_examples(opened, None, "test", limit)
+
+    def bits(estimator: Infinite | Chain) -> tuple[float, float, dict[str, float]]:
+        done = evaluate_rounds(vdm, examples, estimator, rounds=1)
+        found = summarize(*done.rounds, dimensions=vdm.dimensions)
+        return found.bits_per_dim, found.standard_error, found.terms
+
+    limit_bits, limit_error, terms = bits(Infinite(64))
+    ends = terms["prior"] + terms["reconstruction"]
+    rows: list[list[object]] = []
+    for steps in counts:
+        for grid in GRIDS:
+            for variance in VARIANCES:
+                vdm.reverse_errors = assumed_errors(variance, errors)
+                gammas = step_grid(grid, vdm.schedule, steps, errors, vdm.reverse_errors)
+                value, error, _ = bits(Chain(gammas))
+                expected = expected_diffusion(gammas, errors, vdm.reverse_errors) / math.log(2)
+                rows.append(
+                    [
+                        steps,
+                        grid,
+                        variance,
+                        f"{value:.3f} ± {error:.3f}",
+                        f"{value / limit_bits - 1:+.1%}",
+                        f"{expected + ends:.3f}",
+                    ]
+                )
+                print(rows[-1], flush=True)
+    header = ["T", "grid", "variance", "bits/dim", "over T → ∞", "expected"]
+    note = f"{opened.config.data.source}, {limit} test images; T → ∞: {limit_bits:.3f} ± "
+    report(f"{note}{limit_error:.3f} bits/dim\n\n{markdown(header, rows)}", log=log)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()

@@ -1,0 +1,148 @@
+"""Anomaly scores: what they are made of, and that they tell what raw likelihood does not."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from known_answers import diffusion, exact_vdm, prior, reconstruction
+from variational_diffusion.anomaly import SCORES, Profiles, Reference, profiles
+from variational_diffusion.classical import code_length
+from variational_diffusion.cli import run
+from variational_diffusion.errors import InputError
+
+MEAN, STD, DIMENSIONS = 0.3, 0.5, 64
+
+
+def gaussian(n, generator, std=STD):
+    return MEAN + std * torch.randn(n, DIMENSIONS, dtype=torch.float64, generator=generator)
+
+
+def of(x, generator, draws=2):
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
+    parts = profiles(vdm, x.split(100), draws=draws, generator=generator)
+    return Profiles.joined(parts)
+
+
+def test_the_bands_add_up_to_the_bound(generator):
+    found = of(gaussian(400, generator), generator)
+    assert found.bands.shape == (400, 16)
+    nats = diffusion(-6.0, 4.0, STD), prior(4.0, MEAN, STD), reconstruction(-6.0)
+    terms = found.bands.sum(1), found.prior, found.reconstruction
+    for values, known in zip(terms, nats, strict=True):
+        # Two-sided at 4.5 standard errors: false alarm 7e-6 for each of three
+        error = values.std() / 20
+        assert abs(values.mean() - known / np.log(2)) < 4.5 * error
+    assert found.bits == pytest.approx(sum(terms))
+    first = diffusion(-6.0, -6.0 + 10 / 16, STD) / np.log(2)
+    assert found.bands[:, 0].mean() == pytest.approx(first, rel=0.05)
+    assert np.isnan(found.classical).all()
+
+
+def test_data_that_are_too_simple_are_strange_and_only_the_raw_bound_likes_them(generator):
+    reference = Reference(of(gaussian(400, generator), generator))
+    own = of(gaussian(200, generator), generator)
+    simple = of(gaussian(200, generator, std=0.6 * STD), generator)
+    for name in ("bits", "typicality", "profile", "combined"):
+        scores = [reference.score(x, name) for x in (own, simple)]
+        larger = (scores[1][:, None] > scores[0]).mean()
+        assert larger < 0.2 if name == "bits" else larger > 0.8, name
+
+
+def test_complexity_takes_off_what_a_classical_coder_needs():
+    values = np.array([1.0, 2.0, 4.0])
+    bands = np.stack([values / 2, values / 2], axis=1)
+    found = Profiles(np.zeros(3), np.zeros(3), bands, np.array([3.0, 1.0, 3.5]))
+    assert SCORES["complexity"](found, found).tolist() == [-2, 1, 0.5]
+    assert SCORES["typicality"](found, found).tolist() == pytest.approx([4 / 3, 1 / 3, 5 / 3])
+    assert SCORES["bits"](found, found).tolist() == [1, 2, 4]
+
+
+def test_the_distance_is_mahalanobis(generator):
+    """Along a direction in which the own data vary little, a small step is far."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=(5000, 1))
+    logs = np.concatenate([common, common + 0.1 * rng.normal(size=(5000, 1))], axis=1)
+
+    def bands(logs):
+        zero = np.zeros(len(logs))
+        return Profiles(zero, zero, np.exp(logs), zero)
+
+    along, across = SCORES["profile"](bands(logs), bands(np.array([[1.0, 1.0], [1.0, -1.0]])))
+    assert along == pytest.approx(1, rel=0.1)
+    assert across > 10 * along
+
+
+def test_a_classical_length_follows_the_image():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (1, 28, 28))
+    assert 8 < code_length(noise, 256) < 9
+    assert code_length(np.full((1, 28, 28), 7), 256) < 0.6
+    assert code_length(np.arange(64).reshape(64) % 3, 3) < 4
+    assert 16 < code_length(rng.integers(0, 65_536, (1, 28, 28)), 65_536) < 17
+
+
+def test_mistakes_are_named(generator):
+    few = of(gaussian(20, generator), generator)
+    with pytest.raises(InputError, match=r"reference = 20 examples.*takes 38 or more"):
+        Reference(few)
+    reference = Reference(of(gaussian(60, generator), generator))
+    with pytest.raises(InputError, match="score = 'odd': known are bits"):
+        reference.score(few, "odd")
+    with pytest.raises(InputError, match="no classical code length"):
+        reference.score(few, "complexity")
+    with pytest.raises(InputError, match="draws = 0"):
+        next(profiles(exact_vdm(), [torch.zeros(1, 4, dtype=torch.float64)], draws=0))
+    with pytest.raises(InputError, match="no examples"):
+        Profiles.joined([])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("runs") / "digits")
+    small = ["--steps", "30", "--batch-size", "32", "--set", "network.widths=[8,8]"]
+    assert run(["train", "digits", "--run", path, *small]) == 0
+    return path
+
+
+def test_the_command_writes_scores_figure_and_sheet(capsys, trained, tmp_path):
+    rng = np.random.default_rng(0)
+    strange = tmp_path / "noise.npy"
+    np.save(strange, rng.integers(0, 17, (30, 8, 8), dtype=np.uint8))
+    files = {name: str(tmp_path / f"a{name}") for name in (".csv", ".png", ".webp")}
+    options = ["--reference", "100", "--draws", "1"]
+    arguments = ["score", trained, str(strange), *options]
+    targets = ["--out", files[".csv"], "--figure", files[".png"], "--sheet", files[".webp"]]
+    assert run([*arguments, *targets, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["examples"] == 30
+    assert result["reference"] == 100
+    assert result["share_beyond_99_percent_of_the_reference"] > 0.9
+    with open(files[".csv"], encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 30
+    assert set(SCORES) < rows[0].keys()
+    combined = [float(row["combined"]) for row in rows]
+    assert combined == sorted(combined, reverse=True)
+    assert int(rows[0]["example"]) == result["strangest"][0]["example"]
+    for ending in (".png", ".webp"):
+        with Image.open(files[ending]) as image:
+            assert image.size[0] > 300
+    assert run([*arguments, "--score", "bits"]) == 0
+    assert "by 'bits', the strangest first" in capsys.readouterr().out
+    assert run([*arguments, "--out", files[".csv"]]) == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err
+
+
+def test_samples_come_with_their_likelihood(capsys, trained, tmp_path):
+    path = tmp_path / "samples.npy"
+    arguments = ["sample", trained, "--n", "6", "--steps", "4", "--out", str(path)]
+    assert run([*arguments, "--with-likelihood"]) == 0
+    with (tmp_path / "samples.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert all(1 < float(row["bits_per_dim"]) < 15 for row in rows)
+    assert "mean" in capsys.readouterr().out
