@@ -1,6 +1,7 @@
 """The bound of chains of T steps: every grid and reverse variance, against infinitely many steps.
 
     vdm train fashion-mnist --run runs/fashion --minutes 20
+    vdm variance runs/fashion
     python benchmarks/chains.py runs/fashion
 
 Every step of a chain is summed, on the first 250 test images, and what the dynamic program expects
@@ -24,6 +25,7 @@ from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.grids import (
     GRIDS,
     VARIANCES,
+    PredictedErrors,
     assumed_errors,
     expected_diffusion,
     step_grid,
@@ -43,6 +45,7 @@ def main(run: str, counts: tuple[int, ...], limit: int, threads: int, log: bool)
     opened = Run.open(run)
     vdm = opened.load().to(device)
     errors = measured_errors(opened, vdm, "ema")
+    head = opened.head()
     examples = chosen_examples(opened, None, "test", limit)
 
     def bits(estimator: Infinite | Chain) -> tuple[float, float, dict[str, float]]:
@@ -55,11 +58,14 @@ def main(run: str, counts: tuple[int, ...], limit: int, threads: int, log: bool)
     rows: list[list[object]] = []
     for steps in counts:
         for grid in GRIDS:
-            for variance in VARIANCES:
-                vdm.reverse_errors = assumed_errors(variance, errors)
-                gammas = step_grid(grid, vdm.schedule, steps, errors, vdm.reverse_errors)
+            for variance in VARIANCES if head is not None else VARIANCES[:-1]:
+                assumed = assumed_errors(variance, errors)
+                gammas = step_grid(grid, vdm.schedule, steps, errors, assumed)
+                vdm.reverse_errors = assumed
+                if variance == "predicted":
+                    vdm.reverse_errors = PredictedErrors(errors, head)
                 value, error, _ = bits(Chain(gammas))
-                expected = expected_diffusion(gammas, errors, vdm.reverse_errors) / math.log(2)
+                expected = expected_diffusion(gammas, errors, assumed) / math.log(2)
                 rows.append(
                     [
                         steps,
@@ -67,7 +73,7 @@ def main(run: str, counts: tuple[int, ...], limit: int, threads: int, log: bool)
                         variance,
                         f"{value:.3f} ± {error:.3f}",
                         f"{value / limit_bits - 1:+.1%}",
-                        f"{expected + ends:.3f}",
+                        f"{expected + ends:.3f}" if variance != "predicted" else "",
                     ]
                 )
                 print(rows[-1], flush=True)

@@ -88,6 +88,17 @@ def test_errors_are_measured_once_and_measured_again_when_the_weights_change(
     assert opened.errors() is None
 
 
+def test_a_head_is_trained_stored_and_used(capsys, trained):
+    chain = ["--estimator", "discrete", "--steps", "5", "--variance", "predicted"]
+    assert run(["evaluate", trained, *chain]) == 2
+    assert f"train one: vdm variance {trained}" in capsys.readouterr().err
+    assert run(["variance", trained, "--steps", "30"]) == 0
+    assert "loss fell from" in capsys.readouterr().out
+    found = result(capsys, trained, *chain, "--exact")
+    assert 1 < found["bits_per_dim"] < 16
+    assert result(capsys, trained, *chain, "--exact") == found
+
+
 def test_rounds_go_on_until_the_draws_are_precise_enough(capsys, trained):
     options = ["--draws", "1", "--batch-size", "5"]
     rough = result(capsys, trained, *options)

@@ -6,14 +6,24 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from known_answers import entropy, error, exact_vdm, gap, prior, reconstruction
 from variational_diffusion import grids, process
+from variational_diffusion.decoders import Gaussian
 from variational_diffusion.errors import InputError
-from variational_diffusion.grids import NoiseErrors, assumed_errors, bound_optimal
+from variational_diffusion.grids import (
+    NoiseErrors,
+    PredictedErrors,
+    assumed_errors,
+    bound_optimal,
+)
 from variational_diffusion.likelihood import Chain, evaluate
+from variational_diffusion.model import VDM
+from variational_diffusion.networks import VarianceHead
 from variational_diffusion.profile import noise_errors
 from variational_diffusion.schedules import Cosine, FixedLinear
+from variational_diffusion.training import fit_head
 
 MEAN, STD, DIMENSIONS = 0.3, 0.5, 4
 SCHEDULE = FixedLinear(-6.0, 4.0).double()
@@ -172,6 +182,49 @@ def test_errors_are_measured_at_their_positions(generator):
     limit = (4.5 * math.sqrt(2 / 2000) + 0.02) * expected
     assert ((errors.error - expected).abs() < limit).all()
     assert errors.gamma[0] == pytest.approx(-5.5)
+
+
+class Silent(nn.Module):
+    """ε̂ = 0: where the data are zero, its error (z/sigma)² can be read off z."""
+
+    def forward(self, z, gamma, conditioning=None):
+        return torch.zeros_like(z)
+
+
+def test_a_head_learns_what_z_says_of_the_error(generator):
+    vdm = VDM(Silent(), FixedLinear(-4.0, 4.0), Gaussian(), (1, 4, 4), "noise")
+    x = torch.zeros(64, 1, 4, 4)
+    *_, errors = noise_errors(vdm, [x] * 50, bins=10, generator=generator)
+    torch.manual_seed(0)
+    head = VarianceHead((1, 4, 4), gamma_min=-4.0, gamma_max=4.0)
+    losses = list(fit_head(vdm, head, errors, itertools.repeat(x), steps=200))
+    assert np.mean(losses[-20:]) < np.mean(losses[:5]) - 0.4
+    gamma = torch.tensor([-3.0, 0.0, 3.0])
+    noise = torch.randn(3, 1, 4, 4, generator=generator)
+    z = process.q_t(torch.zeros(3, 1, 4, 4), gamma).std * noise
+    predicted = PredictedErrors(errors, head)(z, gamma, torch.zeros_like(z))
+    both = torch.stack([predicted.flatten().log(), noise.square().flatten().log()])
+    assert torch.corrcoef(both)[0, 1] > 0.8
+    totals = []
+    for assumed in (None, errors, PredictedErrors(errors, head)):
+        vdm.reverse_errors = assumed
+        chain = Chain(grids.uniform_in_gamma(vdm.schedule, 4))
+        (estimate,) = evaluate(vdm, [x], chain, generator=torch.Generator().manual_seed(0))
+        totals.append(float(estimate.terms["diffusion"].mean()))
+    assert totals[0] > totals[1] > totals[2]
+
+
+def test_reverse_takes_the_predicted_errors(generator):
+    vdm = VDM(Silent(), FixedLinear(-4.0, 4.0), Gaussian(), (1, 2, 2), "noise")
+    flat = NoiseErrors(torch.tensor([-4.0, 4.0]), torch.full((2, 1, 2, 2), 0.5))
+    z = torch.randn(3, 1, 2, 2, generator=generator)
+    gamma_t, gamma_s = torch.tensor([1.0, -1.0])
+    plain = vdm.reverse(z, gamma_t, gamma_s)
+    vdm.reverse_errors = PredictedErrors(flat, lambda z, gamma, noise: math.log(3.0) + 0 * z)
+    wide = vdm.reverse(z, gamma_t, gamma_s)
+    torch.testing.assert_close(wide.mean, plain.mean)
+    factor = math.sqrt(1 + math.expm1(2.0) * 1.5)
+    torch.testing.assert_close(wide.std, (factor * plain.std).expand(wide.std.shape))
 
 
 def test_mistakes_are_named():

@@ -12,14 +12,13 @@ from variational_diffusion.decoders import Discretized, Gaussian
 from variational_diffusion.ema import ExponentialAverage
 from variational_diffusion.errors import DivergedError, InputError
 from variational_diffusion.model import VDM, build
-from variational_diffusion.numerics import bits_per_dim
+from variational_diffusion.numerics import bits_per_dim, derived_seed
 from variational_diffusion.schedules import FixedLinear
 from variational_diffusion.training import (
     TrainingState,
     fit,
     learning_rate_factor,
     make_optimizers,
-    step_seed,
 )
 
 LEVELS = 17
@@ -268,7 +267,7 @@ def test_the_average_has_the_buffers_of_the_model_and_no_gradients():
 
 
 def test_seeds_of_steps_differ_and_depend_on_both():
-    seeds = {step_seed(seed, step) for seed in range(20) for step in range(50)}
+    seeds = {derived_seed(seed, step) for seed in range(20) for step in range(50)}
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert math.log2(max(seeds)) > 60

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from variational_diffusion.decoders import Discretized as Discretized
     from variational_diffusion.decoders import Gaussian as Gaussian
     from variational_diffusion.errors import InputError as InputError
+    from variational_diffusion.likelihood import Chain as Chain
+    from variational_diffusion.likelihood import Flow as Flow
+    from variational_diffusion.likelihood import Importance as Importance
+    from variational_diffusion.likelihood import Infinite as Infinite
     from variational_diffusion.likelihood import evaluate as evaluate
     from variational_diffusion.likelihood import summarize as summarize
     from variational_diffusion.model import VDM as VDM
@@ -38,10 +42,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Adaptive": "schedules",
     "Bound": "objective",
+    "Chain": "likelihood",
     "Cosine": "schedules",
     "Discretized": "decoders",
     "FixedLinear": "schedules",
+    "Flow": "likelihood",
     "Gaussian": "decoders",
+    "Importance": "likelihood",
+    "Infinite": "likelihood",
     "InputError": "errors",
     "LearnedLinear": "schedules",
     "MLP": "networks",

@@ -6,6 +6,7 @@
     state/training.safetensors    weights, average, optimiser and step, in one file
     metrics.jsonl         one JSON object a line
     errors-ema.safetensors    measured errors of ε̂ for these weights, once a command needed them
+    variance-ema.safetensors  a head that predicts these errors, where one was trained
     samples/
 
 Every file is written under a temporary name and then renamed, so it is the old one or the new one
@@ -32,6 +33,7 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic
 from variational_diffusion.grids import NoiseErrors
 from variational_diffusion.model import VDM, build
+from variational_diffusion.networks import VarianceHead
 from variational_diffusion.training import TrainingState
 
 FORMAT = "1"
@@ -153,6 +155,26 @@ class Run:
         if metadata.get("weights") != self._weights_digest(weights):
             return None
         return NoiseErrors(tensors["gamma"], tensors["error"])
+
+    def save_head(self, head: VarianceHead, weights: Weights = "ema") -> None:
+        """Write the head that predicts the errors of these weights; replaces an earlier one."""
+        write_tensors(
+            self.path / f"variance-{weights}.safetensors",
+            head.state_dict(),
+            {"weights": self._weights_digest(weights), "options": json.dumps(head.options)},
+        )
+
+    def head(self, weights: Weights = "ema") -> VarianceHead | None:
+        """Return what `save_head` wrote; None if the weights have changed since."""
+        path = self.path / f"variance-{weights}.safetensors"
+        if not path.exists():
+            return None
+        tensors, metadata = read_tensors(path)
+        if metadata.get("weights") != self._weights_digest(weights):
+            return None
+        head = VarianceHead(self.config.model.shape, **json.loads(metadata["options"]))
+        _load(head, tensors, path)
+        return head.eval().requires_grad_(False)
 
     def _weights_digest(self, weights: Weights) -> str:
         return read_tensors(self.path / _WEIGHT_FILES[weights])[1]["digest"]

@@ -13,6 +13,7 @@ the dynamic program. Both are written for γ here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ from variational_diffusion.schedules import Schedule
 _NODES = 400
 _POSITIONS = 1024
 _MAX_STEPS = 1000
+_LARGEST_LOG = 8.0
 
 Gammas = Float[Tensor, " levels"]
 """A grid of T + 1 values from γ_1 down to γ_0, as samplers take it."""
@@ -52,18 +54,42 @@ class NoiseErrors:
         share = (place - below).reshape(*gamma.shape, *(1,) * (error.ndim - 1))
         return torch.lerp(error[below.long()], error[below.long() + 1], share)
 
+    def __call__(self, z: Tensor, gamma: Float[Tensor, " batch"], noise: Tensor) -> Tensor:
+        """Return what is assumed of (ε − ε̂)² at z: its mean over all z at this γ."""
+        return self.at(gamma)
+
     def averaged(self) -> NoiseErrors:
         """Return the same with one number for all positions."""
         axes = tuple(range(1, self.error.ndim))
         return NoiseErrors(self.gamma, self.error.mean(axes, keepdim=True))
 
 
-VARIANCES = ("posterior", "scalar", "position")
-"""The reverse variance: as in the paper; widened by one number a step; by one for each position."""
+@dataclass(frozen=True)
+class PredictedErrors:
+    """E[(ε − ε̂)² | z], by a network that predicts its logarithm relative to the mean over z.
+
+    mean: measured errors. head: (z, γ, ε̂) → factor's logarithm, such as `networks.VarianceHead`.
+    """
+
+    mean: NoiseErrors
+    head: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def __call__(self, z: Tensor, gamma: Float[Tensor, " batch"], noise: Tensor) -> Tensor:
+        """Return what is assumed of (ε − ε̂)² at z, of the shape of z."""
+        factor = self.head(z, gamma, noise).clamp(-_LARGEST_LOG, _LARGEST_LOG).exp()
+        return self.mean.at(gamma) * factor
+
+
+VARIANCES = ("posterior", "scalar", "position", "predicted")
+"""The reverse variance: as in the paper; widened by one number a step; by one for each position; by
+one that a network predicts from z."""
 
 
 def assumed_errors(variance: str, errors: NoiseErrors | None) -> NoiseErrors | None:
-    """Return the errors by which a name of `VARIANCES` widens the reverse step."""
+    """Return the errors by which a name of `VARIANCES` widens the reverse step.
+
+    For "predicted" those for each position, which a `PredictedErrors` refines for every z.
+    """
     if variance not in VARIANCES:
         raise InputError(f"variance = {variance!r}: known are {', '.join(VARIANCES)}")
     if variance == "posterior":
@@ -72,7 +98,7 @@ def assumed_errors(variance: str, errors: NoiseErrors | None) -> NoiseErrors | N
         raise InputError(
             f"variance = {variance!r} needs measured errors; give them, or 'posterior'"
         )
-    return errors if variance == "position" else errors.averaged()
+    return errors.averaged() if variance == "scalar" else errors
 
 
 def uniform_in_time(schedule: Schedule, steps: int) -> Gammas:

@@ -43,12 +43,8 @@ class VDM(nn.Module):
     autocast: dtype that torch's autocast gives to the network's products, such as torch.bfloat16;
         None, the default: the network runs in its own. The built-in networks keep their first and
         last layers out of it. Nothing outside the network is ever in a lower precision.
-    reverse_errors: measured errors of ε̂ that widen the steps of `reverse`, and so of samplers and
-        of the bound with finitely many steps; None, the default: the paper's variance.
-    schedule: t → γ(t), see `schedules`.
-    decoder: the domain of the data and p(x|z_0), see `decoders`.
-    shape: of one example, without the batch.
-    prediction: what the network returns: "noise", ε̂, or "velocity", v̂ = alpha ε̂ − sigma x̂.
+    reverse_errors: measured or predicted errors of ε̂ that widen the steps of `reverse`, and so of
+        samplers and of the bound with finitely many steps; None, the default: the paper's variance.
     """
 
     def __init__(
@@ -68,7 +64,7 @@ class VDM(nn.Module):
         self.shape = tuple(shape)
         self.prediction = prediction
         self.autocast: torch.dtype | None = None
-        self.reverse_errors: grids.NoiseErrors | None = None
+        self.reverse_errors: grids.NoiseErrors | grids.PredictedErrors | None = None
 
     @property
     def dimensions(self) -> int:
@@ -111,9 +107,8 @@ class VDM(nn.Module):
         if gammas is None:
             diffusion = objective.diffusion(predict_noise, self.schedule, encoded, times, noise)
         else:
-            assumed = None if self.reverse_errors is None else self.reverse_errors.at
             diffusion = objective.diffusion_discrete(
-                predict_noise, gammas, encoded, times, noise, assumed
+                predict_noise, gammas, encoded, times, noise, self.reverse_errors
             )
         q_0 = process.q_t(encoded, gamma_0)
         return Bound(
@@ -161,11 +156,12 @@ class VDM(nn.Module):
 
         With `reverse_errors`, its variance is the best for them instead: `process.widened`.
         """
-        x = self.denoise(z_t, gamma_t, conditioning).x
+        noise, x = self.denoise(z_t, gamma_t, conditioning)
         posterior = process.q_s_given_t(z_t, x, gamma_s, gamma_t)
         if self.reverse_errors is None:
             return posterior
-        return process.widened(posterior, gamma_s, gamma_t, self.reverse_errors.at(gamma_t))
+        assumed = self.reverse_errors(z_t, gamma_t.expand(len(z_t)), noise)
+        return process.widened(posterior, gamma_s, gamma_t, assumed)
 
     def drift(
         self,

@@ -161,7 +161,7 @@ def diffusion_discrete(
     x: Float[Tensor, "batch *shape"],
     t: PerExample,
     noise: Float[Tensor, "batch *shape"],
-    assumed: Callable[[Tensor], Tensor] | None = None,
+    assumed: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> PerExample:
     """Return an unbiased estimate of the diffusion loss of a chain of T steps (VDM eq. 14).
 
@@ -169,16 +169,18 @@ def diffusion_discrete(
     (T/2) expm1(γ_t − γ_s) ‖ε − ε̂(z_t; γ_t)‖² for the paper's variance. A time t ~ U(0, 1) chooses
     the step: the lowest for t < 1/T, and so on.
 
-    gammas: T + 1 values from γ_1 down to γ_0. assumed: γ_t → E(ε − ε̂)², by which p is wider than
-    q, see `process.widened`; None: not wider.
+    gammas: T + 1 values from γ_1 down to γ_0. assumed: (z_t, γ_t, ε̂) → E(ε − ε̂)², by which p
+    is wider than q, see `process.widened`; None: not wider.
     """
     steps = len(gammas) - 1
     step = (t * steps).floor().clamp(0, steps - 1).long()
     rising = gammas.flip(0)
     gamma_s, gamma_t = rising[step], rising[step + 1]
-    squared_error = 2 * noise_errors(predict_noise, x, gamma_t, noise)
-    wide = None if assumed is None else assumed(gamma_t)
-    kl = process.posterior_kl(gamma_s, gamma_t, squared_error, wide)
+    q = process.q_t(x, gamma_t)
+    z = q.mean + q.std * noise
+    estimate = predict_noise(z, gamma_t)
+    wide = None if assumed is None else assumed(z, gamma_t, estimate)
+    kl = process.posterior_kl(gamma_s, gamma_t, (noise - estimate).square(), wide)
     return steps * sum_per_example(kl)
 
 

@@ -20,12 +20,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from variational_diffusion import process
 from variational_diffusion.config import TrainingConfig
 from variational_diffusion.ema import ExponentialAverage
 from variational_diffusion.errors import DivergedError
+from variational_diffusion.grids import NoiseErrors, PredictedErrors
 from variational_diffusion.model import VDM
-from variational_diffusion.numerics import bits_per_dim, derived_seed
-from variational_diffusion.objective import Bound
+from variational_diffusion.numerics import bits_per_dim, derived_seed, randn_like
+from variational_diffusion.objective import Bound, low_discrepancy_times
 from variational_diffusion.optimizers import Muon
 from variational_diffusion.schedules import Schedule
 
@@ -168,6 +170,44 @@ def make_optimizers(vdm: VDM, config: TrainingConfig) -> dict[str, torch.optim.O
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def fit_head(
+    vdm: VDM,
+    head: nn.Module,
+    errors: NoiseErrors,
+    batches: Iterable[Tensor],
+    *,
+    steps: int,
+    learning_rate: float = 3e-3,
+    seed: int = 0,
+) -> Iterator[float]:
+    """Train a head of `PredictedErrors` on a model that stays as it is; yield its loss in nats.
+
+    The loss is ½(log m + (ε − ε̂)²/m), the cost of an entry in one wide step but for what no m
+    changes, at γ spread evenly over [γ_0, γ_1]. Its minimum is m = E[(ε − ε̂)² | z].
+    """
+    vdm.eval()
+    gamma_0, gamma_1 = vdm.schedule.end_points.detach()
+    generator = torch.Generator(gamma_0.device).manual_seed(derived_seed(seed, 2))
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, betas=(0.9, 0.99))
+    predicted = PredictedErrors(errors, head)
+    for step, batch in zip(range(steps), batches, strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * (1 - step / steps)
+        with torch.no_grad():
+            x = vdm.encode(batch.to(gamma_0.device))
+            gamma = torch.lerp(gamma_0, gamma_1, low_discrepancy_times(len(x), generator, like=x))
+            noise = randn_like(x, generator)
+            q = process.q_t(x, gamma)
+            z = q.mean + q.std * noise
+            estimate = vdm.denoise(z, gamma).noise
+        assumed = predicted(z, gamma, estimate)
+        loss = 0.5 * (assumed.log() + (noise - estimate).square() / assumed).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        yield float(loss.detach())
 
 
 def learning_rate_factor(step: int, progress: float, config: TrainingConfig) -> float:

@@ -13,11 +13,13 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.data import open_dataset
 from variational_diffusion.data.loader import batches
+from variational_diffusion.errors import InputError
 from variational_diffusion.grids import (
     GRIDS,
     VARIANCES,
     Gammas,
     NoiseErrors,
+    PredictedErrors,
     assumed_errors,
     step_grid,
 )
@@ -37,7 +39,8 @@ def chain_options(command: Command) -> Command:
             "--variance",
             type=click.Choice(VARIANCES),
             help="Of the reverse steps: as in the paper (posterior, default), or widened by the "
-            "measured error of the model, one number a step (scalar) or for each position.",
+            "measured error, one number a step (scalar), for each position, or predicted "
+            "from z (after vdm variance).",
         ),
         click.option(
             "--grid",
@@ -65,8 +68,23 @@ def chain_of(run: Run, vdm: VDM, weights: Any, options: dict[str, Any]) -> Gamma
     errors = None
     if grid == "optimal" or variance != "posterior":
         errors = measured_errors(run, vdm, weights)
-    vdm.reverse_errors = assumed_errors(variance, errors)
-    return step_grid(grid, vdm.schedule, options["steps"], errors, vdm.reverse_errors)
+    assumed = assumed_errors(variance, errors)
+    vdm.reverse_errors = assumed
+    if variance == "predicted":
+        vdm.reverse_errors = predicted_errors(run, vdm, weights)
+    return step_grid(grid, vdm.schedule, options["steps"], errors, assumed)
+
+
+def predicted_errors(run: Run, vdm: VDM, weights: Any) -> PredictedErrors:
+    """Return the errors that the run's head predicts."""
+    head = run.head(weights)
+    if head is None:
+        raise InputError(
+            f"variance = 'predicted': '{run.path}' has no head for its {weights} weights; "
+            f"train one: vdm variance {run.path}"
+        )
+    errors = measured_errors(run, vdm, weights)
+    return PredictedErrors(errors, head.to(vdm.schedule.gamma_0.device))
 
 
 def measured_errors(run: Run, vdm: VDM, weights: Any) -> NoiseErrors:

@@ -11,6 +11,7 @@ from variational_diffusion.networks.mlp import MLP
 from variational_diffusion.networks.paper import PaperUNet
 from variational_diffusion.networks.transformer import Transformer
 from variational_diffusion.networks.unet import UNet
+from variational_diffusion.networks.variance import VarianceHead as VarianceHead
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "unet": UNet,
