@@ -14,7 +14,10 @@ evaluations of the network, and are larger for what is stranger:
                  Models", 2020)
     profile      the Mahalanobis distance, from the model's own data, of the logarithm of the loss
                  in bands of γ: coarse shape, texture and last bits are judged one by one
-    combined     the same distance with the classical length and the terms at both ends joined in
+    combined     how much more the parts cost than for the model's own data of the same classical
+                 length: the loss in quarters of the range of γ, and the quarter that holds the
+                 shape given the texture below it; squares of what is above, added up (real-valued
+                 data have no classical length; there, of the distances either way)
 """
 
 from __future__ import annotations
@@ -157,7 +160,9 @@ def _profile(own: Profiles, of: Profiles) -> np.ndarray:
 
 
 def _combined(own: Profiles, of: Profiles) -> np.ndarray:
-    return _distance(_features(own), _features(of))
+    quarters = _excess(_complexity_of(own), _quarters(own), _complexity_of(of), _quarters(of))
+    shape = _excess(_texture(own), _shape(own), _texture(of), _shape(of))
+    return np.square(np.concatenate([quarters, shape], axis=1)).sum(1)
 
 
 SCORES: dict[str, Callable[[Profiles, Profiles], np.ndarray]] = {
@@ -174,12 +179,49 @@ def _log_bands(of: Profiles) -> np.ndarray:
     return np.log(of.bands + _FLOOR)
 
 
-def _features(of: Profiles) -> np.ndarray:
-    ends = np.log(np.stack([of.prior, of.reconstruction], axis=1).clip(_FLOOR))
-    columns = [_log_bands(of), ends]
-    if not np.isnan(of.classical).any():
-        columns.append(np.log(of.classical)[:, None])
-    return np.concatenate(columns, axis=1)
+def _quarters(of: Profiles) -> np.ndarray:
+    """Return the logarithm of the loss in quarters of the range of γ, shape (n, 4)."""
+    parts = np.array_split(of.bands, 4, axis=1)
+    return np.log(np.stack([part.sum(1) for part in parts], axis=1) + _FLOOR)
+
+
+def _shape(of: Profiles) -> np.ndarray:
+    """Return the quarter in which coarse shapes are found: just above the middle, shape (n, 1)."""
+    return _quarters(of)[:, 2:3]
+
+
+def _texture(of: Profiles) -> np.ndarray:
+    """Return what the image costs below it, and its complexity."""
+    lower = np.array_split(of.bands[:, : of.bands.shape[1] // 2], 4, axis=1)
+    logs = np.log(np.stack([part.sum(1) for part in lower], axis=1) + _FLOOR)
+    return np.concatenate([logs, _complexity_of(of)], axis=1)
+
+
+def _complexity_of(of: Profiles) -> np.ndarray:
+    """Return the logarithm of the classical length, shape (n, 1), or (n, 0) where there is none."""
+    if np.isnan(of.classical).any():
+        return np.empty((len(of), 0))
+    return np.log(of.classical)[:, None]
+
+
+def _excess(x_own: np.ndarray, y_own: np.ndarray, x_of: np.ndarray, y_of: np.ndarray) -> np.ndarray:
+    """Return how far y lies above what x lets expect, in standard deviations.
+
+    What is to be expected is a quadratic in every entry of x, fitted to the model's own data; an
+    entry beyond all of theirs counts as the furthest of them. Zero where y lies below, unless
+    there is no x: nothing says then that an example costs little because it is simple.
+    """
+    centre, scale = x_own.mean(0), x_own.std(0) + 1e-9
+    low, high = x_own.min(0), x_own.max(0)
+
+    def design(x: np.ndarray) -> np.ndarray:
+        x = (x.clip(low, high) - centre) / scale
+        return np.concatenate([np.ones((len(x), 1)), x, np.square(x)], axis=1)
+
+    fitted, *_ = np.linalg.lstsq(design(x_own), y_own, rcond=None)
+    spread = (y_own - design(x_own) @ fitted).std(0) + 1e-9
+    above = (y_of - design(x_of) @ fitted) / spread
+    return np.asarray(above.clip(0) if x_own.shape[1] else above)
 
 
 def _distance(own: np.ndarray, of: np.ndarray) -> np.ndarray:
