@@ -90,7 +90,7 @@ def main(shape: str, minutes: float, points: int, out: Path) -> None:
     truth, _, _ = np.histogram2d(sample[:, 1], sample[:, 0], bins=[edges, edges], density=True)
     print(f"total variation from the truth {0.5 * np.abs(model - truth).sum() * cell:.3f}")
 
-    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.6), layout="constrained")
     for axes, values, title in zip(
         figure.subplots(1, 2), (truth, model), ("truth", "model"), strict=True
     ):
