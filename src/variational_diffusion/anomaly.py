@@ -130,8 +130,8 @@ class Reference:
         least = 2 * (self.own.bands.shape[1] + 3)
         if len(self.own) < least:
             raise InputError(
-                f"reference = {len(self.own)} examples: a covariance of "
-                f"{self.own.bands.shape[1] + 3} features takes {least} or more"
+                f"reference = {len(self.own)} examples: to compare "
+                f"{self.own.bands.shape[1]} bands takes {least} or more"
             )
 
     def score(self, of: Profiles, name: str = "combined") -> np.ndarray:

@@ -148,13 +148,8 @@ class Run:
 
     def errors(self, weights: Weights = "ema") -> NoiseErrors | None:
         """Return the errors that `save_errors` wrote; None if the weights have changed since."""
-        path = self.path / f"errors-{weights}.safetensors"
-        if not path.exists():
-            return None
-        tensors, metadata = read_tensors(path)
-        if metadata.get("weights") != self._weights_digest(weights):
-            return None
-        return NoiseErrors(tensors["gamma"], tensors["error"])
+        found = self._of_weights("errors", weights)
+        return None if found is None else NoiseErrors(found[0]["gamma"], found[0]["error"])
 
     def save_head(self, head: VarianceHead, weights: Weights = "ema") -> None:
         """Write the head that predicts the errors of these weights; replaces an earlier one."""
@@ -166,15 +161,27 @@ class Run:
 
     def head(self, weights: Weights = "ema") -> VarianceHead | None:
         """Return what `save_head` wrote; None if the weights have changed since."""
-        path = self.path / f"variance-{weights}.safetensors"
+        found = self._of_weights("variance", weights)
+        if found is None:
+            return None
+        tensors, metadata = found
+        head = VarianceHead(self.config.model.shape, **json.loads(metadata["options"]))
+        _load(head, tensors, self.path / f"variance-{weights}.safetensors")
+        return head.eval().requires_grad_(False)
+
+    def _of_weights(
+        self, name: str, weights: Weights
+    ) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """Return what was measured of these weights and written; None if they are others now."""
+        path = self.path / f"{name}-{weights}.safetensors"
         if not path.exists():
             return None
         tensors, metadata = read_tensors(path)
-        if metadata.get("weights") != self._weights_digest(weights):
-            return None
-        head = VarianceHead(self.config.model.shape, **json.loads(metadata["options"]))
-        _load(head, tensors, path)
-        return head.eval().requires_grad_(False)
+        return (
+            (tensors, metadata)
+            if metadata.get("weights") == self._weights_digest(weights)
+            else None
+        )
 
     def _weights_digest(self, weights: Weights) -> str:
         return read_tensors(self.path / _WEIGHT_FILES[weights])[1]["digest"]
