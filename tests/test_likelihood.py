@@ -329,7 +329,9 @@ def test_an_estimate_is_a_function_of_its_generator(estimator):
 
 def test_the_bits_of_entries_add_up_to_the_bound(generator):
     torch.manual_seed(0)
-    vdm = VDM(UNet((3, 6, 5), levels=16, widths=[8]), FixedLinear(), Discretized(16), (3, 6, 5))
+    vdm = VDM(
+        UNet((3, 6, 5), levels=16, widths=[8]), FixedLinear(-2.0, 4.0), Discretized(16), (3, 6, 5)
+    )
     x = torch.randint(0, 16, (300, 3, 6, 5), generator=generator)
     bits = bits_of_entries(vdm, x, draws=8, generator=generator)
     assert bits.shape == x.shape
