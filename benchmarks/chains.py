@@ -5,7 +5,7 @@
     python benchmarks/chains.py runs/fashion
 
 Every step of a chain is summed, on the first 250 test images, and what the dynamic program expects
-of the errors that were measured on the training images stands beside it. The standard error is that
+of the errors that were measured on the validation images stands beside it. The standard error is that
 of the difference from the expectation by the choice of these images.
 """
 
@@ -63,7 +63,7 @@ def main(run: str, counts: tuple[int, ...], limit: int, threads: int, log: bool)
                 gammas = step_grid(grid, vdm.schedule, steps, errors, assumed)
                 vdm.reverse_errors = assumed
                 if variance == "predicted":
-                    vdm.reverse_errors = PredictedErrors(errors, head)
+                    vdm.reverse_errors = PredictedErrors(errors, head.to(device))
                 value, error, _ = bits(Chain(gammas))
                 expected = expected_diffusion(gammas, errors, assumed) / math.log(2)
                 rows.append(

@@ -22,11 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from variational_diffusion.cli.devices import COMPILE_MODES, speed_up
 from variational_diffusion.config import TrainingConfig, validated
 from variational_diffusion.decoders import Discretized
+from variational_diffusion.graphs import Recorded
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.presets import PRESETS
 from variational_diffusion.schedules import SCHEDULES
-from variational_diffusion.training import TrainingState, fit
+from variational_diffusion.training import Engine, TrainingState, fit
 
 SHAPES = {"tiny": (1, 8, 8), "small": (1, 28, 28), "medium": (3, 64, 64), "vector": (64,)}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -54,6 +55,7 @@ def synchronize(device: torch.device) -> None:
 
 def peak(dtype: torch.dtype, device: torch.device, seconds: float) -> float:
     """Return the operations a second of a product of large matrices."""
+    torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's convolutions do
     n = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return 2 * n**3 * rate(lambda: a @ b, seconds, device)
@@ -85,17 +87,23 @@ def measured(
     x = torch.randint(0, 256, (batch, *shape), device=device)
     z = torch.randn(batch, *shape, device=device)
     gamma_t, gamma_s = torch.tensor([0.0, -0.02], device=device)
-    training = fit(TrainingState.start(vdm, config), repeat(x), config)
+    engine = Engine(graphs=mode == "cuda-graphs")
+    training = fit(TrainingState.start(vdm, config), repeat(x), config, engine=engine)
+
+    @torch.no_grad()
+    def reverse(z: torch.Tensor) -> list[torch.Tensor]:
+        return [vdm.reverse(z, gamma_t, gamma_s).sample()]
+
+    step = Recorded(reverse) if engine.graphs else reverse
 
     def train() -> None:
         next(training)
 
-    @torch.inference_mode()
     def sample() -> None:
         vdm.eval()
-        vdm.reverse(z, gamma_t, gamma_s).sample()
+        step(z)
 
-    flops = operations(train), operations(sample)
+    flops = operations(train), operations(lambda: reverse(z))
     speed_up(vdm, compile_mode=mode, precision=precision)
     speeds = rate(train, s, device), rate(sample, s, device)
     return (

@@ -8,8 +8,8 @@ import pytest
 import variational_diffusion
 
 LEVELS = [
-    {"errors"},
-    {"numerics", "lattice", "config", "files", "memory", "optimizers"},
+    {"errors", "graphs"},
+    {"numerics", "lattice", "config", "files", "memory", "optimizers", "processes"},
     {"schedules", "process", "data", "ema", "classical", "pictures"},
     {"decoders", "networks", "objective", "sampling", "grids", "flow"},
     {"model"},

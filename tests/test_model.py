@@ -145,7 +145,7 @@ def test_autocast_reaches_the_network_and_nothing_else(generator):
 
 def test_times_can_be_given(generator):
     vdm = VDM(Recorder(), FixedLinear(-10.0, 10.0), Gaussian(), (2,), "noise")
-    vdm.vlb(torch.zeros(3, 2), times=torch.tensor([0.0, 0.25, 0.5]))
+    vdm.vlb(torch.zeros(3, 2), draws=vdm.draw(3, times=torch.tensor([0.0, 0.25, 0.5])))
     torch.testing.assert_close(vdm.network.gamma, torch.tensor([-10.0, -5.0, 0.0]))
 
 

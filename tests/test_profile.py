@@ -59,8 +59,9 @@ def test_variances_are_those_of_the_estimates(errors, generator):
             parts = [
                 vdm.vlb(
                     part,
-                    times=torch.rand(1000, dtype=torch.float64, generator=generator),
-                    generator=generator,
+                    draws=vdm.draw(
+                        1000, generator, torch.rand(1000, dtype=torch.float64, generator=generator)
+                    ),
                 ).diffusion
                 for part in data(200_000, generator).split(1000)
             ]

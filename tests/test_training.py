@@ -1,6 +1,7 @@
 """Training: it learns, it repeats, it goes on, and it does what its configuration says."""
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 
@@ -15,6 +16,7 @@ from variational_diffusion.model import VDM, build
 from variational_diffusion.numerics import bits_per_dim, derived_seed
 from variational_diffusion.schedules import FixedLinear
 from variational_diffusion.training import (
+    Engine,
     TrainingState,
     fit,
     learning_rate_factor,
@@ -277,28 +279,83 @@ def finite(state: TrainingState) -> bool:
     return all(bool(w.isfinite().all()) for w in weights(state).values() if w.is_floating_point())
 
 
+def break_down(state: TrainingState, broken: str, when: Callable[[], bool]) -> None:
+    """Let the network's output or the schedule's gradient be no number when asked so."""
+    if broken == "network":
+        state.vdm.network.register_forward_hook(
+            lambda _, __, output: output * math.nan if when() else output
+        )
+    else:
+        state.vdm.schedule.bias_2.register_hook(lambda g: g * math.inf if when() else g)
+
+
+@pytest.mark.parametrize("broken", ["network", "schedule"])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(broken):
+    config = TrainingConfig(steps=6, learning_rate=1e-3)
+    state = TrainingState.start(a_model(), config)
+    break_down(state, broken, lambda: state.step == 3)
+    seen = []
+    for record in fit(state, stream(), config):
+        seen.append({key: value.clone() for key, value in weights(state).items()})
+        assert record.skipped == (record.step == 4)
+    assert (state.step, state.skipped) == (6, 1)
+    assert finite(state)
+    same_ones = [torch.equal(seen[3][key], seen[2][key]) for key in seen[2] if learned(key)]
+    assert all(same_ones)
+    assert not any(torch.equal(seen[4][key], seen[3][key]) for key in ("network.dense_in.weight",))
+
+
+def learned(key: str) -> bool:
+    """Whether this is a weight, and no note that the schedule takes of the loss."""
+    return not key.endswith(("end_errors", "mean_loss", "_extra_state"))
+
+
 @pytest.mark.parametrize(
     ("broken", "name"), [("network", "bound"), ("schedule", "schedule's gradient")]
 )
-def test_a_step_that_is_not_finite_is_not_made(broken, name):
-    config = TrainingConfig(steps=10, learning_rate=1e-3)
+def test_ten_steps_in_a_row_that_are_not_finite_end_with_a_diagnosis(broken, name):
+    config = TrainingConfig(steps=30, learning_rate=1e-3)
     state = train(config, stop=3)
     before = {key: value.clone() for key, value in weights(state).items()}
-    if broken == "network":
-        state.vdm.network.register_forward_hook(lambda *_: torch.full((8, 1, 4, 4), math.nan))
-    else:
-        state.vdm.schedule.bias_2.register_hook(lambda gradient: gradient * math.inf)
+    break_down(state, broken, lambda: True)
     with pytest.raises(
-        DivergedError, match=rf"diverged in step 4 \(the {name} is (nan|inf)\).*0.001"
+        DivergedError, match=rf"diverged in step 13.* \(the {name} is (nan|inf)\).*0.001"
     ):
         train(config, state)
-    assert state.step == 3
+    assert state.skipped == 10
     assert finite(state)
-    assert all(
-        torch.equal(value, before[key])
-        for key, value in weights(state).items()
-        if not key.endswith(("end_errors", "mean_loss", "calls"))
-    )
+    assert all(torch.equal(v, before[k]) for k, v in weights(state).items() if learned(k))
+
+
+def test_rates_that_were_lowered_are_lower():
+    config = TrainingConfig(steps=3, warmup_steps=0)
+    state = TrainingState.start(a_model(), config)
+    state.rate = 0.25
+    (first, *_) = fit(state, stream(), config)
+    assert first.learning_rate == pytest.approx(0.25 * config.learning_rate)
+
+
+def test_a_batch_in_parts_gives_the_step_of_the_whole():
+    """The network sees the same noise."""
+    ends = []
+    for parts in (1, 4):
+        config = TrainingConfig(steps=1, schedule_learning_rate=0.0, end_point_learning_rate=0.0)
+        state = TrainingState.start(a_model(), config)
+        (record,) = fit(state, stream(), config, engine=Engine(parts=parts))
+        ends.append((record, state))
+    (whole, first), (in_parts, second) = ends
+    torch.testing.assert_close(in_parts.bound.total, whole.bound.total)
+    assert in_parts.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-5)
+    for name, weight in first.vdm.network.state_dict().items():
+        torch.testing.assert_close(second.vdm.network.state_dict()[name], weight, msg=name)
+
+
+def test_a_stop_that_is_asked_for_comes_after_the_step():
+    config = TrainingConfig(steps=9)
+    state = TrainingState.start(a_model(), config)
+    records = list(fit(state, stream(), config, stopped=lambda: state.step == 4))
+    assert [record.step for record in records] == [1, 2, 3, 4, 5]
+    assert state.step == 5
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ class Loss(nn.Module):
         for name, buffer in self.vdm.schedule.named_buffers():
             if name != "initial_end_points":
                 buffer.zero_()
+        self.vdm.schedule.calls = 0
 
     def forward(self, x, t, noise):
         def predict_noise(z, gamma):

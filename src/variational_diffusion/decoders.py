@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from variational_diffusion import lattice, process
 from variational_diffusion.errors import InputError
+from variational_diffusion.graphs import is_recording
 from variational_diffusion.numerics import Normal, expand, sum_per_example
 
 
@@ -37,13 +38,17 @@ class Discretized(nn.Module):
         self.levels = levels
 
     def encode(self, x: Shaped[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
-        """Return f(x) in (−1, 1); raise `InputError` for anything but integers in range."""
+        """Return f(x) in (−1, 1); raise `InputError` for anything but integers in range.
+
+        The range is not looked at while a CUDA graph is being recorded.
+        """
         if x.is_floating_point() or x.is_complex():
             raise InputError(
                 f"x has type {x.dtype}: Discretized takes integers 0 to {self.levels - 1}; "
                 "convert the data, or use the decoder Gaussian for real values"
             )
-        low, high = (int(x.min()), int(x.max())) if x.numel() else (0, 0)
+        looked_at = x.numel() > 0 and not is_recording(x)
+        low, high = (int(x.min()), int(x.max())) if looked_at else (0, 0)
         if low < 0 or high >= self.levels:
             raise InputError(
                 f"x lies in [{low}, {high}]: with levels = {self.levels} it must lie in "
@@ -88,14 +93,18 @@ class Discretized(nn.Module):
         position, spacing = self._position_and_spacing(z_0, gamma_0)
         return lattice.sample_level(position, spacing, self.levels, generator).long()
 
+    def spacing(self, gamma_0: process.Gamma) -> Tensor:
+        """Return the distance of two levels in standard deviations of the noise at γ_0."""
+        return (2 / self.levels) * torch.exp(-0.5 * gamma_0)
+
     def _position(self, x: Tensor) -> Tensor:
         """Return real numbers in units of levels, where f(k) is k."""
         return 0.5 * self.levels * x + 0.5 * (self.levels - 1)
 
     def _position_and_spacing(self, z_0: Tensor, gamma_0: Tensor) -> tuple[Tensor, Tensor]:
         gamma_0 = expand(gamma_0, z_0)
-        spacing = (2 / self.levels) * torch.exp(-0.5 * gamma_0)
-        return self._position(z_0 / process.alpha(gamma_0)), spacing.expand(z_0.shape)
+        spacing = self.spacing(gamma_0).expand(z_0.shape)
+        return self._position(z_0 / process.alpha(gamma_0)), spacing
 
 
 class Gaussian(nn.Module):

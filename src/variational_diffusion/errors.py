@@ -10,4 +10,4 @@ class InputError(ValueError):
 
 
 class DivergedError(InputError):
-    """Training came to a number that is not finite; the state is that of the step before."""
+    """Training came to numbers that are not finite, again and again."""

@@ -28,6 +28,7 @@ _NODES = 400
 _POSITIONS = 1024
 _MAX_STEPS = 1000
 _LARGEST_LOG = 8.0
+_SMOOTH_MEAN, _SMOOTH_POSITION = 1.5, 3.0  # bins
 
 Gammas = Float[Tensor, " levels"]
 """A grid of T + 1 values from γ_1 down to γ_0, as samplers take it."""
@@ -58,10 +59,29 @@ class NoiseErrors:
         """Return what is assumed of (ε − ε̂)² at z: its mean over all z at this γ."""
         return self.at(gamma)
 
+    def smoothed(self) -> NoiseErrors:
+        """Return the same with neighbouring bins averaged, which m(γ) being smooth allows.
+
+        The mean over positions, in its logarithm, by a Gaussian of one and a half bins; what each
+        position is of the mean, by one of three. A grid that is optimal for a noisy profile would
+        put its steps where the noise happens to be low.
+        """
+        mean = self.averaged().error
+        kernel = _kernel(len(self.gamma), _SMOOTH_MEAN).to(mean)
+        of_position = _kernel(len(self.gamma), _SMOOTH_POSITION).to(mean)
+        level = torch.tensordot(kernel, mean.log(), 1).exp()
+        return NoiseErrors(self.gamma, level * torch.tensordot(of_position, self.error / mean, 1))
+
     def averaged(self) -> NoiseErrors:
         """Return the same with one number for all positions."""
         axes = tuple(range(1, self.error.ndim))
         return NoiseErrors(self.gamma, self.error.mean(axes, keepdim=True))
+
+
+def _kernel(bins: int, width: float) -> Float[Tensor, "bins bins"]:
+    place = torch.arange(bins, dtype=torch.float64)
+    weights = torch.exp(-0.5 * ((place[:, None] - place) / width).square())
+    return weights / weights.sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from variational_diffusion.graphs import is_recording
+
+LEAST_RECORDED_SPACING = 1.0
+"""Smallest r for which sums recorded in a CUDA graph are exact: noise as wide as a level."""
+
 _NEGLIGIBLE = -math.log(1e-18)
 
 
@@ -77,8 +82,13 @@ def sample_level(
 
 
 def _offsets(spacing: Tensor, levels: int) -> range:
-    """Return the offsets from the nearest level that carry weight: ½ r² (|o|² − |o|) is small."""
-    precision = float(spacing.detach().min()) ** 2
+    """Return the offsets from the nearest level that carry weight: ½ r² (|o|² − |o|) is small.
+
+    In the recording of a CUDA graph, whose kernels cannot depend on r, they are those for
+    r = `LEAST_RECORDED_SPACING`.
+    """
+    least = LEAST_RECORDED_SPACING if is_recording(spacing) else float(spacing.detach().min())
+    precision = least**2
     reach = math.ceil(0.5 + math.sqrt(0.25 + 2 * _NEGLIGIBLE / max(precision, 1e-300)))
     reach = min(reach, levels - 1)
     return range(-reach, reach + 1)

@@ -23,7 +23,7 @@ from variational_diffusion.decoders import DECODERS, Discretized, Gaussian
 from variational_diffusion.errors import InputError
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.numerics import Normal, expand, randn_like
-from variational_diffusion.objective import Bound
+from variational_diffusion.objective import Bound, Draws
 from variational_diffusion.sampling import SAMPLERS
 from variational_diffusion.schedules import SCHEDULES, Schedule
 
@@ -77,7 +77,7 @@ class VDM(nn.Module):
         *,
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
-        times: Float[Tensor, " batch"] | None = None,
+        draws: Draws | None = None,
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Bound:
@@ -87,8 +87,7 @@ class VDM(nn.Module):
         steps: T ≥ 1 for the bound of the model with T steps, uniform in t; None for infinitely
             many steps.
         gammas: the grid of such a model in place of `steps`, from γ_1 down to γ_0.
-        times: one t in [0, 1) for each example, each uniform on its own; by default
-            low-discrepancy times over the batch.
+        draws: times and noise; by default those of `draw`.
         """
         self._check_shape(x)
         if steps is not None:
@@ -97,28 +96,46 @@ class VDM(nn.Module):
             gammas = grids.uniform_in_time(self.schedule, steps)
         encoded = self.encode(x)
         gamma_0, gamma_1 = self.schedule.end_points.unbind()
-        if times is None:
-            times = objective.low_discrepancy_times(len(x), generator, like=encoded)
+        if draws is None:
+            draws = self.draw(len(x), generator)
 
         def predict_noise(z: Tensor, gamma: Tensor) -> Tensor:
             return self.denoise(z, gamma, conditioning).noise
 
-        noise = randn_like(encoded, generator)
+        t, noise = draws.times, draws.noise
         if gammas is None:
-            diffusion = objective.diffusion(predict_noise, self.schedule, encoded, times, noise)
+            diffusion = objective.diffusion(predict_noise, self.schedule, encoded, t, noise)
         else:
             diffusion = objective.diffusion_discrete(
-                predict_noise, gammas, encoded, times, noise, self.reverse_errors
+                predict_noise, gammas, encoded, t, noise, self.reverse_errors
             )
         q_0 = process.q_t(encoded, gamma_0)
+        z_0 = q_0.mean + q_0.std * draws.noise_0
         return Bound(
             prior=objective.prior(encoded, gamma_1),
-            reconstruction=-self.decoder.log_prob(x, q_0.sample(generator), gamma_0),
+            reconstruction=-self.decoder.log_prob(x, z_0, gamma_0),
             diffusion=diffusion,
         )
 
     forward = vlb
     """What wrappers for several devices or processes call: `wrapped(x)` is `vdm.vlb(x)`."""
+
+    def draw(
+        self,
+        count: int,
+        generator: torch.Generator | None = None,
+        times: Float[Tensor, " batch"] | None = None,
+    ) -> Draws:
+        """Draw what `vlb` needs for `count` examples.
+
+        times: one t in [0, 1) for each example, each uniform on its own; by default
+            low-discrepancy times over all of them.
+        """
+        like = self.schedule.initial_end_points
+        if times is None:
+            times = objective.low_discrepancy_times(count, generator, like=like)
+        noise = randn_like(like.new_empty(count, *self.shape), generator)
+        return Draws(times, noise, noise_0=randn_like(noise, generator))
 
     def encode(self, x: Shaped[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """Return data as the decoder encodes it, in the precision of the model."""

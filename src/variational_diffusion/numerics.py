@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, distributed
+from torch import Tensor
 
 
 def expand(per_example: Tensor, like: Tensor) -> Tensor:
@@ -40,14 +40,6 @@ def derived_seed(*numbers: int) -> int:
     """Return a seed of 63 bits that is a function of these numbers, 0 or more, and nothing else."""
     low, high = np.random.SeedSequence(list(numbers)).generate_state(2, np.uint32)
     return (int(low) | int(high) << 32) >> 1
-
-
-def sum_over_processes(values: Tensor) -> Tensor:
-    """Return the sum over the processes that train together: the values, where there is one."""
-    if distributed.is_available() and distributed.is_initialized():
-        values = values.clone()
-        distributed.all_reduce(values)
-    return values
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from variational_diffusion import process
-from variational_diffusion.numerics import expand, sum_over_processes, sum_per_example
+from variational_diffusion.numerics import expand, sum_per_example
+from variational_diffusion.processes import sum_over_processes
 from variational_diffusion.schedules import Schedule, between
 
 PredictNoise = Callable[[Tensor, Tensor], Tensor]
@@ -47,6 +49,21 @@ class Bound:
     def detach(self) -> Bound:
         """Return the same numbers without their graph."""
         return Bound(self.prior.detach(), self.reconstruction.detach(), self.diffusion.detach())
+
+
+class Draws(NamedTuple):
+    """What is random in an estimate of the bound, with a row for each example.
+
+    times: shape (batch,), in [0, 1). noise: ε of z_t, shape (batch, *shape). noise_0: ε of z_0.
+    """
+
+    times: Tensor
+    noise: Tensor
+    noise_0: Tensor
+
+    def rows(self, rows: slice) -> Draws:
+        """Return the draws of some of the examples."""
+        return Draws(*(values[rows] for values in self))
 
 
 def low_discrepancy_times(
@@ -118,7 +135,8 @@ def diffusion(
             of_the_shape.register_hook(lambda gradient: factor * gradient)
     if schedule.training:
         share = torch.where(schedule.mean_loss == 0, 1.0, _SHARE_IN_MEAN_LOSS)
-        total = sum_over_processes(torch.stack([value.sum(), value.new_tensor(len(value))]))
+        count = torch.full_like(schedule.mean_loss, len(value))
+        total = sum_over_processes(torch.stack([value.sum(), count]))
         _remember(schedule.mean_loss, schedule.mean_loss.lerp(total[0] / total[1], share))
         schedule.observe(u.detach(), error.detach())
     if end_points.requires_grad:
@@ -136,18 +154,25 @@ def _at_the_ends(
     hundreds of times the variance. In training the measurement is made at one call in
     `_CALLS_PER_MEASUREMENT` and kept in between, so that it costs about 1 % of a step.
     """
-    if not schedule.training or schedule.calls % _CALLS_PER_MEASUREMENT == 0:
+    if measures_the_ends(schedule):
         with torch.no_grad():
             sums = [
                 noise_error(predict_noise, x, gamma.expand(len(x)), noise).sum()
                 for gamma in end_points.detach()
             ]
-            total = sum_over_processes(torch.stack([*sums, end_points.new_tensor(len(x))]))
+            count = torch.full_like(sums[0], len(x))
+            total = sum_over_processes(torch.stack([*sums, count]))
             _remember(schedule.end_errors, total[:2] / total[2])
     if schedule.training:
         schedule.calls += 1
-    signed = schedule.end_errors * schedule.end_errors.new_tensor([-1.0, 1.0])
-    return (signed * (end_points - end_points.detach())).sum()
+    at_0, at_1 = schedule.end_errors * (end_points - end_points.detach())
+    return at_1 - at_0
+
+
+def measures_the_ends(schedule: Schedule) -> bool:
+    """Return whether the next call of `diffusion` measures the errors at learned end points."""
+    due = not schedule.training or schedule.calls % _CALLS_PER_MEASUREMENT == 0
+    return schedule.log_stretch.requires_grad and due
 
 
 def _remember(buffer: Tensor, value: Tensor) -> None:

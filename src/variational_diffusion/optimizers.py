@@ -57,10 +57,10 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
                 updates = orthogonalised(torch.stack([u.flatten(1) for u in ahead]))
-                rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
+                updates = updates * (-group["lr"] * math.sqrt(max(1.0, rows / columns)))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 steps = [u.view_as(p) for u, p in zip(updates, parameters, strict=True)]
-                torch._foreach_add_(parameters, steps, alpha=-rate)
+                torch._foreach_add_(parameters, steps)
         return loss
 
     def _average(self, parameter: Tensor) -> Tensor:

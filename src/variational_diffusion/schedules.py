@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.numerics import sum_over_processes
+from variational_diffusion.processes import sum_over_processes
 
 Time = Float[Tensor, " *batch"]
 
@@ -44,7 +44,7 @@ class Schedule(nn.Module, ABC):
     initial_end_points: Tensor
     mean_loss: Tensor
     end_errors: Tensor
-    calls: Tensor
+    calls: int
 
     def __init__(self, gamma_min: float, gamma_max: float, *, learn_end_points: bool) -> None:
         super().__init__()
@@ -58,7 +58,15 @@ class Schedule(nn.Module, ABC):
         self.log_stretch = nn.Parameter(torch.zeros(2), requires_grad=learn_end_points)
         self.register_buffer("mean_loss", torch.zeros(()))
         self.register_buffer("end_errors", torch.zeros(2))
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.calls = 0
+
+    def get_extra_state(self) -> Tensor:
+        """Return the number of calls, which is no buffer: to look at one would wait for the GPU."""
+        return torch.tensor(self.calls)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take what `get_extra_state` gave."""
+        self.calls = int(state)
 
     @property
     def end_points(self) -> Float[Tensor, " 2"]:
@@ -177,7 +185,7 @@ class Monotone(Schedule):
 
     def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
         g, rate = self._unnormalised(t)
-        (g_0, g_1), _ = self._unnormalised(torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
+        (g_0, g_1), _ = self._unnormalised(torch.linspace(0, 1, 2, dtype=t.dtype, device=t.device))
         return _exact_ends(t, (g - g_0) / (g_1 - g_0)), rate / (g_1 - g_0)
 
     def _unnormalised(self, t: Time) -> tuple[Time, Time]:

@@ -13,24 +13,31 @@ its number and the seed, which fix its batch, its times and its noise.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from variational_diffusion import process
+from variational_diffusion import objective, process
 from variational_diffusion.config import TrainingConfig
 from variational_diffusion.ema import ExponentialAverage
 from variational_diffusion.errors import DivergedError
+from variational_diffusion.graphs import Recorded
 from variational_diffusion.grids import NoiseErrors, PredictedErrors
 from variational_diffusion.model import VDM
-from variational_diffusion.numerics import bits_per_dim, derived_seed, randn_like
+from variational_diffusion.numerics import bits_per_dim, derived_seed, expand, randn_like
 from variational_diffusion.objective import Bound, low_discrepancy_times
 from variational_diffusion.optimizers import Muon
-from variational_diffusion.schedules import Schedule
+from variational_diffusion.processes import Place, here, largest_over_processes
 
+Function = Callable[..., Sequence[Tensor]]
+
+_PATIENCE = 10  # steps in a row that are not finite
 _MATRIX_SIDE = 8
 
 
@@ -38,7 +45,9 @@ _MATRIX_SIDE = 8
 class TrainingState:
     """A model in training. `fit` changes it in place.
 
-    step: number of steps done. seconds: spent in them.
+    step: number of steps done. seconds: spent in them. skipped: steps among them whose numbers were
+    not finite, and which changed nothing. rate: what all learning rates are multiplied by; a run
+    that went back to a checkpoint goes on with less than one.
     """
 
     vdm: VDM
@@ -46,6 +55,8 @@ class TrainingState:
     optimizers: dict[str, torch.optim.Optimizer]
     step: int = 0
     seconds: float = 0.0
+    skipped: int = 0
+    rate: float = 1.0
 
     @classmethod
     def start(cls, vdm: VDM, config: TrainingConfig) -> TrainingState:
@@ -57,75 +68,206 @@ class TrainingState:
 class StepRecord:
     """One step of training.
 
-    step: its number, from 1. bound: of the batch, in nats per example, detached. gradient_norm: of
-    the network, before clipping. learning_rate: of the network. progress: share of the budget
-    that is spent after it. seconds: of training so far.
+    step: its number, from 1. bound: of this process's examples, in nats, detached. gradient_norm:
+    of the network, before clipping. learning_rate: of the network. progress: share of the budget
+    that is spent after it. seconds: of training so far. skipped: whether its numbers were not
+    finite.
     """
 
     step: int
     bound: Bound
-    gradient_norm: Tensor
+    gradient_norm: float
     learning_rate: float
     progress: float
     seconds: float
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the arithmetic of a step is carried out; the numbers are the same for all of them.
+
+    bound: what is called as bound(x, draws=…) in place of the model, such as a wrapper that
+        averages gradients over processes; None: the model.
+    parts: the batch goes through the model in so many equal parts, one after the other, which
+        takes that much less memory.
+    graphs: record a step as CUDA graphs and replay them; one process, one part.
+    """
+
+    bound: Callable[..., Bound] | None = None
+    parts: int = 1
+    graphs: bool = False
 
 
 def fit(
-    state: TrainingState, batches: Iterable[Tensor], config: TrainingConfig
+    state: TrainingState,
+    batches: Iterable[Tensor],
+    config: TrainingConfig,
+    *,
+    engine: Engine = Engine(),
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepRecord]:
     """Minimise the mean of the bound, in bits per dimension, until the budget is spent.
 
     The schedule learns as described at `objective.diffusion`, its end points with a small price on
-    the range of γ.
+    the range of γ. A step whose bound or gradient is not finite changes nothing but its number.
+    With several processes, all of them call this and get the records of the same steps.
 
-    batches: the data from batch number `state.step` on, each of shape (batch, *shape).
-    Raises DivergedError before the step that a bound or a gradient which is not finite would make.
+    batches: the data from batch number `state.step` on: this process's rows of each, of shape
+        (batch / processes, *shape).
+    stopped: asked after every step; where it is true in any process, this step is the last.
+    Raises DivergedError after ten steps in a row that were skipped.
     """
-    vdm, optimizers = state.vdm, state.optimizers.values()
-    device = next(vdm.parameters()).device
-    network_parameters = list(vdm.network.parameters())
+    place = here()
+    step = _Step(state, config, engine, place)
     start = time.monotonic() - state.seconds
     paused = 0.0
+    in_a_row = 0
 
     for x in batches:
         progress = _progress(state, config)
         if progress >= 1:
             return
-        factor = learning_rate_factor(state.step, progress, config)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-
-        if not vdm.training:
-            vdm.train()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            seed = derived_seed(config.seed, state.step)
-            torch.manual_seed(seed + 1)  # of dropout; never the stream of times and noise
-            generator = torch.Generator(device).manual_seed(seed)
-            bound = vdm.vlb(x.to(device), generator=generator)
-            price = config.range_price * vdm.schedule.end_points.diff()
-            (bits_per_dim(bound.total, vdm.dimensions).mean() + price).backward()
-        gradient_norm = nn.utils.clip_grad_norm_(
-            network_parameters, config.clip_norm if config.clip_norm is not None else torch.inf
-        )
-        _check_finite(bound, gradient_norm, vdm.schedule, state.step, config)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        state.average.update()
+        factor = state.rate * learning_rate_factor(state.step, progress, config)
+        _set_rates(state.optimizers.values(), factor)
+        if not state.vdm.training:
+            state.vdm.train()
+        bound, numbers = step.measure(x)
+        mine = [
+            float(not all(map(math.isfinite, numbers))),
+            float(stopped()),
+            time.monotonic() - start - paused,
+        ]
+        not_finite, stop, seconds = largest_over_processes(mine, step.device)
+        if not_finite:
+            state.skipped += 1
+            in_a_row += 1
+            if in_a_row == _PATIENCE:
+                raise DivergedError(_diagnosis(state, config, numbers))
+        else:
+            step.update()
+            state.average.update()
+            in_a_row = 0
+        step.forget()
         state.step += 1
-        state.seconds = time.monotonic() - start - paused
+        state.seconds = seconds
 
         before_yield = time.monotonic()
         yield StepRecord(
             step=state.step,
-            bound=bound.detach(),
-            gradient_norm=gradient_norm,
+            bound=bound,
+            gradient_norm=numbers[1],
             learning_rate=config.learning_rate * factor,
             progress=min(1.0, _progress(state, config)),
             seconds=state.seconds,
+            skipped=bool(not_finite),
         )
         paused += time.monotonic() - before_yield
+        if stop:
+            return
+
+
+class _Step:
+    """The arithmetic of one step: `measure`, then `update` or not, then `forget`."""
+
+    def __init__(
+        self, state: TrainingState, config: TrainingConfig, engine: Engine, place: Place
+    ) -> None:
+        self.state, self.config, self.engine, self.place = state, config, engine, place
+        self.vdm = state.vdm
+        self.device = state.vdm.schedule.initial_end_points.device
+        self.generator = torch.Generator(self.device)
+        self.network = list(self.vdm.network.parameters())
+        self.schedule = [p for p in self.vdm.schedule.parameters() if p.requires_grad]
+        self.bound = engine.bound or self.vdm
+        self._gradients: dict[bool, Callable[..., Sequence[Tensor]]] = dict.fromkeys(
+            (False, True), self._gradients_of
+        )
+        self._update: Callable[[], Sequence[Tensor]] = self._optimise
+        if engine.graphs:
+            self._record()
+
+    def measure(self, x: Tensor) -> tuple[Bound, list[float]]:
+        """Leave the gradients of this batch in the parameters.
+
+        Returns the bound of the examples, and its mean, the norm of the network's gradient before
+        clipping and that of the schedule's gradient.
+        """
+        seed = derived_seed(self.config.seed, self.state.step)
+        devices = [self.device] if self.device.type == "cuda" else []
+        schedule = self.vdm.schedule
+        calls = schedule.calls
+        with torch.random.fork_rng(devices=devices):
+            # of dropout: another stream than that of times and noise, and than other processes'
+            torch.manual_seed(seed + 1 + self.place.rank)
+            self.generator.manual_seed(seed)
+            measures = objective.measures_the_ends(schedule)
+            *terms, numbers = self._gradients[measures](x.to(self.device, non_blocking=True))
+        schedule.calls = calls + self.engine.parts
+        return Bound(*terms), numbers.tolist()
+
+    def update(self) -> None:
+        """Let the optimizers make a step."""
+        self._update()
+
+    def forget(self) -> None:
+        """Drop the gradients; graphs keep the memory they are in."""
+        for optimizer in self.state.optimizers.values():
+            optimizer.zero_grad(set_to_none=not self.engine.graphs)
+
+    def _gradients_of(self, x: Tensor) -> Sequence[Tensor]:
+        count = self.place.processes * len(x)
+        draws = self.vdm.draw(count, self.generator).rows(self.place.rows(count))
+        bounds: list[Bound] = []
+        size = len(x) // self.engine.parts
+        for part in range(self.engine.parts):
+            rows = slice(part * size, (part + 1) * size)
+            with self._gradients_stay_here(part < self.engine.parts - 1):
+                bound = self.bound(x[rows], draws=draws.rows(rows))
+                price = self.config.range_price * self.vdm.schedule.end_points.diff()
+                loss = bits_per_dim(bound.total, self.vdm.dimensions).mean() + price
+                (loss / self.engine.parts).backward()
+            bounds.append(bound.detach())
+        joined = Bound(
+            *(torch.cat([getattr(b, name) for b in bounds]) for name in Bound.__annotations__)
+        )
+        clip = torch.inf if self.config.clip_norm is None else self.config.clip_norm
+        norm = nn.utils.clip_grad_norm_(self.network, clip)
+        gradients = [p.grad for p in self.schedule if p.grad is not None]
+        of_schedule = nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(norm)
+        numbers = torch.stack([joined.total.mean(), norm, of_schedule])
+        return joined.prior, joined.reconstruction, joined.diffusion, numbers
+
+    def _gradients_stay_here(self, stay: bool) -> AbstractContextManager[None]:
+        """Return a context in which gradients of a part are added up and not yet averaged."""
+        if stay and isinstance(self.bound, DistributedDataParallel):
+            return self.bound.no_sync()
+        return nullcontext()
+
+    def _optimise(self) -> Sequence[Tensor]:
+        for optimizer in self.state.optimizers.values():
+            optimizer.step()
+        return []
+
+    def _record(self) -> None:
+        """Put graphs in the place of the functions, with rates that they can read."""
+        for measures in self._gradients:
+            self._gradients[measures] = Recorded(self._gradients_of, [self.generator])
+        self._update = Recorded(self._optimise)
+        for optimizer in self.state.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
+                group["capturable"] = True
+
+
+def _set_rates(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            rate = group["initial_lr"] * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
 
 def make_optimizers(vdm: VDM, config: TrainingConfig) -> dict[str, torch.optim.Optimizer]:
@@ -184,8 +326,11 @@ def fit_head(
 ) -> Iterator[float]:
     """Train a head of `PredictedErrors` on a model that stays as it is; yield its loss in nats.
 
-    The loss is ½(log m + (ε − ε̂)²/m), the cost of an entry in one wide step but for what no m
-    changes, at γ spread evenly over [γ_0, γ_1]. Its minimum is m = E[(ε − ε̂)² | z].
+    The loss is what reverse steps of all widths cost with it, an entry and unit of γ: widths are
+    drawn between 1/400 and 1/4 of the range of γ, evenly in their logarithm. Narrow steps ask for
+    the mean of the squared error and wide ones for its scale. A head that is trained on wide steps
+    alone, by ½(log m + (ε − ε̂)²/m), is worse than none in narrow ones (experiments/LOG.md).
+    Its minimum is m = E[(ε − ε̂)² | z].
     """
     vdm.eval()
     gamma_0, gamma_1 = vdm.schedule.end_points.detach()
@@ -202,8 +347,15 @@ def fit_head(
             q = process.q_t(x, gamma)
             z = q.mean + q.std * noise
             estimate = vdm.denoise(z, gamma).noise
+            order = torch.randperm(len(x), generator=generator, device=x.device)
+            width = (
+                (gamma_1 - gamma_0)
+                / 4
+                * 100 ** -low_discrepancy_times(len(x), generator, like=x)[order]
+            )
         assumed = predicted(z, gamma, estimate)
-        loss = 0.5 * (assumed.log() + (noise - estimate).square() / assumed).mean()
+        cost = process.posterior_kl(gamma - width, gamma, (noise - estimate).square(), assumed)
+        loss = (cost / expand(width, cost)).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -218,16 +370,8 @@ def learning_rate_factor(step: int, progress: float, config: TrainingConfig) -> 
     return rise * max(0.0, 1 - progress) / (1 - config.decay_from)
 
 
-def _check_finite(
-    bound: Bound, gradient_norm: Tensor, schedule: Schedule, step: int, config: TrainingConfig
-) -> None:
-    numbers = {"bound": bound.total.detach().mean(), "network's gradient": gradient_norm}
-    gradients = [p.grad for p in schedule.parameters() if p.grad is not None]
-    if gradients:
-        numbers["schedule's gradient"] = nn.utils.get_total_norm(gradients)
-    if torch.stack(list(numbers.values())).isfinite().all():
-        return
-    name, value = next((k, v) for k, v in numbers.items() if not v.isfinite())
+def _diagnosis(state: TrainingState, config: TrainingConfig, numbers: list[float]) -> str:
+    names = ("bound", "network's gradient", "schedule's gradient")
     rates = {
         "learning_rate": config.learning_rate,
         "matrix_learning_rate": config.matrix_learning_rate,
@@ -237,9 +381,13 @@ def _check_finite(
     slower = f"--learning-rate {config.learning_rate / 10:.2g}"
     if config.optimizer == "muon":
         slower += f" --set training.matrix_learning_rate={config.matrix_learning_rate / 10:.2g}"
-    raise DivergedError(
-        f"training diverged in step {step + 1} (the {name} is {float(value)}): learn more slowly "
-        f"than with {', '.join(f'{key} = {rate}' for key, rate in rates.items())}; "
+    wrong = (k for k, value in enumerate(numbers) if not math.isfinite(value))
+    first = next(wrong, None)
+    what = "in another process" if first is None else f"the {names[first]} is {numbers[first]}"
+    return (
+        f"training diverged in step {state.step + 1}, after {_PATIENCE} steps in a row whose "
+        f"numbers are not finite ({what}): learn more slowly than with "
+        f"{', '.join(f'{key} = {state.rate * rate:.2g}' for key, rate in rates.items())}; "
         f"type, for example, {slower}"
     )
 

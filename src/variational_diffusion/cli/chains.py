@@ -61,8 +61,8 @@ def is_chain_option_given(options: dict[str, Any]) -> bool:
 def chain_of(run: Run, vdm: VDM, weights: Any, options: dict[str, Any]) -> Gammas:
     """Give the model the reverse variance that the options ask for; return their grid.
 
-    What the model's errors are is measured on the training images where it is needed, once, and
-    kept in the run.
+    What the model's errors are is measured on the validation examples where it is needed, once, and
+    kept in the run: on training examples they would be too small.
     """
     grid, variance = options["grid"] or "time", options["variance"] or "posterior"
     errors = None
@@ -92,7 +92,7 @@ def measured_errors(run: Run, vdm: VDM, weights: Any) -> NoiseErrors:
     errors = run.errors(weights)
     if errors is not None:
         return errors
-    split = open_dataset(run.config.data).splits["train"]
+    split = open_dataset(run.config.data).splits["validation"]
     size = min(_BATCH, len(split))
     count = -(-_EVALUATIONS // size)
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(0)
@@ -102,5 +102,6 @@ def measured_errors(run: Run, vdm: VDM, weights: Any) -> NoiseErrors:
             meter.update(i / count, i * size, lambda: "")
             errors = so_far
     assert errors is not None
+    errors = errors.smoothed()
     run.save_errors(errors, weights)
     return errors

@@ -14,12 +14,9 @@ from variational_diffusion.model import VDM
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-COMPILE_MODES: dict[str, dict[str, Any] | None] = {
-    "off": None,
-    "default": {},
-    "cuda-graphs": {"mode": "reduce-overhead"},
-}
-"""What --compile stands for: options of `torch.compile`."""
+COMPILE_MODES = ["off", "default", "cuda-graphs"]
+"""What --compile stands for: nothing; torch.compile of the network; that, and a whole training
+step recorded as CUDA graphs."""
 
 PRECISIONS = ["auto", "float32", "bfloat16"]
 
@@ -47,7 +44,7 @@ def speed_options(command: Command) -> Command:
     compile_mode = click.option(
         "--compile",
         "compile_mode",
-        type=click.Choice(list(COMPILE_MODES)),
+        type=click.Choice(COMPILE_MODES),
         default="off",
         help="Compile the network: a minute at the start, faster steps (docs/performance.md).",
     )
@@ -63,12 +60,17 @@ def speed_options(command: Command) -> Command:
 
 def speed_up(vdm: VDM, *, compile_mode: str, precision: str) -> None:
     """Set up a model in place as --compile and --precision say; its parameters stay the same."""
+    device = vdm.schedule.initial_end_points.device
     if precision == "auto":
-        precision = "bfloat16" if _multiplies_bfloat16(vdm.schedule.gamma_0.device) else "float32"
+        precision = "bfloat16" if _multiplies_bfloat16(device) else "float32"
     vdm.autocast = torch.bfloat16 if precision == "bfloat16" else None
-    options = COMPILE_MODES[compile_mode]
-    if options is not None:
-        vdm.network.compile(dynamic=False, **options)
+    if compile_mode == "cuda-graphs" and device.type != "cuda":
+        raise InputError(
+            f"compile = 'cuda-graphs' is for a GPU, and the device is {device}: "
+            "type --compile default"
+        )
+    if compile_mode != "off":
+        vdm.network.compile(dynamic=False)
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -16,7 +16,6 @@ from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import chosen_examples, examples_options
 from variational_diffusion.cli.options import device_options, weights_option
-from variational_diffusion.cli.processes import Place, processes
 from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
@@ -39,8 +38,9 @@ from variational_diffusion.likelihood import (
 )
 from variational_diffusion.likelihood.summary import LEAST_DEGREES
 from variational_diffusion.model import VDM
-from variational_diffusion.numerics import derived_seed, sum_over_processes
+from variational_diffusion.numerics import derived_seed
 from variational_diffusion.pictures import save_sheet
+from variational_diffusion.processes import Place, processes, sum_over_processes
 
 Round = list[Estimate]
 
@@ -207,7 +207,7 @@ def evaluate_rounds(
 
     target_error: go on until the error of the draws is at most this, instead of so many `rounds`.
     """
-    place = place or Place(0, 1)
+    place = place or Place()
     vdm.eval()
     device = vdm.schedule.gamma_0.device
     done = Rounds()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from statistics import fmean
 from typing import Any
 
 import click
@@ -23,7 +24,7 @@ from variational_diffusion.likelihood import Infinite, Summary, evaluate, summar
 from variational_diffusion.model import VDM, build
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.presets import configure
-from variational_diffusion.training import StepRecord, TrainingState, fit
+from variational_diffusion.training import Engine, StepRecord, TrainingState, fit
 
 _DEFAULT_MINUTES = 10
 _LOG_STEPS = 50
@@ -144,14 +145,13 @@ def train(
     saved_step, saved_at = state.step, time.monotonic()
     try:
         with Meter("training", "steps") as meter, stop_requested() as stopped:
-            for record in fit(state, stream, training):
+            engine = Engine(graphs=compile_mode == "cuda-graphs")
+            for record in fit(state, stream, training, engine=engine, stopped=stopped):
                 recent.append(record)
                 meter.update(record.progress, record.step, lambda: _short(state.vdm, recent))
                 if len(recent) == _LOG_STEPS:
                     run.log(**_metrics(state.vdm, recent))
                     recent.clear()
-                if stopped():
-                    break
                 if time.monotonic() - saved_at > every:
                     summary = _validate(run, state, dataset)
                     meter.message(
@@ -200,7 +200,7 @@ def _metrics(vdm: VDM, records: list[StepRecord]) -> dict[str, Any]:
         "seconds": last.seconds,
         "train": {name: bits(name) for name in ("prior", "reconstruction", "diffusion")},
         "variance": _variance(vdm, records),
-        "gradient_norm": float(torch.stack([r.gradient_norm for r in records]).mean()),
+        "gradient_norm": fmean(r.gradient_norm for r in records),
         "learning_rate": last.learning_rate,
         "gamma_0": gamma_0,
         "gamma_1": gamma_1,

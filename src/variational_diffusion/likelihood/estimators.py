@@ -247,7 +247,7 @@ def _bound(
     vdm: VDM, x: Tensor, draws: int, gammas: Tensor | None, generator: torch.Generator | None
 ) -> Estimate:
     times = stratified_times(len(x), draws, generator, like=vdm.schedule.gamma_0.detach())
-    bounds = [vdm.vlb(x, gammas=gammas, times=t, generator=generator) for t in times]
+    bounds = [vdm.vlb(x, gammas=gammas, draws=vdm.draw(len(x), generator, t)) for t in times]
     return Estimate({name: _mean(bounds, name) for name in TERMS}, draws)
 
 

@@ -42,9 +42,7 @@ def fourier_features(
 
     2 · channels · len(exponents) features, those of one channel side by side.
     """
-    frequencies = torch.tensor([2.0**n for n in exponents], dtype=z.dtype, device=z.device)
-    angles = 2 * math.pi * frequencies.reshape(-1, *(1,) * (z.ndim - 2)) * z.unsqueeze(2)
-    angles = angles.flatten(1, 2)
+    angles = torch.stack([2 * math.pi * 2.0**n * z for n in exponents], dim=2).flatten(1, 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 

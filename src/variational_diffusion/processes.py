@@ -1,0 +1,90 @@
+"""Several processes, as `torchrun` and `accelerate launch` start them, that share one command.
+
+Collectives are torch's; alone, every function here returns what it was given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, distributed
+
+from variational_diffusion.errors import InputError
+
+_PATIENCE = timedelta(days=2)  # for the slowest: how long a solver takes depends on the examples
+
+
+class Place(NamedTuple):
+    """Which of how many processes this one is."""
+
+    rank: int = 0
+    processes: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return self.rank == 0
+
+    def share(self, name: str, count: int) -> int:
+        """Return the equal share of a `count`; raise `InputError` where there is none."""
+        if count % self.processes:
+            raise InputError(
+                f"{name} = {count}: {self.processes} processes need a multiple of "
+                f"{self.processes}; give --{name.replace('_', '-')} "
+                f"{-(-count // self.processes) * self.processes}"
+            )
+        return count // self.processes
+
+    def rows(self, count: int) -> slice:
+        """Return the rows of a batch of `count`, a multiple of the processes, that are ours."""
+        share = count // self.processes
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+
+def here() -> Place:
+    """Return the place of this process."""
+    if distributed.is_available() and distributed.is_initialized():
+        return Place(distributed.get_rank(), distributed.get_world_size())
+    return Place()
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[Place]:
+    """Join the processes that a launcher has started; alone, where none has."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Place()
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield here()
+    finally:
+        distributed.destroy_process_group()
+
+
+def local_device(name: str) -> str:
+    """Return the name of this process's own device, where a launcher started one for each."""
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if name == "cuda" and rank is not None else name
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return the sum over the processes."""
+    if here().processes > 1:
+        values = values.clone()
+        distributed.all_reduce(values)
+    return values
+
+
+def largest_over_processes(values: Sequence[float], device: torch.device) -> list[float]:
+    """Return the largest of each of a few numbers, so that all processes decide alike by them."""
+    if here().processes == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+    return tensor.tolist()
