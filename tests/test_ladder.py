@@ -10,11 +10,12 @@ import variational_diffusion
 LEVELS = [
     {"errors"},
     {"numerics", "lattice", "config", "files", "memory", "optimizers"},
-    {"schedules", "process", "data", "ema", "classical", "pictures"},
+    {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures"},
     {"decoders", "networks", "objective", "sampling", "grids", "flow"},
     {"model"},
     {"training", "likelihood", "profile"},
     {"checkpoint", "presets", "figures", "anomaly"},
+    {"snapshots"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""

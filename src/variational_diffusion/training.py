@@ -29,6 +29,7 @@ from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, derived_seed, randn_like
 from variational_diffusion.objective import Bound, low_discrepancy_times
 from variational_diffusion.optimizers import Muon
+from variational_diffusion.posthoc import PowerAverages
 from variational_diffusion.schedules import Schedule
 
 _MATRIX_SIDE = 8
@@ -38,7 +39,8 @@ _MATRIX_SIDE = 8
 class TrainingState:
     """A model in training. `fit` changes it in place.
 
-    step: number of steps done. seconds: spent in them.
+    step: number of steps done. seconds: spent in them. power_averages: None where the configuration
+    does not ask for them, and in a run that was begun without them.
     """
 
     vdm: VDM
@@ -46,11 +48,17 @@ class TrainingState:
     optimizers: dict[str, torch.optim.Optimizer]
     step: int = 0
     seconds: float = 0.0
+    power_averages: PowerAverages | None = None
 
     @classmethod
     def start(cls, vdm: VDM, config: TrainingConfig) -> TrainingState:
         """Return the state before the first step."""
-        return cls(vdm, ExponentialAverage(vdm, config.ema_decay), make_optimizers(vdm, config))
+        return cls(
+            vdm,
+            ExponentialAverage(vdm, config.ema_decay),
+            make_optimizers(vdm, config),
+            power_averages=PowerAverages(vdm) if config.posthoc_ema else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,8 @@ def fit(
             optimizer.step()
             optimizer.zero_grad()
         state.average.update()
+        if state.power_averages is not None:
+            state.power_averages.update()
         state.step += 1
         state.seconds = time.monotonic() - start - paused
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import torch
 
+from variational_diffusion import snapshots
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
@@ -138,6 +139,7 @@ def train(
     run = Run.start(directory, config)
     state = run.resume(device) or TrainingState.start(vdm, training)
     run.forget_metrics_after(state.step)
+    snapshots.forget_after(run, state.step)
     speed_up(state.vdm, compile_mode=compile_mode, precision=precision)
     stream = batches(dataset.splits["train"], training.batch_size, training.seed, start=state.step)
     recent: list[StepRecord] = []
@@ -146,6 +148,7 @@ def train(
         with Meter("training", "steps") as meter, stop_requested() as stopped:
             for record in fit(state, stream, training):
                 recent.append(record)
+                snapshots.keep(run, state, last=record.progress >= 1)
                 meter.update(record.progress, record.step, lambda: _short(state.vdm, recent))
                 if len(recent) == _LOG_STEPS:
                     run.log(**_metrics(state.vdm, recent))
