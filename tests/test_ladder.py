@@ -10,11 +10,11 @@ import variational_diffusion
 LEVELS = [
     {"errors"},
     {"numerics", "lattice", "config", "files", "memory", "optimizers"},
-    {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures"},
+    {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"},
     {"decoders", "networks", "objective", "sampling", "grids", "flow"},
     {"model"},
     {"training", "likelihood", "profile"},
-    {"checkpoint", "presets", "figures", "anomaly"},
+    {"checkpoint", "presets", "figures", "anomaly", "overfit"},
     {"snapshots"},
     {"cli"},
 ]

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code. Defects of ours are raised as they are."""
     try:
-        vdm.main(args=arguments, prog_name="vdm", standalone_mode=False)
+        code = vdm.main(args=arguments, prog_name="vdm", standalone_mode=False)
     except click.ClickException as error:
         click.echo(f"vdm: {' '.join(error.format_message().split())}", err=True)
         return 2
@@ -73,6 +73,4 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("vdm: interrupted", err=True)
         return 1
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    return 0
+    return code or 0  # a command returns none, or calls `ctx.exit`
