@@ -20,7 +20,8 @@ SLOW = ["--learning-rate", "1e-12", "--set", "training.matrix_learning_rate=1e-1
 
 def test_the_digits_pass_in_seconds_and_leave_no_file(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert vdm([*CHECK, "--minutes", "0.4"]) == 0
+    small = ["--set", "network.widths=[24,24]", "--set", "network.dropout=0.0"]
+    assert vdm([*CHECK, *small, "--minutes", "0.4"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["passed"]
     assert found["last"] < 0.55 * found["first"]
@@ -30,9 +31,9 @@ def test_the_digits_pass_in_seconds_and_leave_no_file(capsys, tmp_path, monkeypa
 
 
 def test_a_learning_rate_of_nearly_zero_fails_and_is_named(capsys):
-    assert vdm([*CHECK[:-1], *SLOW, "--steps", "20"]) == 1
+    assert vdm([*CHECK[:-1], *SLOW, "--steps", "4"]) == 1
     told = capsys.readouterr().out
-    assert told.startswith("FAILED: 8 examples, 20 steps")
+    assert told.startswith("FAILED: 8 examples, 4 steps")
     assert "the bound stayed: learning_rate = 1e-12 and matrix_learning_rate = 1e-12" in told
 
 
@@ -89,11 +90,11 @@ def test_divergence_is_a_failure_with_its_reason():
 
 
 def test_real_valued_data_are_judged_by_their_diffusion_term():
-    """Their bits per dimension have no zero: half of what is negative from the start is more."""
-    x = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(3))
+    """Their bits per dimension have no zero: half of the first would be too little."""
+    x = 0.1 * torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(3))
     model = a_model(MLP((1, 4, 4), gamma_min=-7.9, width=64), levels=None)
     found = overfit(model, x, TrainingConfig(steps=300, learning_rate=3e-3))
     assert found.passed
-    assert found.first.bits_per_dim < 0.7 * found.first.terms["diffusion"]
+    assert found.first.bits_per_dim < 0.4 * found.first.terms["diffusion"]
     fallen = found.first.bits_per_dim - found.last.bits_per_dim
     assert fallen >= 0.5 * found.first.terms["diffusion"]

@@ -244,9 +244,35 @@ def test_the_average_of_a_stored_width_is_that_of_training(tmp_path):
     assert made.step == 9
     averages = state.power_averages.state_dict()
     for name, parameter in made.vdm.named_parameters():
-        torch.testing.assert_close(parameter, averages[f"0.05.{name}"])
+        expected = averages[f"0.05.{name}"]  # but for half precision
+        torch.testing.assert_close(parameter, expected, rtol=2**-11, atol=1e-7)
     for name, buffer in state.vdm.named_buffers():
         assert torch.equal(buffer, dict(made.vdm.named_buffers())[name])
+
+
+def test_weights_too_large_for_half_precision_are_stored_as_they_are(tmp_path):
+    run, state = small_run(tmp_path)
+    with torch.no_grad():
+        state.vdm.network.conv_in.weight.fill_(1e5)
+    state.power_averages = PowerAverages(state.vdm)
+    state.step = state.power_averages.updates = 1
+    snapshots.keep(run, state, last=True)
+    made = snapshots.reconstruct(run, 0.07).vdm.network.conv_in.weight
+    torch.testing.assert_close(made, torch.full_like(made, 1e5))
+
+
+def test_a_damaged_snapshot_is_named_and_can_be_done_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshots, "_LEAST_INTERVAL", 4)
+    run, state = small_run(tmp_path)
+    advance(run, state, 9)
+    path = snapshots.stored(run)[4]
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"00000004.safetensors' is damaged.*remove this snapshot"):
+        snapshots.reconstruct(run, 0.1)
+    path.unlink()
+    assert snapshots.reconstruct(run, 0.1).step == 9
 
 
 def test_a_run_begun_without_averages_goes_on_without(tmp_path):

@@ -89,7 +89,7 @@ class TrainingConfig(_Section):
     clip_norm: largest norm of the network's gradient; None: not limited.
     ema_decay: decay of the weight average after its warm-up.
     posthoc_ema: keep two more averages and store them now and then, so that `vdm ema` can make one
-        of any width; takes memory for two copies of the weights, and disk space for up to sixty.
+        of any width; takes memory for two copies of the weights, and disk space for up to thirty.
     seed: of the initial weights, the order of the data, the times and the noise.
     """
 

@@ -25,7 +25,7 @@ SHARE = 0.5
 
 _LONGEST = 60.0  # seconds
 _LOOKS = 20
-_DRAWS = 16
+_DRAWS = 8
 _UNMOVED = 0.02
 
 

@@ -4,6 +4,10 @@
 
 One is written every 50 steps, then, as the run grows, every 100, 200, 400, …; those between are
 removed, so that 15 to 30 stay. Which steps stay depends on the length of the run alone.
+
+The averages are stored in half precision. That changed the bound by no more than 0.0001 bits per
+dimension, and bfloat16 by 0.015, as narrow widths are differences of snapshots
+(experiments/LOG.md).
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from variational_diffusion.checkpoint import Run, read_tensors, write_tensors
 from variational_diffusion.errors import InputError
@@ -50,11 +55,9 @@ def keep(run: Run, state: TrainingState, *, last: bool) -> None:
     buffers = {f"buffer.{name}": buffer for name, buffer in state.vdm.named_buffers()}
     folder = run.path / _FOLDER
     folder.mkdir(exist_ok=True)
-    write_tensors(
-        folder / f"{state.step:08}.safetensors",
-        state.power_averages.state_dict() | buffers,
-        {"step": str(state.step)},
-    )
+    averages = {name: _halved(value) for name, value in state.power_averages.state_dict().items()}
+    path = folder / f"{state.step:08}.safetensors"
+    write_tensors(path, averages | buffers, {"step": str(state.step)})
     for step, path in stored(run).items():
         if step % every and step != state.step:
             path.unlink()
@@ -77,7 +80,8 @@ def reconstruct(run: Run, width: float) -> Reconstruction:
     """Return the average of a width after the last snapshot, as a model to evaluate.
 
     Snapshots are read one after the other and added up in float64; the buffers are the last one's.
-    Raises InputError for a width outside [NARROWEST, WIDEST], and where there are no snapshots.
+    Raises InputError for a width outside [NARROWEST, WIDEST], where there are no snapshots, and for
+    a damaged one.
     """
     if not NARROWEST <= width <= WIDEST:
         raise InputError(
@@ -96,7 +100,10 @@ def reconstruct(run: Run, width: float) -> Reconstruction:
     vdm = build(run.config.model)
     sums = {name: p.detach().double().zero_() for name, p in vdm.named_parameters()}
     for path, shares in zip(files.values(), coefficients.reshape(len(files), -1), strict=True):
-        tensors, _ = read_tensors(path)
+        try:
+            tensors, _ = read_tensors(path)
+        except InputError as error:
+            raise InputError(f"{error}; or remove this snapshot: the others do without") from error
         for kept, share in zip(WIDTHS, shares.tolist(), strict=True):
             for name, value in sums.items():
                 value.add_(tensors[f"{kept}.{name}"], alpha=share)
@@ -106,3 +113,9 @@ def reconstruct(run: Run, width: float) -> Reconstruction:
         for name, buffer in vdm.named_buffers():
             buffer.copy_(tensors[f"buffer.{name}"])
     return Reconstruction(width, last, rest, vdm.eval().requires_grad_(False))
+
+
+def _halved(values: Tensor) -> Tensor:
+    """Return the values in half precision, unless one is too large for it."""
+    half = values.half()
+    return half if bool(half.isfinite().all()) else values
