@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from variational_diffusion import snapshots
 from variational_diffusion.checkpoint import Run, read_tensors
@@ -167,29 +169,51 @@ def test_weights_that_stay_are_kept_for_any_width():
         torch.testing.assert_close(found, still[0])
 
 
-def test_sharded_weights_have_the_averages_of_whole_ones(tmp_path, monkeypatch):
+def plain(model: nn.Module) -> nn.Module:
+    return model
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")  # in place, as `vdm train --compile` does
+    return model
+
+
+def sharded(model: nn.Module) -> nn.Module:
+    return fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+
+
+def test_wrapped_compiled_and_sharded_models_have_the_averages_of_plain_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
     )
+    found = {}
     try:
-        found = []
-        for sharded in (False, True):
+        for wrapper in (plain, compiled, sharded, DistributedDataParallel):
             torch.manual_seed(3)
             model = nn.Linear(5, 4)
-            if sharded:
-                fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+            call = wrapper(model)
             averages = PowerAverages(model)
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            optimizer = torch.optim.SGD(call.parameters(), lr=0.1)
             for _ in range(3):
-                model(torch.ones(2, 5)).square().sum().backward()
+                call(torch.ones(2, 5)).square().sum().backward()
                 optimizer.step()
                 averages.update()
-            states = averages.state_dict().items()
-            found.append({k: v.full_tensor() if sharded else v for k, v in states})
+            state = averages.state_dict().items()
+            found[wrapper] = {
+                name: value.full_tensor() if isinstance(value, DTensor) else value
+                for name, value in state
+            }
+            again = PowerAverages(model)
+            again.load_state_dict(averages.state_dict(), updates=3)
+            assert all(
+                map(torch.equal, again.state_dict().values(), averages.state_dict().values())
+            )
     finally:
         torch.distributed.destroy_process_group()
-    torch.testing.assert_close(found[0], found[1])
+    assert list(found[plain])[0] == "0.05.weight"
+    for wrapper in found:
+        torch.testing.assert_close(found[wrapper], found[plain])
 
 
 def test_snapshots_are_thinned_as_a_run_grows():
