@@ -12,7 +12,7 @@ from variational_diffusion.decoders import Discretized, Gaussian
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import MLP
 from variational_diffusion.overfit import overfit
-from variational_diffusion.schedules import FixedLinear
+from variational_diffusion.schedules import Adaptive, FixedLinear
 
 CHECK = ["train", "digits", "--overfit-check", "--json"]
 SLOW = ["--learning-rate", "1e-12", "--set", "training.matrix_learning_rate=1e-12"]
@@ -31,10 +31,19 @@ def test_the_digits_pass_in_seconds_and_leave_no_file(capsys, tmp_path, monkeypa
 
 
 def test_a_learning_rate_of_nearly_zero_fails_and_is_named(capsys):
-    assert vdm([*CHECK[:-1], *SLOW, "--steps", "4"]) == 1
+    assert vdm([*CHECK, *SLOW, "--steps", "4"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps"] == 4
+    assert found["last"] == pytest.approx(found["first"], abs=0.1)
+    named = "the bound stayed: learning_rate = 1e-12 and matrix_learning_rate = 1e-12"
+    assert found["causes"][0].startswith(named)
+
+
+def test_a_failure_is_told_in_words(capsys):
+    assert vdm([*CHECK[:-1], *SLOW, "--steps", "1"]) == 1
     told = capsys.readouterr().out
-    assert told.startswith("FAILED: 8 examples, 4 steps")
-    assert "the bound stayed: learning_rate = 1e-12 and matrix_learning_rate = 1e-12" in told
+    assert told.startswith("FAILED: 8 examples, 1 steps")
+    assert "perhaps: the bound stayed" in told
 
 
 def a_model(network: nn.Module, levels: int | None = 17) -> VDM:
@@ -61,9 +70,12 @@ QUICK = TrainingConfig(steps=10, optimizer="adamw")
 
 
 def test_a_network_that_does_not_look_is_named():
-    found = overfit(a_model(Deaf()), images(), QUICK)
+    model = a_model(Deaf())
+    model.schedule = Adaptive(-7.9, 5.0)
+    found = overfit(model, images(), QUICK)
     assert not found.passed
     assert "does not depend on z" in found.causes[0]
+    assert model.schedule.end_points.tolist() == pytest.approx([-7.9, 5.0])  # it keeps the range
 
 
 @pytest.mark.parametrize(
@@ -93,7 +105,7 @@ def test_real_valued_data_are_judged_by_their_diffusion_term():
     """Their bits per dimension have no zero: half of the first would be too little."""
     x = 0.1 * torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(3))
     model = a_model(MLP((1, 4, 4), gamma_min=-7.9, width=64), levels=None)
-    found = overfit(model, x, TrainingConfig(steps=300, learning_rate=3e-3))
+    found = overfit(model, x, TrainingConfig(steps=200, learning_rate=3e-3))
     assert found.passed
     assert found.first.bits_per_dim < 0.4 * found.first.terms["diffusion"]
     fallen = found.first.bits_per_dim - found.last.bits_per_dim

@@ -206,14 +206,13 @@ def test_wrapped_compiled_and_sharded_models_have_the_averages_of_plain_ones(tmp
             }
             again = PowerAverages(model)
             again.load_state_dict(averages.state_dict(), updates=3)
-            assert all(
-                map(torch.equal, again.state_dict().values(), averages.state_dict().values())
-            )
+            for name, value in again.state_dict().items():
+                assert torch.equal(value, averages.state_dict()[name])
     finally:
         torch.distributed.destroy_process_group()
-    assert list(found[plain])[0] == "0.05.weight"
-    for wrapper in found:
-        torch.testing.assert_close(found[wrapper], found[plain])
+    assert next(iter(found[plain])) == "0.05.weight"
+    for values in found.values():
+        torch.testing.assert_close(values, found[plain])
 
 
 def test_snapshots_are_thinned_as_a_run_grows():
