@@ -5,8 +5,8 @@
     python benchmarks/chains.py runs/fashion
 
 Every step of a chain is summed, on the first 250 test images, and what the dynamic program expects
-of the errors that were measured on the validation images stands beside it. The standard error is that
-of the difference from the expectation by the choice of these images.
+of the errors that were measured on the validation images stands beside it. The standard error is
+that of the difference from the expectation by the choice of these images.
 """
 
 from __future__ import annotations

@@ -10,11 +10,12 @@ import variational_diffusion
 LEVELS = [
     {"errors", "graphs"},
     {"numerics", "lattice", "config", "files", "memory", "optimizers", "processes"},
-    {"schedules", "process", "data", "ema", "classical", "pictures"},
+    {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"},
     {"decoders", "networks", "objective", "sampling", "grids", "flow"},
     {"model"},
     {"training", "likelihood", "profile"},
-    {"checkpoint", "presets", "figures", "anomaly"},
+    {"checkpoint", "presets", "figures", "anomaly", "overfit"},
+    {"snapshots"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""

@@ -37,6 +37,13 @@ def test_the_scale_of_a_gradient_does_not_matter_and_zero_is_no_direction(genera
     assert not orthogonalised(torch.zeros(1, 4, 6)).any()
 
 
+@pytest.mark.parametrize("scale", [1e-18, 1e-21, 1e-30, 1e-44])
+def test_a_gradient_too_small_for_its_squares_makes_no_large_step(scale, generator):
+    """As that of a layer before one that has left zero by 1e-12 only."""
+    found = orthogonalised(scale * torch.randn(1, 16, 16, generator=generator))
+    assert torch.linalg.matrix_norm(found, 2) < 1.2
+
+
 def test_a_step_is_the_orthogonal_factor_of_the_nesterov_momentum(generator):
     """Two steps by hand, for a tall kernel, beside another of the same shape."""
     weights = [

@@ -5,6 +5,8 @@
     ema.safetensors       their average over training: what evaluates and samples best
     state/training.safetensors    weights, average, optimiser and step, in one file
     metrics.jsonl         one JSON object a line
+    averages/00001200.safetensors    two averages of step 1200; see `snapshots`
+    ema-0.07.safetensors  an average of another width, made of them by `vdm ema`
     errors-ema.safetensors    measured errors of ε̂ for these weights, once a command needed them
     variance-ema.safetensors  a head that predicts these errors, where one was trained
     samples/
@@ -19,9 +21,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,8 +42,8 @@ from variational_diffusion.training import TrainingState
 FORMAT = "1"
 """Version of the tensor files."""
 
-Weights = Literal["ema", "raw"]
 _WEIGHT_FILES = {"ema": "ema.safetensors", "raw": "model.safetensors"}
+_MADE_LATER = re.compile(r"ema-[\w.-]*\w", re.ASCII)
 
 
 class Run:
@@ -102,6 +105,8 @@ class Run:
         }
         progress = {"step": str(state.step), "seconds": repr(state.seconds)}
         everything = _prefixed("model", weights) | _prefixed("ema", average) | optimizers
+        if state.power_averages is not None:
+            everything |= _prefixed("power", state.power_averages.state_dict())
         write_tensors(self.path / "state" / "training.safetensors", everything, progress)
         write_tensors(self.path / _WEIGHT_FILES["raw"], weights, progress)
         write_tensors(self.path / _WEIGHT_FILES["ema"], average, progress)
@@ -124,11 +129,25 @@ class Run:
             optimizer.load_state_dict({"state": values, "param_groups": groups})
         state.step, state.seconds = int(metadata["step"]), float(metadata["seconds"])
         state.average.updates = state.step
+        power_averages = _without_prefix("power", tensors)
+        if not power_averages:
+            state.power_averages = None
+        if state.power_averages is not None:
+            state.power_averages.load_state_dict(power_averages, updates=state.step)
         return state
 
-    def load(self, weights: Weights = "ema") -> VDM:
-        """Return the trained model, in evaluation mode."""
-        path = self.path / _WEIGHT_FILES[weights]
+    def load(self, weights: str = "ema") -> VDM:
+        """Return the trained model, in evaluation mode.
+
+        weights: "ema", "raw", or the name that `save_weights` was given.
+        """
+        path = self.weights_path(weights)
+        if weights not in _WEIGHT_FILES and not path.exists():
+            others = sorted(file.stem for file in self.path.glob("ema-*.safetensors"))
+            raise InputError(
+                f"weights = '{weights}': '{self.path}' has {', '.join(['ema', 'raw', *others])}; "
+                f"make others with: vdm ema {self.path} --width 0.07"
+            )
         if not path.exists():
             raise InputError(
                 f"run = '{self.path}': no weights are saved yet ({path.name} is missing); "
@@ -138,7 +157,24 @@ class Run:
         _load(vdm, read_tensors(path)[0], path)
         return vdm.eval().requires_grad_(False)
 
-    def save_errors(self, errors: NoiseErrors, weights: Weights = "ema") -> None:
+    def save_weights(self, name: str, vdm: VDM, metadata: Mapping[str, str]) -> Path:
+        """Write weights under a name that begins with "ema-", for `load`; return the file."""
+        path = self.weights_path(name)
+        if name in _WEIGHT_FILES:
+            raise InputError(f"out = '{name}' is what training writes; give a name as ema-{name}")
+        write_tensors(path, vdm.state_dict(), metadata)
+        return path
+
+    def weights_path(self, weights: str) -> Path:
+        """Return the file of weights, there or not; raise `InputError` for no name of any."""
+        if weights not in _WEIGHT_FILES and not _MADE_LATER.fullmatch(weights):
+            raise InputError(
+                f"weights = '{weights}': 'ema' and 'raw' are, and names that begin with 'ema-', "
+                "of letters, digits, points and hyphens"
+            )
+        return self.path / _WEIGHT_FILES.get(weights, f"{weights}.safetensors")
+
+    def save_errors(self, errors: NoiseErrors, weights: str = "ema") -> None:
         """Write the measured errors of these weights, so that they need not be measured again."""
         write_tensors(
             self.path / f"errors-{weights}.safetensors",
@@ -146,12 +182,12 @@ class Run:
             {"weights": self._weights_digest(weights)},
         )
 
-    def errors(self, weights: Weights = "ema") -> NoiseErrors | None:
+    def errors(self, weights: str = "ema") -> NoiseErrors | None:
         """Return the errors that `save_errors` wrote; None if the weights have changed since."""
         found = self._of_weights("errors", weights)
         return None if found is None else NoiseErrors(found[0]["gamma"], found[0]["error"])
 
-    def save_head(self, head: VarianceHead, weights: Weights = "ema") -> None:
+    def save_head(self, head: VarianceHead, weights: str = "ema") -> None:
         """Write the head that predicts the errors of these weights; replaces an earlier one."""
         write_tensors(
             self.path / f"variance-{weights}.safetensors",
@@ -159,7 +195,7 @@ class Run:
             {"weights": self._weights_digest(weights), "options": json.dumps(head.options)},
         )
 
-    def head(self, weights: Weights = "ema") -> VarianceHead | None:
+    def head(self, weights: str = "ema") -> VarianceHead | None:
         """Return what `save_head` wrote; None if the weights have changed since."""
         found = self._of_weights("variance", weights)
         if found is None:
@@ -170,7 +206,7 @@ class Run:
         return head.eval().requires_grad_(False)
 
     def _of_weights(
-        self, name: str, weights: Weights
+        self, name: str, weights: str
     ) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         """Return what was measured of these weights and written; None if they are others now."""
         path = self.path / f"{name}-{weights}.safetensors"
@@ -183,8 +219,8 @@ class Run:
             else None
         )
 
-    def _weights_digest(self, weights: Weights) -> str:
-        return read_tensors(self.path / _WEIGHT_FILES[weights])[1]["digest"]
+    def _weights_digest(self, weights: str) -> str:
+        return read_tensors(self.weights_path(weights))[1]["digest"]
 
     def log(self, **values: Any) -> None:
         """Append one line to `metrics.jsonl`."""

@@ -88,6 +88,8 @@ class TrainingConfig(_Section):
         γ_1 has no optimum: more noise always brings z_1 closer to N(0, I), by less and less.
     clip_norm: largest norm of the network's gradient; None: not limited.
     ema_decay: decay of the weight average after its warm-up.
+    posthoc_ema: keep two more averages and store them now and then, so that `vdm ema` can make one
+        of any width; takes memory for two copies of the weights, and disk space for up to thirty.
     seed: of the initial weights, the order of the data, the times and the noise.
     """
 
@@ -106,6 +108,7 @@ class TrainingConfig(_Section):
     decay_from: float = Field(0.0, ge=0, le=1)
     clip_norm: float | None = Field(None, gt=0)
     ema_decay: float = Field(0.9999, ge=0, lt=1)
+    posthoc_ema: bool = True
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")

@@ -80,7 +80,9 @@ def orthogonalised(matrices: Float[Tensor, "n rows columns"]) -> Float[Tensor, "
     a, b, c = _COEFFICIENTS
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    # below the square root of the smallest number the squares of a norm are lost
+    least = math.sqrt(torch.finfo(x.dtype).tiny)
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=least)
     gram = x @ x.mT
     identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
     product = identity.expand_as(gram)

@@ -33,6 +33,7 @@ from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, derived_seed, expand, randn_like
 from variational_diffusion.objective import Bound, low_discrepancy_times
 from variational_diffusion.optimizers import Muon
+from variational_diffusion.posthoc import PowerAverages
 from variational_diffusion.processes import Place, here, largest_over_processes
 
 Function = Callable[..., Sequence[Tensor]]
@@ -47,7 +48,8 @@ class TrainingState:
 
     step: number of steps done. seconds: spent in them. skipped: steps among them whose numbers were
     not finite, and which changed nothing. rate: what all learning rates are multiplied by; a run
-    that went back to a checkpoint goes on with less than one.
+    that went back to a checkpoint goes on with less than one. power_averages: None
+    where the configuration does not ask for them, and in a run that was begun without them.
     """
 
     vdm: VDM
@@ -57,11 +59,17 @@ class TrainingState:
     seconds: float = 0.0
     skipped: int = 0
     rate: float = 1.0
+    power_averages: PowerAverages | None = None
 
     @classmethod
     def start(cls, vdm: VDM, config: TrainingConfig) -> TrainingState:
         """Return the state before the first step."""
-        return cls(vdm, ExponentialAverage(vdm, config.ema_decay), make_optimizers(vdm, config))
+        return cls(
+            vdm,
+            ExponentialAverage(vdm, config.ema_decay),
+            make_optimizers(vdm, config),
+            power_averages=PowerAverages(vdm) if config.posthoc_ema else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ def fit(
     """Minimise the mean of the bound, in bits per dimension, until the budget is spent.
 
     The schedule learns as described at `objective.diffusion`, its end points with a small price on
-    the range of γ. A step whose bound or gradient is not finite changes nothing but its number.
+    the range of γ. A step whose bound or gradient is not finite leaves the weights as they are.
     With several processes, all of them call this and get the records of the same steps.
 
     batches: the data from batch number `state.step` on: this process's rows of each, of shape
@@ -146,9 +154,11 @@ def fit(
                 raise DivergedError(_diagnosis(state, config, numbers))
         else:
             step.update()
-            state.average.update()
             in_a_row = 0
         step.forget()
+        state.average.update()
+        if state.power_averages is not None:
+            state.power_averages.update()
         state.step += 1
         state.seconds = seconds
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "Train a model on your data, or go on with a run.",
     "evaluate": "Bits per dimension of data under a trained model, with a standard error.",
     "score": "How strange examples are to a model: scores, histogram, contact sheet.",
+    "ema": "Averages of other widths: which is best, and write one as weights.",
     "variance": "Train a small network that predicts the reverse variance, for few steps.",
     "schedule": "What the noise schedule has learned: variances in a table, and a figure.",
     "sample": "Draw examples: a sheet, single files, an array, an animation.",
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code. Defects of ours are raised as they are."""
     try:
-        vdm.main(args=arguments, prog_name="vdm", standalone_mode=False)
+        code = vdm.main(args=arguments, prog_name="vdm", standalone_mode=False)
     except click.ClickException as error:
         click.echo(f"vdm: {' '.join(error.format_message().split())}", err=True)
         return 2
@@ -72,6 +73,4 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("vdm: interrupted", err=True)
         return 1
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    return 0
+    return code or 0  # a command returns none, or calls `ctx.exit`

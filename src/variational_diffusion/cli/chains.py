@@ -58,7 +58,7 @@ def is_chain_option_given(options: dict[str, Any]) -> bool:
     return options["grid"] is not None or options["variance"] is not None
 
 
-def chain_of(run: Run, vdm: VDM, weights: Any, options: dict[str, Any]) -> Gammas:
+def chain_of(run: Run, vdm: VDM, weights: str, options: dict[str, Any]) -> Gammas:
     """Give the model the reverse variance that the options ask for; return their grid.
 
     What the model's errors are is measured on the validation examples where it is needed, once, and
@@ -75,7 +75,7 @@ def chain_of(run: Run, vdm: VDM, weights: Any, options: dict[str, Any]) -> Gamma
     return step_grid(grid, vdm.schedule, options["steps"], errors, assumed)
 
 
-def predicted_errors(run: Run, vdm: VDM, weights: Any) -> PredictedErrors:
+def predicted_errors(run: Run, vdm: VDM, weights: str) -> PredictedErrors:
     """Return the errors that the run's head predicts."""
     head = run.head(weights)
     if head is None:
@@ -87,7 +87,7 @@ def predicted_errors(run: Run, vdm: VDM, weights: Any) -> PredictedErrors:
     return PredictedErrors(errors, head.to(vdm.schedule.gamma_0.device))
 
 
-def measured_errors(run: Run, vdm: VDM, weights: Any) -> NoiseErrors:
+def measured_errors(run: Run, vdm: VDM, weights: str) -> NoiseErrors:
     """Return the model's errors E(ε − ε̂)²: those kept in the run, or measured now and kept."""
     errors = run.errors(weights)
     if errors is not None:

@@ -113,7 +113,7 @@ def command(
     batch_size: int,
     seed: int,
     as_json: bool,
-    weights: Any,
+    weights: str,
     device: str,
     threads: int | None,
     **options: Any,
@@ -273,7 +273,7 @@ def write_maps(vdm: VDM, split: Split, path: str, *, seed: int) -> None:
     save_sheet(pairs, None, path, columns=16, value_range=(0.0, 1.0))
 
 
-def _estimator(name: str, run: Run, vdm: VDM, weights: Any, options: dict[str, Any]) -> Estimator:
+def _estimator(name: str, run: Run, vdm: VDM, weights: str, options: dict[str, Any]) -> Estimator:
     exact = options["exact"]
     if name == "vlb":
         return Infinite(options["draws"])

@@ -72,7 +72,6 @@ def weights_option(command: Command) -> Command:
     """Add --weights."""
     return click.option(
         "--weights",
-        type=click.Choice(["ema", "raw"]),
         default="ema",
-        help="Averaged weights, or the last ones.",
+        help="ema: averaged weights (default); raw: the last ones; or what vdm ema made.",
     )(command)

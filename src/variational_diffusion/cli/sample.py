@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -56,7 +55,7 @@ def command(
     out: str | None,
     animate: str | None,
     likelihood: bool,
-    weights: Any,
+    weights: str,
     device: str,
     threads: int | None,
 ) -> None:

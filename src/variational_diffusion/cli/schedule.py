@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -47,7 +46,7 @@ def command(
     seed: int,
     out: str | None,
     as_json: bool,
-    weights: Any,
+    weights: str,
     device: str,
     threads: int | None,
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 import numpy as np
 import torch
@@ -68,7 +66,7 @@ def command(
     sheet: str | None,
     seed: int,
     as_json: bool,
-    weights: Any,
+    weights: str,
     device: str,
     threads: int | None,
 ) -> None:

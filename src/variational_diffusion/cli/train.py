@@ -11,10 +11,13 @@ from typing import Any
 import click
 import torch
 
+from variational_diffusion import snapshots
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
 from variational_diffusion.cli.options import data_config, data_options, device_options
+from variational_diffusion.cli.overfit import report_overfit
+from variational_diffusion.cli.sheets import write_sheet
 from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset, open_dataset
@@ -24,6 +27,7 @@ from variational_diffusion.likelihood import Infinite, Summary, evaluate, summar
 from variational_diffusion.model import VDM, build
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.presets import configure
+from variational_diffusion.tracking import Tracking
 from variational_diffusion.training import Engine, StepRecord, TrainingState, fit
 
 _DEFAULT_MINUTES = 10
@@ -33,7 +37,7 @@ _VALIDATION_EXAMPLES = 512  # enough to follow the run; `vdm evaluate` takes the
 
 @click.command()
 @click.argument("data")
-@click.option("--run", "directory", required=True, help="Directory of the run.")
+@click.option("--run", "directory", help="Directory of the run.")
 @click.option("--preset", help="Complete configuration to start from; default: by the data.")
 @click.option("--steps", type=click.IntRange(1), help="Budget in steps.")
 @click.option("--minutes", type=float, help="Budget in minutes of training (default 10).")
@@ -59,14 +63,31 @@ _VALIDATION_EXAMPLES = 512  # enough to follow the run; `vdm evaluate` takes the
 @click.option(
     "--every", type=click.FloatRange(1), default=60.0, help="Seconds between two validations."
 )
+@click.option(
+    "--track", multiple=True, metavar="NAME", help="Show figures in tensorboard, wandb, trackio, …."
+)
+@click.option(
+    "--sheets-every",
+    type=click.FloatRange(0),
+    default=30.0,
+    help="Minutes between two sheets of samples in the run, of images (default 30).",
+)
+@click.option(
+    "--overfit-check",
+    is_flag=True,
+    help="See for at most a minute whether the model can learn 8 examples; write nothing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @data_options
 @speed_options
 @device_options
 def command(
     data: str,
-    directory: str,
+    directory: str | None,
     every: float,
+    track: tuple[str, ...],
+    sheets_every: float,
+    overfit_check: bool,
     as_json: bool,
     compile_mode: str,
     precision: str,
@@ -90,15 +111,23 @@ def command(
         network=options["network"],
         settings=_settings(options),
     )
-    state, summary = train(
-        directory,
-        config,
-        dataset,
-        target,
-        every=every,
-        compile_mode=compile_mode,
-        precision=precision,
-    )
+    if overfit_check:
+        report_overfit(config, dataset, target, as_json=as_json)
+        return
+    if directory is None:
+        raise InputError("run = none: name the directory of the run, for example --run runs/first")
+    with Tracking(track) as tracking:
+        state, summary = train(
+            directory,
+            config,
+            dataset,
+            target,
+            every=every,
+            sheets_every=sheets_every,
+            compile_mode=compile_mode,
+            precision=precision,
+            tracking=tracking,
+        )
     if as_json:
         print_json(
             {
@@ -124,11 +153,14 @@ def train(
     device: torch.device,
     *,
     every: float,
+    sheets_every: float = 30.0,
     compile_mode: str = "off",
     precision: str = "float32",
+    tracking: Tracking | None = None,
 ) -> tuple[TrainingState, Summary]:
     """Train until the budget is spent; validate and save every `every` seconds and at the end.
 
+    sheets_every: minutes between two sheets of samples. tracking: not started yet.
     SIGINT and SIGTERM end it after the step that is being done; leaving the loop for whatever
     reason saves the state. The directory is made once the model and the batches are known to be
     possible.
@@ -139,21 +171,31 @@ def train(
     run = Run.start(directory, config)
     state = run.resume(device) or TrainingState.start(vdm, training)
     run.forget_metrics_after(state.step)
+    snapshots.forget_after(run, state.step)
+    tracking = tracking or Tracking()
+    tracking.start(run.path, json.loads(config.to_json()), state.step)
     speed_up(state.vdm, compile_mode=compile_mode, precision=precision)
     stream = batches(dataset.splits["train"], training.batch_size, training.seed, start=state.step)
     recent: list[StepRecord] = []
     saved_step, saved_at = state.step, time.monotonic()
+    drawn_at = saved_at
     try:
         with Meter("training", "steps") as meter, stop_requested() as stopped:
             engine = Engine(graphs=compile_mode == "cuda-graphs")
             for record in fit(state, stream, training, engine=engine, stopped=stopped):
                 recent.append(record)
+                snapshots.keep(run, state, last=record.progress >= 1)
                 meter.update(record.progress, record.step, lambda: _short(state.vdm, recent))
                 if len(recent) == _LOG_STEPS:
-                    run.log(**_metrics(state.vdm, recent))
+                    metrics = _metrics(state.vdm, recent)
+                    run.log(**metrics)
+                    tracking.log(state.step, metrics)
                     recent.clear()
+                if time.monotonic() - drawn_at > 60 * sheets_every:
+                    write_sheet(run, state, tracking)
+                    drawn_at = time.monotonic()
                 if time.monotonic() - saved_at > every:
-                    summary = _validate(run, state, dataset)
+                    summary = _validate(run, state, dataset, tracking)
                     meter.message(
                         f"step {state.step}: validation {summary.bits_per_dim:.3f} bits/dim"
                     )
@@ -171,10 +213,10 @@ def train(
             f"stopped after step {state.step}; the same command goes on from there", err=True
         )
         raise KeyboardInterrupt
-    return state, _validate(run, state, dataset)
+    return state, _validate(run, state, dataset, tracking)
 
 
-def _validate(run: Run, state: TrainingState, dataset: Dataset) -> Summary:
+def _validate(run: Run, state: TrainingState, dataset: Dataset, tracking: Tracking) -> Summary:
     """Evaluate the averaged weights on the validation split, and log it."""
     average = state.average.module
     split = dataset.splits["validation"].limit(_VALIDATION_EXAMPLES)
@@ -182,7 +224,9 @@ def _validate(run: Run, state: TrainingState, dataset: Dataset) -> Summary:
     generator = torch.Generator(device).manual_seed(0)
     bounds = evaluate(average, ordered_batches(split, 256), Infinite(2), generator=generator)
     summary = summarize(bounds, dimensions=average.dimensions)
-    run.log(step=state.step, seconds=state.seconds, validation=summary.as_json())
+    values = {"step": state.step, "seconds": state.seconds, "validation": summary.as_json()}
+    run.log(**values)
+    tracking.log(state.step, values)
     return summary
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from statistics import fmean as mean
-from typing import Any
 
 import click
 import torch
@@ -28,7 +27,7 @@ _BATCH = 32
 @weights_option
 @device_options
 def command(
-    run: str, steps: int, seed: int, weights: Any, device: str, threads: int | None
+    run: str, steps: int, seed: int, weights: str, device: str, threads: int | None
 ) -> None:
     """Train a small network that predicts where the model in RUN is wrong.
 

@@ -1,0 +1,87 @@
+"""What the averages for `vdm ema` cost: a training step with and without them, and a snapshot.
+
+    python benchmarks/averages.py DATA [--preset NAME] [--repeats 40]
+
+The steps are of one run, in turn; the ratio is the median of those of neighbouring steps.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import click
+import torch
+from common import markdown, median_ratio, opened, report, run_options
+
+from variational_diffusion import snapshots
+from variational_diffusion.checkpoint import Run
+from variational_diffusion.cli.devices import speed_up
+from variational_diffusion.data.loader import batches
+from variational_diffusion.model import build
+from variational_diffusion.training import TrainingState, fit
+
+WARM_UP = 6
+
+
+@click.command()
+@click.option("--repeats", type=click.IntRange(1), default=40, show_default=True)
+@run_options
+def main(
+    data: str,
+    repeats: int,
+    threads: int,
+    log: bool,
+    compile_mode: str,
+    precision: str,
+    **options: Any,
+) -> None:
+    """Time the training step on DATA with and without the averages, and the writing of them."""
+    torch.set_num_threads(threads)
+    dataset, configured = opened(data, options)
+    config = configured(steps=10**6)
+    state = TrainingState.start(build(config.model), config.training)
+    speed_up(state.vdm, compile_mode=compile_mode, precision=precision)
+    stream = batches(dataset.splits["train"], config.training.batch_size, 0)
+    steps = fit(state, stream, config.training)
+    averages = state.power_averages
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for repeat in range(WARM_UP + repeats):
+        for kept in (True, False) if repeat % 2 else (False, True):
+            state.power_averages = averages if kept else None
+            start = time.perf_counter()
+            next(steps)
+            if repeat >= WARM_UP:
+                times[kept].append(time.perf_counter() - start)
+    state.power_averages = averages
+    assert averages is not None
+    updates = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        averages.update()
+        updates.append(time.perf_counter() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.start(folder, config)
+        written = []
+        for _ in range(5):
+            start = time.perf_counter()
+            snapshots.keep(run, state, last=True)
+            written.append(time.perf_counter() - start)
+    step, snapshot = statistics.median(times[False]), statistics.median(written)
+    ratio = median_ratio(times[True], times[False])
+    share = snapshot / (snapshots.interval(1) * step)
+    rows: list[list[object]] = [
+        ["parameters", sum(p.numel() for p in state.vdm.parameters())],
+        ["step without averages", f"{1000 * step:.1f} ms"],
+        ["step with them, ratio", f"{ratio:.4f}"],
+        ["an update of them alone", f"{1000 * statistics.median(updates):.2f} ms"],
+        ["a snapshot", f"{1000 * snapshot:.1f} ms"],
+        [f"its share, one in {snapshots.interval(1)} steps", f"{share:.2%}"],
+    ]
+    report(markdown(["", ""], rows), log=log)
+
+
+if __name__ == "__main__":
+    main()
