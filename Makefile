@@ -24,6 +24,7 @@ bench: install .venv/peers
 	$(BIN)/python benchmarks/where.py digits --steps 2 --no-log
 	$(BIN)/python benchmarks/gpu.py --device cpu --preset tiny --compile off --seconds 0.2 --no-log
 	$(BIN)/python benchmarks/schedules.py cost digits --repeats 11
+	$(BIN)/python benchmarks/averages.py digits --repeats 2 --no-log
 
 install: .venv/installed
 
