@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from variational_diffusion import training
-from variational_diffusion.checkpoint import read_tensors
 from variational_diffusion.cli import COMMANDS, run
 from variational_diffusion.cli import data as data_command
 from variational_diffusion.cli import train as train_command
 from variational_diffusion.errors import DivergedError
 from variational_diffusion.model import VDM
 from variational_diffusion.schedules import SCHEDULES
+from variational_diffusion.tensors import read_tensors
 
 TRAIN = ["--steps", "3", "--batch-size", "8", "--set", "network.widths=[8,8]"]
 

@@ -9,11 +9,12 @@ import variational_diffusion
 
 LEVELS = [
     {"errors", "graphs"},
-    {"numerics", "lattice", "config", "files", "memory", "optimizers", "processes"},
-    {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"},
+    {"numerics", "lattice", "config", "files", "memory", "processes"},
+    {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
+    | {"optimizers", "tensors"},
     {"decoders", "networks", "objective", "sampling", "grids", "flow"},
     {"model"},
-    {"training", "likelihood", "profile"},
+    {"training", "likelihood", "profile", "sharding"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit"},
     {"snapshots"},
     {"cli"},

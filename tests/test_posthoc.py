@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from variational_diffusion import snapshots
-from variational_diffusion.checkpoint import Run, read_tensors
+from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
@@ -30,6 +30,7 @@ from variational_diffusion.posthoc import (
     relative_width,
 )
 from variational_diffusion.presets import configure
+from variational_diffusion.tensors import read_tensors
 from variational_diffusion.training import TrainingState, fit
 
 DIGITS = DataConfig(source="digits")

@@ -3,8 +3,9 @@
     config.json           what was asked for; see `config`
     model.safetensors     the weights as they are
     ema.safetensors       their average over training: what evaluates and samples best
-    state/training.safetensors    weights, average, optimiser and step, in one file
-    metrics.jsonl         one JSON object a line
+    best.safetensors      the average when the validation was best
+    state/00001200.safetensors    all of training after step 1200, in one file
+    metrics.jsonl         one JSON object a line, each with a checksum
     averages/00001200.safetensors    two averages of step 1200; see `snapshots`
     ema-0.07.safetensors  an average of another width, made of them by `vdm ema`
     errors-ema.safetensors    measured errors of ε̂ for these weights, once a command needed them
@@ -12,24 +13,27 @@
     samples/
 
 Every file is written under a temporary name and then renamed, so it is the old one or the new one
-and never a part. Training goes on from `state/training.safetensors` alone: one file, one rename,
-one step. Tensor files carry a format version and a SHA-256 digest of their contents, which is
-checked whenever one is read. Nothing is pickled.
+and never a part. Training goes on from a state alone: one file, one rename, one step. The last few
+states are kept, and where the newest is damaged, the one before is taken. The state of a sharded
+run is one file for each process, state/00001200-1-of-4.safetensors, of its rows of every sharded
+tensor, and counts when all of them are there; any number of processes can go on with it.
+
+Every file knows when it is damaged: tensors and configuration have a digest, lines of metrics a
+checksum. Nothing is pickled.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from variational_diffusion.config import RunConfig
 from variational_diffusion.errors import InputError
@@ -37,12 +41,16 @@ from variational_diffusion.files import atomic
 from variational_diffusion.grids import NoiseErrors
 from variational_diffusion.model import VDM, build
 from variational_diffusion.networks import VarianceHead
+from variational_diffusion.processes import Place, laid_out_as
+from variational_diffusion.tensors import read_metadata, read_tensors, write_tensors
 from variational_diffusion.training import TrainingState
 
-FORMAT = "1"
-"""Version of the tensor files."""
-
-_WEIGHT_FILES = {"ema": "ema.safetensors", "raw": "model.safetensors"}
+_WEIGHT_FILES = {
+    "ema": "ema.safetensors",
+    "raw": "model.safetensors",
+    "best": "best.safetensors",
+}
+_STATE = re.compile(r"(\d{8,})(?:-(\d+)-of-(\d+))?\.safetensors", re.ASCII)
 _MADE_LATER = re.compile(r"ema-[\w.-]*\w", re.ASCII)
 
 
@@ -64,7 +72,10 @@ class Run:
                 f"run = '{path}': no run is there (no readable config.json); "
                 f"train one with: vdm train DATA --run {path}"
             ) from error
-        return cls(path, RunConfig.from_json(text))
+        try:
+            return cls(path, RunConfig.from_json(text))
+        except InputError as error:
+            raise InputError(f"run = '{path}': {error}") from error
 
     @classmethod
     def start(cls, path: str | Path, config: RunConfig) -> Run:
@@ -93,31 +104,105 @@ class Run:
             temporary.write_text(config.to_json(), encoding="utf-8")
         return cls(path, config)
 
-    def save(self, state: TrainingState) -> None:
-        """Write the state of training and both sets of weights."""
-        weights = state.vdm.state_dict()
-        average = state.average.module.state_dict()
-        optimizers = {
-            f"optimizer.{kind}.{index}.{name}": value
-            for kind, optimizer in state.optimizers.items()
-            for index, values in optimizer.state_dict()["state"].items()
-            for name, value in values.items()
-        }
-        progress = {"step": str(state.step), "seconds": repr(state.seconds)}
-        everything = _prefixed("model", weights) | _prefixed("ema", average) | optimizers
-        if state.power_averages is not None:
-            everything |= _prefixed("power", state.power_averages.state_dict())
-        write_tensors(self.path / "state" / "training.safetensors", everything, progress)
-        write_tensors(self.path / _WEIGHT_FILES["raw"], weights, progress)
-        write_tensors(self.path / _WEIGHT_FILES["ema"], average, progress)
+    def save(
+        self,
+        state: TrainingState,
+        *,
+        position: Mapping[str, Any] | None = None,
+        keep: int = 2,
+        place: Place | None = None,
+    ) -> None:
+        """Write the state of training and both sets of weights; drop old states.
 
-    def resume(self, device: torch.device | str = "cpu") -> TrainingState | None:
-        """Return the state of training as it was last saved, None if nothing was saved yet."""
-        path = self.path / "state" / "training.safetensors"
-        if not path.exists():
-            return None
-        tensors, metadata = read_tensors(path)
-        state = TrainingState.start(build(self.config.model).to(device), self.config.training)
+        position: in a stream of data, from `Batches.position`. keep: how many states stay.
+        place: of this process in a run whose state is sharded, where every process calls this and
+            writes what it holds; the weights are then left to `write_weights`.
+        """
+        tensors = _tensors_of(state)
+        progress = _progress_of(state)
+        header = {**progress, "position": json.dumps(position or {})}
+        if place is None:
+            write_tensors(self._state_path(state.step), tensors, header)
+            self.write_weights(state)
+        else:
+            own = {
+                name: value.to_local() if isinstance(value, DTensor) else value
+                for name, value in tensors.items()
+                if isinstance(value, DTensor) or place.leads
+            }
+            write_tensors(self._state_path(state.step, place), own, header)
+        if place is None or place.leads:
+            for step in self.states()[keep:]:
+                for path in self._parts(step):
+                    path.unlink(missing_ok=True)
+
+    def write_weights(self, state: TrainingState) -> None:
+        """Write the weights and their average, each as one file."""
+        for weights, module in (("raw", state.vdm), ("ema", state.average.module)):
+            path = self.path / _WEIGHT_FILES[weights]
+            write_tensors(path, module.state_dict(), _progress_of(state))
+
+    def write_weights_of_newest_state(self) -> None:
+        """Write the weights of a sharded run, from the parts of its state on the disk."""
+        resumed = self.resume()
+        if resumed is not None:
+            self.write_weights(resumed.state)
+
+    def save_best(self, state: TrainingState, bits_per_dim: float) -> bool:
+        """Write the average as the best if it is; return whether it is."""
+        path = self.path / _WEIGHT_FILES["best"]
+        before = read_metadata(path).get("bits_per_dim")
+        if before is not None and float(before) <= bits_per_dim:
+            return False
+        header = {**_progress_of(state), "bits_per_dim": repr(bits_per_dim)}
+        write_tensors(path, state.average.module.state_dict(), header)
+        return True
+
+    def states(self) -> list[int]:
+        """Return the steps whose states are there with all their parts, the newest first."""
+        found: dict[int, set[Part]] = {}
+        for path in (self.path / "state").glob("*.safetensors"):
+            match = _STATE.fullmatch(path.name)
+            if match:
+                step, number, count = match.groups(default="1")
+                found.setdefault(int(step), set()).add(Part(int(number), int(count)))
+        whole = (step for step, parts in found.items() if _is_whole(parts))
+        return sorted(whole, reverse=True)
+
+    def resume(
+        self,
+        device: torch.device | str = "cpu",
+        *,
+        distribute: Callable[[VDM], object] | None = None,
+    ) -> Resumed | None:
+        """Return the newest state of training that is not damaged; None if nothing was saved yet.
+
+        distribute: shards the weights of a model over the processes, in place.
+        Raises InputError when all states are damaged.
+        """
+        damaged: list[str] = []
+        for step in self.states():
+            try:
+                state, position = self._state(step, device, distribute)
+            except InputError as error:
+                damaged.append(str(error))
+            else:
+                return Resumed(state, position, damaged)
+        if damaged:
+            raise InputError(f"run = '{self.path}': every state is damaged: {damaged[0]}")
+        return None
+
+    def _state(
+        self, step: int, device: torch.device | str, distribute: Callable[[VDM], object] | None
+    ) -> tuple[TrainingState, dict[str, Any]]:
+        path = self._parts(step)[0]
+        parts = [read_tensors(part) for part in self._parts(step)]
+        tensors = _joined([tensors for tensors, _ in parts])
+        positions = [json.loads(metadata["position"]) for _, metadata in parts]
+        metadata = parts[0][1]
+        state = TrainingState.start(
+            build(self.config.model).to(device), self.config.training, distribute=distribute
+        )
         _load(state.vdm, _without_prefix("model", tensors), path)
         _load(state.average.module, _without_prefix("ema", tensors), path)
         for kind, optimizer in state.optimizers.items():
@@ -126,15 +211,34 @@ class Run:
                 index, name = key.split(".")
                 values.setdefault(int(index), {})[name] = value
             groups = optimizer.state_dict()["param_groups"]
+            ordered = [p for group in optimizer.param_groups for p in group["params"]]
+            for number, of_parameter in values.items():
+                for name, value in of_parameter.items():
+                    of_parameter[name] = _distributed_as(ordered[number], value)
             optimizer.load_state_dict({"state": values, "param_groups": groups})
         state.step, state.seconds = int(metadata["step"]), float(metadata["seconds"])
+        state.skipped, state.rate = int(metadata["skipped"]), float(metadata["rate"])
         state.average.updates = state.step
         power_averages = _without_prefix("power", tensors)
         if not power_averages:
             state.power_averages = None
         if state.power_averages is not None:
             state.power_averages.load_state_dict(power_averages, updates=state.step)
-        return state
+        return state, positions[0]
+
+    def _state_path(self, step: int, place: Place | None = None) -> Path:
+        part = "" if place is None else f"-{place.rank + 1}-of-{place.processes}"
+        return self.path / "state" / f"{step:08}{part}.safetensors"
+
+    def _parts(self, step: int) -> list[Path]:
+        """Return the files of a state, in the order of their parts."""
+        files = {}
+        for path in (self.path / "state").glob(f"{step:08}*.safetensors"):
+            match = _STATE.fullmatch(path.name)
+            if match:
+                files[int(match[3] or 1), int(match[2] or 1)] = path
+        count = min((count for count, _ in files), default=0)
+        return [path for (of, _), path in sorted(files.items()) if of == count]
 
     def load(self, weights: str = "ema") -> VDM:
         """Return the trained model, in evaluation mode.
@@ -225,68 +329,115 @@ class Run:
     def log(self, **values: Any) -> None:
         """Append one line to `metrics.jsonl`."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(_checked_line(values))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of `metrics.jsonl`; a last line cut short by a crash is left out."""
+        """Return the lines of `metrics.jsonl`; a last line cut short by a crash is left out.
+
+        Raises InputError that names a line which does not match its checksum.
+        """
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        found = []
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+            values = _unchecked(line)
+            if values is None:
+                raise InputError(
+                    f"'{path}' is damaged in line {number}: remove this line, or restore the file"
+                )
+            found.append(values)
+        return found
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that were not saved and will be done again."""
-        kept = [line for line in self.metrics() if line["step"] <= step]
-        with atomic(self.path / "metrics.jsonl", overwrite=True) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        """Drop the lines of steps that were not saved and will be done again, and damaged ones."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        known = [values for line in lines if (values := _unchecked(line)) is not None]
+        with atomic(path, overwrite=True) as temporary:
+            kept = (_checked_line(values) for values in known if values["step"] <= step)
+            temporary.write_text("".join(kept), encoding="utf-8")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and a few strings to a safetensors file, with version and digest."""
-    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {**metadata, "format": FORMAT, "digest": _digest(contents)}
-    with atomic(path, overwrite=True) as temporary:
-        save_file(contents, temporary, metadata=header)
+class Part(NamedTuple):
+    """One of the files that a state consists of, counted from 1."""
+
+    number: int
+    of: int
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return what `write_tensors` wrote; raise `InputError` if the file is damaged or too new."""
+class Resumed(NamedTuple):
+    """What to go on with. position: in a stream of data. damaged: what ails newer states."""
+
+    state: TrainingState
+    position: dict[str, Any]
+    damaged: list[str]
+
+
+def _checked_line(values: Mapping[str, Any]) -> str:
+    line = json.dumps(values)
+    return f'{line[:-1]}, "crc32": {zlib.crc32(line.encode())}}}\n'
+
+
+def _unchecked(line: bytes) -> dict[str, Any] | None:
+    """Return the values of a line of metrics; None if it is not what was written."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # a file of tensors is no mapping: it has keys() and cannot be iterated over
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"'{path}' is damaged or cut short ({error}): restore it from a copy, "
-            "or train again in another --run"
-        ) from error
-    if metadata.get("format") != FORMAT:
-        raise InputError(
-            f"'{path}' has format {metadata.get('format')}, this version reads {FORMAT}: "
-            "update variational-diffusion"
-        )
-    if metadata.get("digest") != _digest(tensors):
-        raise InputError(
-            f"'{path}' is damaged (its contents do not match their digest): restore it from a "
-            "copy, or train again in another --run"
-        )
-    return tensors, metadata
+        values = json.loads(line)
+        checksum = values.pop("crc32")
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return None
+    return values if zlib.crc32(json.dumps(values).encode()) == checksum else None
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _tensors_of(state: TrainingState) -> dict[str, Tensor]:
+    tensors = {
+        f"optimizer.{kind}.{index}.{name}": value
+        for kind, optimizer in state.optimizers.items()
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+    tensors |= _prefixed("model", state.vdm.state_dict())
+    tensors |= _prefixed("ema", state.average.module.state_dict())
+    if state.power_averages is not None:
+        tensors |= _prefixed("power", state.power_averages.state_dict())
+    return tensors
+
+
+def _progress_of(state: TrainingState) -> dict[str, str]:
+    return {
+        "step": str(state.step),
+        "seconds": repr(state.seconds),
+        "skipped": str(state.skipped),
+        "rate": repr(state.rate),
+    }
+
+
+def _is_whole(parts: set[Part]) -> bool:
+    return any({Part(k, n) for k in range(1, n + 1)} <= parts for n in {part.of for part in parts})
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of all parts; those that several have are rows of one."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {
+        name: found[0] if len(found) == 1 else torch.cat(found)
+        for name in names
+        for found in [[part[name] for part in parts if name in part]]
+    }
+
+
+def _distributed_as(like: Tensor, value: Tensor) -> Tensor:
+    """Return a whole tensor laid out over the processes as `like` of its shape is, if it is."""
+    if isinstance(like, DTensor) and value.shape == like.shape:
+        return laid_out_as(like, value.to(like.device))
+    return value
 
 
 def _load(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    own = module.state_dict()
+    placed = {k: _distributed_as(own[k], v) if k in own else v for k, v in tensors.items()}
     try:
-        module.load_state_dict(tensors)
+        module.load_state_dict(placed)
     except RuntimeError as error:
         raise InputError(
             f"'{path}' does not fit the model of config.json beside it: "

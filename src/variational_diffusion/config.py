@@ -7,6 +7,7 @@ arguments of the command. This module imports no torch, so that `vdm --help` is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any, Literal, TypeVar
 
@@ -128,8 +129,10 @@ class RunConfig(_Section):
     training: TrainingConfig
 
     def to_json(self) -> str:
-        """Return the configuration as indented JSON, with its format version."""
-        return json.dumps({"format": FORMAT, **self.model_dump(mode="json")}, indent=2) + "\n"
+        """Return the configuration as indented JSON, with its format version and digest."""
+        values = self.model_dump(mode="json")
+        marks = {"format": FORMAT, "digest": _digest(values)}
+        return json.dumps({**marks, **values}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
@@ -140,6 +143,11 @@ class RunConfig(_Section):
             raise InputError(f"config.json is not JSON: {error}") from error
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise InputError(f"config.json: format must be {FORMAT}; update variational-diffusion")
+        if values.pop("digest", None) != _digest(values):
+            raise InputError(
+                "config.json does not match its digest: it is damaged or was changed by hand; "
+                "restore it, or train with other settings in another --run"
+            )
         return validated(cls, values)
 
     def differences(self, other: RunConfig) -> list[str]:
@@ -163,6 +171,11 @@ def validated(section: type[Section], values: dict[str, Any]) -> Section:
             name = ".".join(str(part) for part in first["loc"])
             message = f"{name} = {first['input']!r}: {message.lower()}"
         raise InputError(message) from error
+
+
+def _digest(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -26,17 +27,22 @@ class ExponentialAverage(Generic[Module]):
         self.module = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         self.updates = 0
-        self._averages = [average.detach() for average in self.module.parameters()]
-        self._weights = [weight.detach() for weight in model.parameters()]
-        self._copies = list(self.module.buffers())
-        self._buffers = list(model.buffers())
+        self._model = model
+
+    @cached_property
+    def _tensors(self) -> tuple[list[Tensor], ...]:
+        """Averages, weights, copies of buffers, buffers: listed when they are where they stay."""
+        averages = [average.detach() for average in self.module.parameters()]
+        weights = [weight.detach() for weight in self._model.parameters()]
+        return averages, weights, list(self.module.buffers()), list(self._model.buffers())
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights that the model has now."""
         n = self.updates
         share = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0
-        torch._foreach_lerp_(self._averages, self._weights, share)
-        if self._buffers:
-            torch._foreach_copy_(self._copies, self._buffers)
+        averages, weights, copies, buffers = self._tensors
+        torch._foreach_lerp_(averages, weights, share)
+        if buffers:
+            torch._foreach_copy_(copies, buffers)
         self.updates += 1

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from variational_diffusion.processes import laid_out_as, whole
+
 _COEFFICIENTS = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
 
@@ -56,10 +58,10 @@ class Muon(torch.optim.Optimizer):
                 averages = [self._average(p) for p in parameters]
                 torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-                updates = orthogonalised(torch.stack([u.flatten(1) for u in ahead]))
+                updates = orthogonalised(torch.stack([whole(u).flatten(1) for u in ahead]))
                 updates = updates * (-group["lr"] * math.sqrt(max(1.0, rows / columns)))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                steps = [u.view_as(p) for u, p in zip(updates, parameters, strict=True)]
+                steps = [laid_out_as(p, u) for p, u in zip(parameters, updates, strict=True)]
                 torch._foreach_add_(parameters, steps)
         return loss
 

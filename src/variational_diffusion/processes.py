@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from variational_diffusion.errors import InputError
 
@@ -46,18 +47,22 @@ class Place(NamedTuple):
         return slice(self.rank * share, (self.rank + 1) * share)
 
 
+ALONE = Place()
+"""One process."""
+
+
 def here() -> Place:
     """Return the place of this process."""
     if distributed.is_available() and distributed.is_initialized():
         return Place(distributed.get_rank(), distributed.get_world_size())
-    return Place()
+    return ALONE
 
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Place]:
     """Join the processes that a launcher has started; alone, where none has."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Place()
+        yield ALONE
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=_PATIENCE)
@@ -81,6 +86,26 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+def texts_of_processes(text: str, device: torch.device) -> list[str]:
+    """Return a text of every process, in their order."""
+    place = here()
+    if place.processes == 1:
+        return [text]
+    encoded = text.encode()
+    (longest,) = largest_over_processes([len(encoded)], device)
+    table = torch.zeros(place.processes, int(longest) + 8, dtype=torch.uint8, device=device)
+    row = len(encoded).to_bytes(8, "big") + encoded
+    table[place.rank, : len(row)] = torch.tensor(list(row), dtype=torch.uint8)
+    rows = [bytes(row) for row in sum_over_processes(table).tolist()]
+    return [row[8 : 8 + int.from_bytes(row[:8], "big")].decode() for row in rows]
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if here().processes > 1:
+        distributed.barrier()
+
+
 def largest_over_processes(values: Sequence[float], device: torch.device) -> list[float]:
     """Return the largest of each of a few numbers, so that all processes decide alike by them."""
     if here().processes == 1:
@@ -88,3 +113,16 @@ def largest_over_processes(values: Sequence[float], device: torch.device) -> lis
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
     return tensor.tolist()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that is sharded over processes as one; every process has to call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def laid_out_as(like: Tensor, values: Tensor) -> Tensor:
+    """Return values that every process has, in the shape of `like` and sharded as it is."""
+    values = values.view(like.shape)
+    if isinstance(like, DTensor):
+        return distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)
+    return values

@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from variational_diffusion.checkpoint import Run, read_tensors, write_tensors
+from variational_diffusion.checkpoint import Run
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import VDM, build
 from variational_diffusion.posthoc import NARROWEST, WIDEST, WIDTHS, Profile, mixture
+from variational_diffusion.tensors import read_tensors, write_tensors
 from variational_diffusion.training import TrainingState
 
 _FOLDER = "averages"

@@ -34,7 +34,7 @@ from variational_diffusion.numerics import bits_per_dim, derived_seed, expand, r
 from variational_diffusion.objective import Bound, low_discrepancy_times
 from variational_diffusion.optimizers import Muon
 from variational_diffusion.posthoc import PowerAverages
-from variational_diffusion.processes import Place, here, largest_over_processes
+from variational_diffusion.processes import Place, here, largest_over_processes, whole
 
 Function = Callable[..., Sequence[Tensor]]
 
@@ -62,11 +62,24 @@ class TrainingState:
     power_averages: PowerAverages | None = None
 
     @classmethod
-    def start(cls, vdm: VDM, config: TrainingConfig) -> TrainingState:
-        """Return the state before the first step."""
+    def start(
+        cls,
+        vdm: VDM,
+        config: TrainingConfig,
+        *,
+        distribute: Callable[[VDM], object] | None = None,
+    ) -> TrainingState:
+        """Return the state before the first step.
+
+        distribute: shards the weights of a model over the processes, in place.
+        """
+        average = ExponentialAverage(vdm, config.ema_decay)
+        if distribute is not None:
+            distribute(vdm)
+            distribute(average.module)
         return cls(
             vdm,
-            ExponentialAverage(vdm, config.ema_decay),
+            average,
             make_optimizers(vdm, config),
             power_averages=PowerAverages(vdm) if config.posthoc_ema else None,
         )
@@ -242,7 +255,7 @@ class _Step:
             *(torch.cat([getattr(b, name) for b in bounds]) for name in Bound.__annotations__)
         )
         clip = torch.inf if self.config.clip_norm is None else self.config.clip_norm
-        norm = nn.utils.clip_grad_norm_(self.network, clip)
+        norm = whole(nn.utils.clip_grad_norm_(self.network, clip))
         gradients = [p.grad for p in self.schedule if p.grad is not None]
         of_schedule = nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(norm)
         numbers = torch.stack([joined.total.mean(), norm, of_schedule])

@@ -11,7 +11,7 @@ from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluate_split
 from variational_diffusion.cli.options import device_options
 from variational_diffusion.cli.sample import draw, write_samples
-from variational_diffusion.cli.train import train
+from variational_diffusion.cli.session import Session
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.files import unused
@@ -31,7 +31,9 @@ def command(directory: str, minutes: float, device: str, threads: int | None) ->
     data = DataConfig(source="digits")
     dataset = open_dataset(data)
     config = configure(data, dataset, settings={"training.minutes": minutes})
-    state, _ = train(directory, config, dataset, target, every=30.0)
+    session = Session(directory, config, dataset, target, every=30.0)
+    session.train()
+    state = session.state
 
     run = Run.open(directory)
     vdm = run.load().to(target)

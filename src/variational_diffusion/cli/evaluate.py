@@ -40,7 +40,7 @@ from variational_diffusion.likelihood.summary import LEAST_DEGREES
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
 from variational_diffusion.pictures import save_sheet
-from variational_diffusion.processes import Place, processes, sum_over_processes
+from variational_diffusion.processes import ALONE, Place, processes, sum_over_processes
 
 Round = list[Estimate]
 
@@ -198,7 +198,9 @@ def evaluate_rounds(
     target_error: float | None = None,
     batch_size: int = 250,
     seed: int = 0,
-    place: Place | None = None,
+    place: Place = ALONE,
+    quiet: bool = False,
+    together: bool = False,
 ) -> Rounds:
     """Evaluate a split round by round, with a progress bar; a signal ends it between two batches.
 
@@ -206,15 +208,17 @@ def evaluate_rounds(
     on the number of processes.
 
     target_error: go on until the error of the draws is at most this, instead of so many `rounds`.
+    quiet: without the bar, and to the end whatever signal comes. together: the network is sharded,
+    so that every process has to evaluate as often as the others, for nothing if need be.
     """
-    place = place or Place()
     vdm.eval()
     device = vdm.schedule.gamma_0.device
     done = Rounds()
     sizes = [min(batch_size, len(split) - i) for i in range(0, len(split), batch_size)]
+    most = -(-len(sizes) // place.processes)
     with (
-        Meter("evaluating", "examples") if place.leads else nullcontext() as meter,
-        stop_requested() as stopped,
+        Meter("evaluating", "examples") if place.leads and not quiet else nullcontext() as meter,
+        nullcontext(lambda: False) if quiet else stop_requested() as stopped,
     ):
         while not done.stopped:
             number = len(done.rounds)
@@ -230,6 +234,8 @@ def evaluate_rounds(
                     _show(meter, own, done, rounds, len(sizes) / place.processes, vdm.dimensions)
                 if stopped():
                     break
+            if together and len(own) < most:
+                estimator(vdm, split.__getitems__([0]).to(device))
             estimates = _gathered(own, sizes, estimator, place, device)
             done.rounds.append(estimates)
             done.stopped = len(estimates) < len(sizes)

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable
-from statistics import fmean
 from typing import Any
 
 import click
-import torch
 
-from variational_diffusion import snapshots
-from variational_diffusion.checkpoint import Run
-from variational_diffusion.cli.console import Meter, print_json, print_table
-from variational_diffusion.cli.devices import speed_options, speed_up, use_device
+from variational_diffusion.cli.console import print_json, print_table
+from variational_diffusion.cli.devices import speed_options, use_device
 from variational_diffusion.cli.options import data_config, data_options, device_options
 from variational_diffusion.cli.overfit import report_overfit
-from variational_diffusion.cli.sheets import write_sheet
-from variational_diffusion.cli.signals import stop_requested
-from variational_diffusion.config import RunConfig
-from variational_diffusion.data import Dataset, open_dataset
-from variational_diffusion.data.loader import batches, ordered_batches
-from variational_diffusion.errors import DivergedError, InputError
-from variational_diffusion.likelihood import Infinite, Summary, evaluate, summarize, summary_rows
-from variational_diffusion.model import VDM, build
-from variational_diffusion.numerics import bits_per_dim
+from variational_diffusion.cli.session import Session
+from variational_diffusion.data import open_dataset
+from variational_diffusion.errors import InputError
+from variational_diffusion.likelihood import summary_rows
 from variational_diffusion.presets import configure
+from variational_diffusion.processes import processes
 from variational_diffusion.tracking import Tracking
-from variational_diffusion.training import Engine, StepRecord, TrainingState, fit
 
 _DEFAULT_MINUTES = 10
-_LOG_STEPS = 50
-_VALIDATION_EXAMPLES = 512  # enough to follow the run; `vdm evaluate` takes them all
 
 
 @click.command()
@@ -77,6 +65,29 @@ _VALIDATION_EXAMPLES = 512  # enough to follow the run; `vdm evaluate` takes the
     is_flag=True,
     help="See for at most a minute whether the model can learn 8 examples; write nothing.",
 )
+@click.option(
+    "--keep", type=click.IntRange(1), default=2, help="States of training that stay (default 2)."
+)
+@click.option(
+    "--accumulate",
+    type=click.IntRange(1),
+    default=1,
+    help="Parts a batch goes through the network in, to take less memory (default 1).",
+)
+@click.option(
+    "--checkpointing",
+    is_flag=True,
+    help="Compute activations again in the backward pass: less memory, a third more time.",
+)
+@click.option(
+    "--sharding",
+    type=click.Choice(["replicated", "sharded"]),
+    default="replicated",
+    help="With several processes (torchrun): each has the whole model, or a share of its weights.",
+)
+@click.option(
+    "--workers", type=click.IntRange(0), default=1, help="Threads that read ahead (default 1)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @data_options
 @speed_options
@@ -88,6 +99,11 @@ def command(
     track: tuple[str, ...],
     sheets_every: float,
     overfit_check: bool,
+    keep: int,
+    accumulate: int,
+    checkpointing: bool,
+    sharding: str,
+    workers: int,
     as_json: bool,
     compile_mode: str,
     precision: str,
@@ -96,6 +112,9 @@ def command(
     **options: Any,
 ) -> None:
     """Train a model on DATA, or go on with the run in --run if its configuration is the same.
+
+    Started by torchrun or accelerate launch, the processes share every batch: --batch-size is that
+    of all of them together, and the figures are those of one process.
 
     DATA is digits, fashion-mnist, a folder of images, a folder of IDX files, or an .npy or .npz
     file.
@@ -116,18 +135,28 @@ def command(
         return
     if directory is None:
         raise InputError("run = none: name the directory of the run, for example --run runs/first")
-    with Tracking(track) as tracking:
-        state, summary = train(
+    with processes(target) as place, Tracking(track if place.leads else ()) as tracking:
+        session = Session(
             directory,
             config,
             dataset,
             target,
+            place=place,
+            tracking=tracking,
             every=every,
             sheets_every=sheets_every,
+            keep=keep,
             compile_mode=compile_mode,
             precision=precision,
-            tracking=tracking,
+            parts=accumulate,
+            checkpointing=checkpointing,
+            sharding=sharding,
+            workers=workers,
         )
+        summary = session.train()
+        state = session.state
+        if not place.leads:
+            return
     if as_json:
         print_json(
             {
@@ -144,125 +173,6 @@ def command(
         summary_rows(summary),
     )
     click.echo(f"next: vdm evaluate {directory}   or: vdm sample {directory}", err=True)
-
-
-def train(
-    directory: str,
-    config: RunConfig,
-    dataset: Dataset,
-    device: torch.device,
-    *,
-    every: float,
-    sheets_every: float = 30.0,
-    compile_mode: str = "off",
-    precision: str = "float32",
-    tracking: Tracking | None = None,
-) -> tuple[TrainingState, Summary]:
-    """Train until the budget is spent; validate and save every `every` seconds and at the end.
-
-    sheets_every: minutes between two sheets of samples. tracking: not started yet.
-    SIGINT and SIGTERM end it after the step that is being done; leaving the loop for whatever
-    reason saves the state. The directory is made once the model and the batches are known to be
-    possible.
-    """
-    training = config.training
-    vdm = build(config.model, seed=training.seed).to(device)
-    batches(dataset.splits["train"], training.batch_size, training.seed)
-    run = Run.start(directory, config)
-    state = run.resume(device) or TrainingState.start(vdm, training)
-    run.forget_metrics_after(state.step)
-    snapshots.forget_after(run, state.step)
-    tracking = tracking or Tracking()
-    tracking.start(run.path, json.loads(config.to_json()), state.step)
-    speed_up(state.vdm, compile_mode=compile_mode, precision=precision)
-    stream = batches(dataset.splits["train"], training.batch_size, training.seed, start=state.step)
-    recent: list[StepRecord] = []
-    saved_step, saved_at = state.step, time.monotonic()
-    drawn_at = saved_at
-    try:
-        with Meter("training", "steps") as meter, stop_requested() as stopped:
-            engine = Engine(graphs=compile_mode == "cuda-graphs")
-            for record in fit(state, stream, training, engine=engine, stopped=stopped):
-                recent.append(record)
-                snapshots.keep(run, state, last=record.progress >= 1)
-                meter.update(record.progress, record.step, lambda: _short(state.vdm, recent))
-                if len(recent) == _LOG_STEPS:
-                    metrics = _metrics(state.vdm, recent)
-                    run.log(**metrics)
-                    tracking.log(state.step, metrics)
-                    recent.clear()
-                if time.monotonic() - drawn_at > 60 * sheets_every:
-                    write_sheet(run, state, tracking)
-                    drawn_at = time.monotonic()
-                if time.monotonic() - saved_at > every:
-                    summary = _validate(run, state, dataset, tracking)
-                    meter.message(
-                        f"step {state.step}: validation {summary.bits_per_dim:.3f} bits/dim"
-                    )
-                    run.save(state)
-                    saved_step, saved_at = state.step, time.monotonic()
-    except DivergedError as error:
-        kept = f"keeps its state of step {saved_step}" if saved_step else "has no state yet"
-        saved_step = state.step  # what comes before a number that is not finite is no good either
-        raise InputError(f"{error} and another --run; '{directory}' {kept}") from error
-    finally:
-        if state.step > saved_step:
-            run.save(state)
-    if stopped():
-        click.echo(
-            f"stopped after step {state.step}; the same command goes on from there", err=True
-        )
-        raise KeyboardInterrupt
-    return state, _validate(run, state, dataset, tracking)
-
-
-def _validate(run: Run, state: TrainingState, dataset: Dataset, tracking: Tracking) -> Summary:
-    """Evaluate the averaged weights on the validation split, and log it."""
-    average = state.average.module
-    split = dataset.splits["validation"].limit(_VALIDATION_EXAMPLES)
-    device = next(average.parameters()).device
-    generator = torch.Generator(device).manual_seed(0)
-    bounds = evaluate(average, ordered_batches(split, 256), Infinite(2), generator=generator)
-    summary = summarize(bounds, dimensions=average.dimensions)
-    values = {"step": state.step, "seconds": state.seconds, "validation": summary.as_json()}
-    run.log(**values)
-    tracking.log(state.step, values)
-    return summary
-
-
-def _metrics(vdm: VDM, records: list[StepRecord]) -> dict[str, Any]:
-    """Return the means over some steps, and the end points of the schedule after the last."""
-    last = records[-1]
-    gamma_0, gamma_1 = vdm.schedule.end_points.tolist()
-
-    def bits(name: str) -> float:
-        nats = torch.stack([getattr(record.bound, name).mean() for record in records])
-        return float(bits_per_dim(nats, vdm.dimensions).mean())
-
-    return {
-        "step": last.step,
-        "seconds": last.seconds,
-        "train": {name: bits(name) for name in ("prior", "reconstruction", "diffusion")},
-        "variance": _variance(vdm, records),
-        "gradient_norm": fmean(r.gradient_norm for r in records),
-        "learning_rate": last.learning_rate,
-        "gamma_0": gamma_0,
-        "gamma_1": gamma_1,
-    }
-
-
-def _variance(vdm: VDM, records: list[StepRecord]) -> float:
-    """Return the variance of the diffusion term of one example at one time, in (bits/dim)²."""
-    nats = torch.cat([record.bound.diffusion for record in records])
-    return float(bits_per_dim(nats, vdm.dimensions).var())
-
-
-def _short(vdm: VDM, records: list[StepRecord]) -> str:
-    """Return the mean bound of the steps since the last line of metrics, or of none yet."""
-    if not records:
-        return ""
-    nats = torch.stack([record.bound.total.mean() for record in records]).mean()
-    return f"{float(bits_per_dim(nats, vdm.dimensions)):.2f} bits/dim"
 
 
 def parsed_settings(assignments: Iterable[str]) -> dict[str, Any]:

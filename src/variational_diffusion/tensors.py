@@ -1,0 +1,81 @@
+"""Files of tensors: safetensors with a format version and a SHA-256 digest of the contents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from variational_diffusion.errors import InputError
+from variational_diffusion.files import atomic
+
+FORMAT = "1"
+"""Version of the tensor files."""
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and a few strings; the file is the old one or the new one and never a part.
+
+    Raises InputError when the disk is full or the folder is gone; the old file is still there.
+    """
+    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {**metadata, "format": FORMAT}
+    header["digest"] = _digest(contents, header)
+    with atomic(path, overwrite=True) as temporary:
+        try:
+            save_file(contents, temporary, metadata=header)
+        except SafetensorError as error:
+            raise InputError(
+                f"'{path}' cannot be written ({error}): free some space; "
+                "what was saved before is whole"
+            ) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return what `write_tensors` wrote; raise `InputError` if the file is damaged or too new."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # a file of tensors is no mapping: it has keys() and cannot be iterated over
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"'{path}' is damaged or cut short ({error}): restore it from a copy, "
+            "or train again in another --run"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(
+            f"'{path}' has format {metadata.get('format')}, this version reads {FORMAT}: "
+            "update variational-diffusion"
+        )
+    if metadata.get("digest") != _digest(tensors, metadata):
+        raise InputError(
+            f"'{path}' is damaged (its contents do not match their digest): restore it from a "
+            "copy, or train again in another --run"
+        )
+    return tensors, metadata
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the strings of a file without reading its tensors; nothing where there is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(metadata.keys() - {"digest"}):
+        digest.update(f"{key}={metadata[key]}\n".encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
