@@ -26,7 +26,7 @@ def command(data: str, sheet: str | None, as_json: bool, **options: Any) -> None
     dataset = open_dataset(data_config(data, options))
     counts = {name: len(split) for name, split in dataset.splits.items()}
     train = dataset.splits["train"]
-    examples = train.source.read(train.indices[:_EXAMPLES])
+    examples = train.limit(_EXAMPLES).read()
     path = None
     if is_image(dataset.shape):
         name = f"{Path(dataset.source).stem}-examples.png"

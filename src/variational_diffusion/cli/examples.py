@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
@@ -42,8 +43,8 @@ def everything(run: Run, data: str | None, split: str, limit: int | None) -> Spl
     """Return the run's own split; of other data all examples, as far as they are one source's."""
     if data is None:
         return chosen_examples(run, None, split, limit)
-    source = _opened(run, data).splits["train"].source
-    return Split(source, np.arange(len(source))[:limit])
+    train = _opened(run, data).splits["train"]
+    return replace(train, indices=np.arange(len(train.source))[:limit])
 
 
 def _opened(run: Run, data: str | None) -> Dataset:

@@ -17,7 +17,7 @@ from variational_diffusion.cli.options import data_config, data_options, device_
 from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset, open_dataset
-from variational_diffusion.data.loader import batches, ordered_batches
+from variational_diffusion.data.loader import ordered_batches, training_batches
 from variational_diffusion.errors import DivergedError, InputError
 from variational_diffusion.likelihood import Infinite, Summary, evaluate, summarize, summary_rows
 from variational_diffusion.model import VDM, build
@@ -75,8 +75,8 @@ def command(
 ) -> None:
     """Train a model on DATA, or go on with the run in --run if its configuration is the same.
 
-    DATA is digits, fashion-mnist, a folder of images, a folder of IDX files, or an .npy or .npz
-    file.
+    DATA is digits, fashion-mnist, hf:NAME, a folder of images, of IDX files, of parquet or of tar
+    files, or an .npy, .npz, .parquet or .tar file.
     """
     target = use_device(device, threads)
     dataset_config = data_config(data, options)
@@ -134,12 +134,12 @@ def train(
     """
     training = config.training
     vdm = build(config.model, seed=training.seed).to(device)
-    batches(dataset.splits["train"], training.batch_size, training.seed)
+    training_batches(dataset, training.batch_size, training.seed)
     run = Run.start(directory, config)
     state = run.resume(device) or TrainingState.start(vdm, training)
     run.forget_metrics_after(state.step)
     speed_up(state.vdm, compile_mode=compile_mode, precision=precision)
-    stream = batches(dataset.splits["train"], training.batch_size, training.seed, start=state.step)
+    stream = training_batches(dataset, training.batch_size, training.seed, start=state.step)
     recent: list[StepRecord] = []
     saved_step, saved_at = state.step, time.monotonic()
     try:
