@@ -12,6 +12,7 @@ from PIL import Image
 from sharded import image, npy, png, write_parquet, write_shards, write_tar
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Split, open_dataset
+from variational_diffusion.data.loader import training_batches
 from variational_diffusion.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -245,3 +246,26 @@ def test_only_formats_of_data_are_read_from_the_hub(tmp_path):
     (tmp_path / "a.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match=r"is of the kind 'csv.*': parquet, arrow, imagefolder"):
         opened(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["tar", "images"])
+def test_hub_folders_of_tar_and_of_image_files(tmp_path, kind, streaming):
+    options = {"streaming": True, "hold_out": 2} if streaming else {}
+    for name in "train", "test":
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            if kind == "images":
+                Image.fromarray(image(i)).save(tmp_path / name / f"{i}.png")
+            elif i == 0:
+                write_shards(tmp_path / name, "tar", [8])
+    dataset = opened(f"hf:{tmp_path}", **options)
+    assert dataset.shape == (3, 4, 6)
+    values = [split.read()[:, 0, 0, 0].tolist() for split in dataset.splits.values()]
+    if streaming:
+        batches = training_batches(dataset, 6, seed=0)
+        epochs = [sorted(next(batches)[:, 0, 0, 0].tolist() + values[1]) for _ in range(2)]
+        assert epochs == [list(range(8))] * 2
+        assert set(values[2]) < set(range(8))
+    else:
+        assert sorted(values[0] + values[1]) == sorted(values[2]) == list(range(8))

@@ -10,8 +10,15 @@ import click
 import numpy as np
 
 from variational_diffusion.checkpoint import Run
+from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Dataset, Split, open_dataset
 from variational_diffusion.errors import InputError
+
+_NOT_STREAMED = {
+    name: DataConfig.model_fields[name].default
+    for name in ("streaming", "shuffle_buffer", "lanes", "hold_out")
+}
+"""Other data are read as a whole: a stream has only a sample of its examples at hand."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -50,7 +57,7 @@ def everything(run: Run, data: str | None, split: str, limit: int | None) -> Spl
 def _opened(run: Run, data: str | None) -> Dataset:
     config = run.config.data
     if data is not None:
-        config = config.model_copy(update={"source": data})
+        config = config.model_copy(update={"source": data, **_NOT_STREAMED})
     dataset = open_dataset(config)
     model = run.config.model
     if dataset.shape != model.shape or dataset.levels != config.levels:

@@ -11,8 +11,7 @@ from variational_diffusion.data.arrays import open_array
 from variational_diffusion.data.augment import Augmentation
 from variational_diffusion.data.dataset import SPLITS, Dataset
 from variational_diffusion.data.digits import open_digits
-from variational_diffusion.data.folder import open_folder
-from variational_diffusion.data.hub import kind_of, open_files, open_hub
+from variational_diffusion.data.folder import kind_of, open_folder
 from variational_diffusion.data.idx import is_idx_folder, open_fashion_mnist, open_idx_folder
 from variational_diffusion.data.source import Source, Split
 from variational_diffusion.errors import InputError
@@ -68,6 +67,18 @@ def open_dataset(config: DataConfig) -> Dataset:
     return dataset if augmentation is None else dataset.augmented(augmentation)
 
 
+def _open_hub(config: DataConfig) -> Dataset:
+    from variational_diffusion.data import hub  # noqa: PLC0415 (it imports datasets: a second)
+
+    return hub.open_hub(config)
+
+
+def _open_files(config: DataConfig) -> Dataset:
+    from variational_diffusion.data import hub  # noqa: PLC0415
+
+    return hub.open_files(config)
+
+
 def _given(config: DataConfig) -> list[str]:
     """Return the options that are not as they are by default."""
     fields = DataConfig.model_fields.items()
@@ -79,12 +90,12 @@ def _kind(config: DataConfig) -> tuple[Opener, set[str]]:
     if config.source in DATASETS:
         return DATASETS[config.source], set()
     if config.source.startswith("hf:"):
-        return open_hub, _SHARDED
+        return _open_hub, _SHARDED
     path = Path(config.source).expanduser()
     if os.path.isdir(path) and is_idx_folder(path):
         return open_idx_folder, set()
     if os.path.exists(path) and kind_of(path):
-        return open_files, _SHARDED
+        return _open_files, _SHARDED
     if os.path.isdir(path):
         return open_folder, _STORED
     if os.path.isfile(path) and path.suffix.lower() in _ARRAY:

@@ -2,15 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets.exceptions import DatasetsError
 
 from variational_diffusion.data.stored import Stored
 from variational_diffusion.errors import InputError
+
+_TOGETHER = 64
+"""Rows that streaming takes out of a file together."""
+
+
+class ArrowStore:
+    """A column of a map-style data set of `datasets`."""
+
+    def __init__(self, dataset: Any, column: str, name: str, *, files: bool) -> None:
+        self._rows = dataset.select_columns([column]).with_format("arrow")
+        self._column = column
+        self._name = f"{name} {column}"
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, indices: np.ndarray) -> list[Stored]:
+        """Return the examples of these indices."""
+        if not len(indices):
+            return []
+        column = self._rows[np.asarray(indices).tolist()][self._column]
+        names = [f"{self._name} {index}" for index in indices]
+        return stored_rows(column, names, files=self._files)
+
+
+class ArrowShards:
+    """A column of a streaming data set of `datasets`; its shards are files or row groups."""
+
+    def __init__(self, dataset: Any, column: str, name: str, *, files: bool) -> None:
+        self._rows = dataset.select_columns([column]).with_format("arrow")
+        self._column = column
+        self._name = name
+        self._files = files
+
+    def __len__(self) -> int:
+        return self._rows.num_shards
+
+    def read(self, shard: int, start: int) -> Iterator[Stored]:
+        """Yield a shard's examples from number `start` on."""
+        rows = self._rows.shard(num_shards=len(self), index=shard)
+        if start:
+            rows = rows.skip(start)
+        name = f"{self._name} shard {shard} {self._column}"
+        with asking(self._name):
+            for table in rows.iter(batch_size=_TOGETHER):
+                names = [f"{name} {start + i}" for i in range(len(table))]
+                start += len(table)
+                yield from stored_rows(table[self._column], names, files=self._files)
 
 
 def choose_column(schema: pa.Schema, wanted: str | None, label: str) -> str:
@@ -116,3 +168,21 @@ def _is_list(kind: pa.DataType) -> bool:
     return (
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
+
+
+@contextmanager
+def asking(label: str) -> Iterator[None]:
+    """Turn what `datasets` raises into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, DatasetsError, pa.ArrowException) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:300]
+        raise InputError(
+            f"data = '{label}' cannot be read ({reason}); check the name, the files and, for hf:, "
+            "the connection"
+        ) from error

@@ -17,6 +17,9 @@ from variational_diffusion.data.images import extensions
 from variational_diffusion.data.stored import Stored
 from variational_diffusion.errors import InputError
 
+SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
+"""Extensions of files that hold many examples, and what `datasets` calls their kind."""
+
 
 class Files:
     """Files of a folder by number. names: their paths in it."""
@@ -54,6 +57,19 @@ def open_folder(config: DataConfig) -> Dataset:
         )
     others = (f"{n_others} files that are no images ignored",) if n_others else ()
     return stored_dataset({"train": Files(folder, names)}, config, str(folder), others)
+
+
+def kind_of(path: Path) -> str:
+    """Return ".parquet" or ".tar" for such a file or a folder with one and no image, else ""."""
+    if path.is_file():
+        return path.suffix.lower() if path.suffix.lower() in SHARDS else ""
+    images, found = extensions(), ""
+    for _, _, files in os.walk(path):
+        suffixes = {os.path.splitext(name)[1].lower() for name in files if name[0] != "."}
+        if suffixes & images:
+            return ""
+        found = found or next((suffix for suffix in SHARDS if suffix in suffixes), "")
+    return found
 
 
 def _image_names(folder: Path) -> tuple[list[str], int]:

@@ -6,75 +6,24 @@ files from the cache of `datasets`, mapped into memory; streaming reads the file
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import datasets
+import huggingface_hub
 
 from variational_diffusion.config import DataConfig
-from variational_diffusion.data.columns import choose_column, stored_rows
+from variational_diffusion.data.columns import ArrowShards, ArrowStore, asking, choose_column
 from variational_diffusion.data.dataset import Dataset, stored_dataset, streamed_dataset
-from variational_diffusion.data.images import extensions
-from variational_diffusion.data.stored import Stored
+from variational_diffusion.data.folder import SHARDS, kind_of
 from variational_diffusion.data.tar import TarShards, TarStore
 from variational_diffusion.errors import InputError
 
 _KINDS = ("parquet", "arrow", "imagefolder", "webdataset")
-_SUFFIXES = {".parquet": "parquet", ".tar": "webdataset"}
 _ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
-_TOGETHER = 64
-"""Rows that streaming takes out of a file together."""
-
-
-class ArrowStore:
-    """A column of a map-style data set of `datasets`."""
-
-    def __init__(self, dataset: Any, column: str, name: str, *, files: bool) -> None:
-        self._rows = dataset.select_columns([column]).with_format("arrow")
-        self._column = column
-        self._name = f"{name} {column}"
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, indices: np.ndarray) -> list[Stored]:
-        """Return the examples of these indices."""
-        if not len(indices):
-            return []
-        column = self._rows[np.asarray(indices).tolist()][self._column]
-        names = [f"{self._name} {index}" for index in indices]
-        return stored_rows(column, names, files=self._files)
-
-
-class ArrowShards:
-    """A column of a streaming data set of `datasets`; its shards are files or row groups."""
-
-    def __init__(self, dataset: Any, column: str, name: str, *, files: bool) -> None:
-        self._rows = dataset.select_columns([column]).with_format("arrow")
-        self._column = column
-        self._name = name
-        self._files = files
-
-    def __len__(self) -> int:
-        return self._rows.num_shards
-
-    def read(self, shard: int, start: int) -> Iterator[Stored]:
-        """Yield a shard's examples from number `start` on."""
-        rows = self._rows.shard(num_shards=len(self), index=shard)
-        if start:
-            rows = rows.skip(start)
-        name = f"{self._name} shard {shard} {self._column}"
-        with _asking(self._name):
-            for table in rows.iter(batch_size=_TOGETHER):
-                names = [f"{name} {start + i}" for i in range(len(table))]
-                start += len(table)
-                yield from stored_rows(table[self._column], names, files=self._files)
 
 
 def open_hub(config: DataConfig) -> Dataset:
@@ -93,8 +42,9 @@ def open_hub(config: DataConfig) -> Dataset:
             "hf: and the path of a folder"
         )
     label = ":".join(filter(None, ("hf", name, subset)))
-    with _asking(label):
-        builder = _library().load_dataset_builder(name, subset or None)
+    _be_quiet()
+    with asking(label):
+        builder = datasets.load_dataset_builder(name, subset or None)
     return _opened(builder, config, label)
 
 
@@ -107,27 +57,15 @@ def open_files(config: DataConfig) -> Dataset:
     """
     path = Path(config.source).expanduser().resolve()
     kind = kind_of(path)
-    with _asking(str(path)):
-        builder = _library().load_dataset_builder(
-            _SUFFIXES[kind],
+    _be_quiet()
+    with asking(str(path)):
+        builder = datasets.load_dataset_builder(
+            SHARDS[kind],
             **(
                 {"data_dir": str(path)} if path.is_dir() else {"data_files": {"train": [str(path)]}}
             ),
         )
     return _opened(builder, config, str(path))
-
-
-def kind_of(path: Path) -> str:
-    """Return ".parquet" or ".tar" for such a file or a folder with one and no image, else ""."""
-    if path.is_file():
-        return path.suffix.lower() if path.suffix.lower() in _SUFFIXES else ""
-    images, found = extensions(), ""
-    for _, _, files in os.walk(path):
-        suffixes = {os.path.splitext(name)[1].lower() for name in files if name[0] != "."}
-        if suffixes & images:
-            return ""
-        found = found or next((suffix for suffix in _SUFFIXES if suffix in suffixes), "")
-    return found
 
 
 def _opened(builder: Any, config: DataConfig, label: str) -> Dataset:
@@ -143,13 +81,13 @@ def _opened(builder: Any, config: DataConfig, label: str) -> Dataset:
         if config.streaming:
             shards = {name: TarShards(list(paths), config.column) for name, paths in files.items()}
             return streamed_dataset(shards, config, label)
-        with _asking(label):
+        with asking(label):
             local = {name: _downloaded(list(paths)) for name, paths in files.items()}
         stores = {name: TarStore(paths, config.column) for name, paths in local.items()}
         return stored_dataset(stores, config, label)
 
     options = {"files": kind == "imagefolder"}
-    with _asking(label):
+    with asking(label):
         if not config.streaming:
             builder.download_and_prepare()
         found = builder.as_streaming_dataset() if config.streaming else builder.as_dataset()
@@ -190,37 +128,12 @@ def _is_remote(builder: Any) -> bool:
 def _downloaded(paths: list[str]) -> list[str]:
     if not any("://" in path for path in paths):
         return paths
-    return [str(path) for path in _library().DownloadManager().download(paths)]
+    return [str(path) for path in datasets.DownloadManager().download(paths)]
 
 
-def _library() -> Any:
-    """Return the module `datasets`, told to be quiet: what goes wrong, we say in one line."""
-    import datasets  # noqa: PLC0415 (a second, and only where it is used)
-    import huggingface_hub  # noqa: PLC0415
-
-    huggingface_hub.logging.set_verbosity_error()
+def _be_quiet() -> None:
+    """Keep the libraries from writing: what goes wrong, we say in one line."""
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    huggingface_hub.logging.set_verbosity_error()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    return datasets
-
-
-@contextmanager
-def _asking(label: str) -> Iterator[None]:
-    """Turn what the library raises into one line."""
-    import pyarrow as pa  # noqa: PLC0415 (only where it is used)
-    from datasets.exceptions import DatasetsError  # noqa: PLC0415
-
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, DatasetsError, pa.ArrowException) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = " ".join(str(cause).split())[:300]
-        raise InputError(
-            f"data = '{label}' cannot be read ({reason}); check the name, the files and, for hf:, "
-            "the connection"
-        ) from error

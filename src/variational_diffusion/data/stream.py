@@ -93,13 +93,16 @@ class Stream:
         rows: range,
     ) -> Iterator[tuple[Task, Position]]:
         width = batch_size // self.lanes
-        with ThreadPoolExecutor(len(places), "read") as pool:
+        pool = ThreadPoolExecutor(len(places), "read")
+        try:
             lanes = {i: _Lane(self, i, seed, *place, pool) for i, place in places.items()}
             for k in count(start):
                 taken = {i: lane.take(width) for i, lane in lanes.items()}
                 chosen = [(taken[row // width], row % width) for row in rows]
                 task = partial(self._decode, chosen, seed, k * batch_size + rows.start)
                 yield task, {"lanes": {str(i): lane.position() for i, lane in lanes.items()}}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _decode(self, chosen: list[tuple[list[Stored], int]], seed: int, number: int) -> Tensor:
         """Return a batch: of each list, the example at the place that stands beside it."""
