@@ -52,7 +52,8 @@ def write_shards(folder, kind, counts, content=lambda i: png(image(i))):
         if kind == "tar":
             members = {}
             for i, data in enumerate(contents):
-                members[f"{first + i:03}.png"] = data
+                extension = "npy" if data.startswith(b"\x93NUMPY") else "png"
+                members[f"{first + i:03}.{extension}"] = data
                 members[f"{first + i:03}.cls"] = b"7"
             write_tar(folder / f"{shard}.tar", members)
         else:

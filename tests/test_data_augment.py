@@ -105,6 +105,18 @@ def test_it_goes_on_and_does_not_depend_on_the_processes(tmp_path, offline, stre
         assert torch.equal(torch.cat(parts, 1), rest)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_is_done_follows_from_the_number_in_the_stream(tmp_path, offline, streaming):
+    pixels = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7)
+    write_shards(tmp_path, "tar", [20], lambda i: png(pixels))
+    options = {"streaming": True, "hold_out": 2} if streaming else {}
+    dataset = opened(tmp_path, crop=(3, 4), flip="both", **options)
+    batches = take(training_batches(dataset, 4, seed=9), 8).flatten(0, 1)
+    augmentation = Augmentation("both", (3, 4))
+    for number, found in enumerate(batches):
+        np.testing.assert_array_equal(found, augmentation.random(pixels[None], 9, number))
+
+
 def test_without_it_nothing_is_done_and_all_images_have_one_size(folder):
     with pytest.raises(InputError, match=r"images differ in size: .*--resize"):
         opened(folder)

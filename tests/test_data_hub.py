@@ -269,3 +269,25 @@ def test_hub_folders_of_tar_and_of_image_files(tmp_path, kind, streaming):
         assert set(values[2]) < set(range(8))
     else:
         assert sorted(values[0] + values[1]) == sorted(values[2]) == list(range(8))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_no_damage_makes_a_traceback(tmp_path, kind):
+    write_shards(tmp_path, kind, [6], lambda i: npy(np.full((2, 3), i, np.uint8)))
+    path = tmp_path / f"0.{kind}"
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    messages = []
+    for _ in range(12):
+        damaged = bytearray(whole[: rng.integers(1, len(whole) + 1)])
+        for position in rng.integers(0, len(damaged), 4):
+            damaged[position] = rng.integers(256)
+        path.write_bytes(damaged)
+        for options in {}, {"streaming": True, "hold_out": 1, "skip_damaged": True}:
+            try:
+                dataset = opened(tmp_path, **options)
+                everything(dataset.splits["train"])
+                next(training_batches(dataset, 2, seed=0))
+            except InputError as error:
+                messages.append(str(error))
+    assert len(messages) > 5
+    assert not any("\n" in message for message in messages)

@@ -215,7 +215,10 @@ def test_later_images_of_another_kind_are_named(tmp_path, offline):
             take(training_batches(opened(tmp_path, hold_out=1, **options), 4, seed=0), 4)
 
     refused(png(image(1)), r"011\.png' has colours, .*--channels rgb or --channels grey")
-    refused(png(image(1, channels=1, dtype=np.uint16)), r"011\.png' has 16 bits")
+    refused(
+        png(image(1, channels=1, dtype=np.uint16)),
+        r"011\.png' has 16 bits, unlike the others",
+    )
     refused(png(image(1, (5, 5), 1)), r"011\.png' has shape \(1, 5, 5\), .*--resize HxW")
     write_shards(tmp_path, "tar", [12], lambda i: png(image(i, channels=3 if i == 11 else 1)))
     rgb = opened(tmp_path, hold_out=1, channels="rgb")

@@ -50,14 +50,15 @@ def open_dataset(config: DataConfig) -> Dataset:
     is set that its kind does not have, and for what the kinds themselves refuse.
     """
     opener, options = _kind(config)
-    for name in set(_given(config)) & _ONLY_FOR.keys() - options:
+    given = _given(config)
+    for name in (name for name in given if name in _ONLY_FOR and name not in options):
         value = getattr(config, name)
         flag = "range" if name == "value_range" else name.replace("_", "-")
         raise InputError(
             f"{name} = {value!r} is for {_ONLY_FOR[name]}, and '{config.source}' is none; "
             f"leave out --{flag}"
         )
-    for name in set() if config.streaming else set(_given(config)) & set(_STREAMED):
+    for name in (name for name in given if name in _STREAMED and not config.streaming):
         raise InputError(
             f"{name} = {getattr(config, name)} is for streaming; give --streaming, or leave out "
             f"--{name.replace('_', '-')}"

@@ -103,13 +103,14 @@ def read_pixels(
     """
     with _opened(stored) as image:
         header = _header(image, stored.name)
-        bits = {"1": 1, "I;16": 16}.get(mode, 8)
-        if max(bits, 8) != max(header.bits, 8) or (
-            bits == 1 and (header.bits > 1 or header.transparent)
-        ):
+        fits = (header.bits == 16) == (mode == "I;16")
+        if mode == "1":
+            fits = header.bits == 1 and not header.transparent
+        if not fits:
+            opacity = " and alpha" if header.transparent else ""
             raise InputError(
-                f"'{stored.name}' has {header.bits} bits or an alpha, and the others {bits} bits: "
-                "convert all to one depth"
+                f"'{stored.name}' has {header.bits} bits{opacity}, unlike the others (pillow's "
+                f"mode {mode}); convert all to one depth"
             )
         if not colour and not header.grey:
             raise InputError(

@@ -26,10 +26,10 @@ class Survey(NamedTuple):
 
 
 def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = True) -> Survey:
-    """Look at the header of every image, or at every array, of stores by the name of their split.
+    """Look at the header of every image, or verify every array, of stores by their split's name.
 
     complete: whether they hold all there is, or only the first examples of a stream.
-    With `config.skip_damaged`, all are decoded here once, and what cannot be is left out.
+    With `config.skip_damaged`, images are decoded here once, and what cannot be is left out.
     Raises InputError where the examples do not fit together, and as `read_header` does.
     """
     everything = {split: np.arange(len(store)) for split, store in stores.items()}
@@ -40,8 +40,6 @@ def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = 
     kept: dict[str, list[int]] = {split: [] for split in stores}
     n_damaged = 0
     arrays = is_array(first)
-    if arrays and not config.skip_damaged:
-        return Survey(_arrays_decoder(stores, everything, config, complete), everything, [])
     for split, index, stored in _examples(stores, everything):
         try:
             if arrays:
@@ -58,9 +56,12 @@ def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = 
         raise InputError(f"all {n_damaged} examples are damaged; give data that hold others")
     notes = [f"{n_damaged} damaged images skipped"] if n_damaged else []
     if arrays:
-        return Survey(_arrays_decoder(stores, sound, config, complete), sound, notes)
-    decoder = _pictures_decoder(headers, config, complete)
-    return Survey(decoder, sound, [*notes, *_notes(list(headers.values()), decoder)])
+        decoder = _arrays_decoder(stores, sound, config, complete)
+        for _, _, stored in _examples(stores, sound):
+            decoder.decode(stored)
+        return Survey(decoder, sound, notes)
+    pictures = _pictures_decoder(headers, config, complete)
+    return Survey(pictures, sound, [*notes, *_notes(list(headers.values()), pictures)])
 
 
 def _arrays_decoder(

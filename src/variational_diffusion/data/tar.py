@@ -100,7 +100,7 @@ def _members(file: IO[bytes], path: str, column: str | None) -> Iterator[_Member
 
 def _stored(file: IO[bytes], path: str, member: _Member) -> Stored:
     name = f"{path.rpartition('/')[2]}:{member.name}"
-    if member.size > _LARGEST:
+    if not 0 <= member.size <= _LARGEST:
         raise InputError(
             f"'{name}' has {member.size:,} bytes, {_LARGEST:,} are allowed; leave it out"
         )
