@@ -124,33 +124,35 @@ class Stream:
 
     def blocks(self, lane: int, seed: int, place: _Place) -> Iterator[tuple[_Place, list[Stored]]]:
         """Yield a lane's blocks from a place on, without end: where it begins, and its examples."""
-        own = np.arange(lane, len(self.shards), self.lanes)
-        resumed, start = place, place
         for epoch in count(place.epoch):
-            order = np.random.default_rng(
-                np.random.SeedSequence(seed, spawn_key=(lane, epoch))
-            ).permutation(own)
-            start = resumed if epoch == resumed.epoch else _Place(epoch)
-            whole, found = start[1:] == _Place()[1:], False
+            start = place if epoch == place.epoch else _Place(epoch)
+            empty = start == _Place(epoch)
             examples: list[Stored] = []
-            for i in range(start.shard, len(order)):
-                shard = int(order[i])
-                first = self.held.get(shard, 0)
-                if epoch == resumed.epoch and i == resumed.shard:
-                    first = max(first, resumed.example)
-                for number, stored in enumerate(self.shards.read(shard, first), first):
-                    examples.append(stored)
-                    if len(examples) == self.shuffle_buffer:
-                        yield start, examples
-                        examples, found = [], True
-                        start = _Place(epoch, i, number + 1, start.block + 1)
+            for shard, example, stored in self._epoch(lane, seed, start):
+                examples.append(stored)
+                if len(examples) == self.shuffle_buffer:
+                    yield start, examples
+                    start, examples = _Place(epoch, shard, example + 1, start.block + 1), []
+                    empty = False
             if examples:
                 yield start, examples
-            elif whole and not found:
+            elif empty:
                 raise InputError(
                     f"lane {lane} of {self.lanes} holds no examples for the training; give fewer "
                     "--lanes, or a smaller --hold-out"
                 )
+
+    def _epoch(self, lane: int, seed: int, start: _Place) -> Iterator[tuple[int, int, Stored]]:
+        """Yield the rest of an epoch of a lane: shard and number, as in `_Place`, and example."""
+        own = np.arange(lane, len(self.shards), self.lanes)
+        key = np.random.SeedSequence(seed, spawn_key=(lane, start.epoch))
+        order = np.random.default_rng(key).permutation(own).tolist()
+        for i in range(start.shard, len(order)):
+            first = self.held.get(order[i], 0)
+            if i == start.shard:
+                first = max(first, start.example)
+            for example, stored in enumerate(self.shards.read(order[i], first), first):
+                yield i, example, stored
 
 
 class _Lane:
