@@ -27,7 +27,7 @@ from variational_diffusion.cli.evaluate import evaluate_split
 from variational_diffusion.cli.schedule import measure_split
 from variational_diffusion.config import DataConfig, RunConfig
 from variational_diffusion.data import Dataset, open_dataset
-from variational_diffusion.data.loader import batches
+from variational_diffusion.data.loader import training_batches
 from variational_diffusion.likelihood import Summary
 from variational_diffusion.model import build
 from variational_diffusion.presets import configure
@@ -61,7 +61,7 @@ def trained(config: RunConfig, dataset: Dataset) -> Result:
     training = config.training
     state = TrainingState.start(build(config.model, seed=training.seed), training)
     average = state.average.module
-    stream = batches(dataset.splits["train"], training.batch_size, training.seed)
+    stream = training_batches(dataset.splits["train"], training.batch_size, training.seed)
     assert training.steps is not None
     validation = dataset.splits["validation"].limit(VALIDATION_EXAMPLES)
     test = dataset.splits["test"].limit(TEST_EXAMPLES)
@@ -188,7 +188,7 @@ def cost(data: str, repeats: int) -> None:
         name = kind.split(",")[0]
         config = configure(source, dataset, schedule=name, settings=settings)
         state = TrainingState.start(build(config.model), config.training)
-        stream = batches(dataset.splits["train"], config.training.batch_size, 0)
+        stream = training_batches(dataset.splits["train"], config.training.batch_size, 0)
         steps[kind] = state.vdm.schedule, fit(state, stream, config.training)
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     measuring: dict[str, list[float]] = {kind: [] for kind in kinds}

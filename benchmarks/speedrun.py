@@ -21,7 +21,7 @@ from common import markdown, opened, report, run_options
 
 from variational_diffusion.cli.devices import speed_up, use_device
 from variational_diffusion.cli.evaluate import evaluate_split
-from variational_diffusion.data.loader import batches, ordered_batches
+from variational_diffusion.data.loader import ordered_batches, training_batches
 from variational_diffusion.model import VDM, build
 from variational_diffusion.training import TrainingState, fit
 
@@ -53,7 +53,7 @@ def main(
         vdm = build(config.model, seed=seed).to(device)
         state = TrainingState.start(vdm, config.training)
         speed_up(vdm, compile_mode=compile_mode, precision=precision)
-        stream = batches(dataset.splits["train"], config.training.batch_size, seed)
+        stream = training_batches(dataset.splits["train"], config.training.batch_size, seed)
         for _ in fit(state, stream, config.training):
             pass
         average = state.average.module

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from variational_diffusion.cli.devices import speed_up, use_device
-from variational_diffusion.data.loader import batches
+from variational_diffusion.data.loader import training_batches
 from variational_diffusion.model import build
 from variational_diffusion.training import TrainingState, fit
 
@@ -64,7 +64,7 @@ def main(
     dataset, configured = opened(data, options)
     config = configured(steps=10**9)
     state = TrainingState.start(build(config.model), config.training)
-    stream = batches(dataset.splits["train"], config.training.batch_size, 0)
+    stream = training_batches(dataset.splits["train"], config.training.batch_size, 0)
     training = fit(state, stream, config.training)
     with FlopCounterMode(display=False) as counter:
         next(training)

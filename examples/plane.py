@@ -24,7 +24,7 @@ from variational_diffusion.cli.console import Meter
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Dataset
 from variational_diffusion.data.arrays import ArraySource
-from variational_diffusion.data.loader import batches
+from variational_diffusion.data.loader import training_batches
 from variational_diffusion.data.splits import random_splits
 from variational_diffusion.figures import save_figure
 from variational_diffusion.likelihood import Flow
@@ -76,7 +76,7 @@ def main(shape: str, minutes: float, points: int, out: Path) -> None:
     dataset = Dataset(shape, random_splits(source, validation=0.1, seed=0, test=0.1))
     config = configure(DataConfig(source=shape), dataset, settings={"training.minutes": minutes})
     state = TrainingState.start(build(config.model), config.training)
-    stream = batches(dataset.splits["train"], config.training.batch_size, seed=0)
+    stream = training_batches(dataset.splits["train"], config.training.batch_size, seed=0)
     with Meter("training", "steps") as meter:
         for record in fit(state, stream, config.training):
             meter.update(record.progress, record.step, lambda: "")

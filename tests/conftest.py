@@ -10,3 +10,12 @@ torch.set_num_threads(1)
 def generator():
     """A seeded source of randomness."""
     return torch.Generator().manual_seed(20210701)
+
+
+@pytest.fixture
+def offline(tmp_path_factory, monkeypatch):
+    """The library `datasets` without a network, and with a cache of its own."""
+    import datasets  # noqa: PLC0415 (a second, for the tests that ask for it)
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -9,7 +9,7 @@ import torch
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.config import DataConfig, RunConfig
 from variational_diffusion.data import open_dataset
-from variational_diffusion.data.loader import batches
+from variational_diffusion.data.loader import training_batches
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import build
 from variational_diffusion.presets import configure
@@ -45,7 +45,9 @@ def start(config: RunConfig) -> TrainingState:
 
 def advance(state: TrainingState, config: RunConfig, digits, until: int) -> TrainingState:
     training = config.training
-    stream = batches(digits.splits["train"], training.batch_size, training.seed, start=state.step)
+    stream = training_batches(
+        digits.splits["train"], training.batch_size, training.seed, start=state.step
+    )
     for record in fit(state, stream, training):
         if record.step == until:
             break

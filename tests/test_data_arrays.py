@@ -8,7 +8,8 @@ from hypothesis.extra import numpy as hnp
 
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import arrays, open_dataset
-from variational_diffusion.data.arrays import ArraySource, channels_first
+from variational_diffusion.data.arrays import ArraySource
+from variational_diffusion.data.source import channels_first
 from variational_diffusion.errors import InputError
 
 

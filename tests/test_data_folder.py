@@ -10,8 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from variational_diffusion.config import DataConfig
-from variational_diffusion.data import folder as folder_module
-from variational_diffusion.data import images, open_dataset
+from variational_diffusion.data import Split, decoding, images, open_dataset
 from variational_diffusion.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -36,7 +35,7 @@ def fill(folder, *arrays, extension="png"):
 def read_all(dataset):
     """All examples in the order of their names."""
     source = dataset.splits["train"].source
-    return source.read(np.arange(len(source)))
+    return Split(source, np.arange(len(source))).read()
 
 
 def on_white(pixels):
@@ -126,9 +125,12 @@ def test_opening_decodes_nothing_and_reading_only_what_is_asked(tmp_path, monkey
     decoded = []
     read_pixels = images.read_pixels
     monkeypatch.setattr(
-        folder_module,
+        decoding,
         "read_pixels",
-        lambda path, *rest: (decoded.append(path.name), read_pixels(path, *rest))[1],
+        lambda stored, *rest, **options: (
+            decoded.append(stored.name),
+            read_pixels(stored, *rest, **options),
+        )[1],
     )
 
     def refuse(self, *_):
@@ -277,7 +279,9 @@ def test_a_decompression_bomb_is_an_error(tmp_path, monkeypatch, n_pixels):
 def test_files_that_change_after_opening_are_named(tmp_path):
     dataset = opened(fill(tmp_path, GREY))
     Image.fromarray(GREY[1:]).save(tmp_path / "1.png")
-    with pytest.raises(InputError, match=r"'1\.png' has shape \(1, 4, 7\), and had \(1, 5, 7\)"):
+    with pytest.raises(
+        InputError, match=r"'1\.png' has shape \(1, 4, 7\), and the others have \(1, 5, 7\)"
+    ):
         read_all(dataset)
     (tmp_path / "1.png").unlink()
     with pytest.raises(InputError, match=r"1\.png' cannot be read: no such file.*restore"):
@@ -301,7 +305,7 @@ def test_folders_without_images_say_what_they_hold(tmp_path):
     with pytest.raises(InputError, match="holds 1 files, none of them an image; give"):
         opened(tmp_path)
     (tmp_path / "a.png").touch()
-    with pytest.raises(InputError, match="holds 1 damaged images, 1 other files; give"):
+    with pytest.raises(InputError, match="all 1 examples are damaged; give"):
         opened(tmp_path, skip_damaged=True)
 
 

@@ -12,7 +12,7 @@ def opened(source, **options):
     return open_dataset(DataConfig(source=str(source), **options))
 
 
-@pytest.mark.parametrize("source", ["cifar-10", "hf:mnist", "no/such/folder", "data.parquet", ""])
+@pytest.mark.parametrize("source", ["cifar-10", "no/such/folder", "data.parquet", ""])
 def test_an_unknown_name_lists_what_is_known(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
     if not source:
@@ -21,11 +21,11 @@ def test_an_unknown_name_lists_what_is_known(tmp_path, monkeypatch, source):
         InputError, match=rf"^data = '{source}' is no known name, and no such file"
     ) as info:
         opened(source)
-    for name in [*DATASETS, "folder of images", "folder of IDX files", ".npy", ".npz"]:
+    for name in [*DATASETS, "hf:NAME", "folder of images", "IDX files", ".npy", ".npz", ".tar"]:
         assert name in str(info.value)
 
 
-@pytest.mark.parametrize("name", ["data.csv", "data.parquet", "image.png"])
+@pytest.mark.parametrize("name", ["data.csv", "image.png"])
 def test_a_file_of_another_kind_is_refused(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(InputError, match=rf"{name}' is a file of no known kind; give digits"):
@@ -60,7 +60,7 @@ def test_a_relative_path_is_stored_so_that_it_opens_from_anywhere(tmp_path, monk
         ("a.npy", {"array": "x"}, r"array = 'x' is for an .npz file, and '.*' is none.*--array"),
         ("a.npy", {"resize": (4, 4)}, r"resize = \(4, 4\) is for a folder of images"),
         (".", {"array": "x"}, r"array = 'x' is for an .npz file"),
-        (".", {"value_range": (0, 1)}, r"value_range = .* is for an .npy or .npz file of floats"),
+        (".", {"value_range": (0, 1)}, r"value_range = .* is for floats in .npy"),
     ],
 )
 def test_options_that_a_kind_does_not_have_are_refused(

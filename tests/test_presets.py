@@ -5,7 +5,7 @@ import pytest
 
 from variational_diffusion.config import DataConfig, TrainingConfig
 from variational_diffusion.data import open_dataset
-from variational_diffusion.data.loader import batches
+from variational_diffusion.data.loader import training_batches
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import build
 from variational_diffusion.presets import PRESETS, configure, default_preset
@@ -33,7 +33,7 @@ def test_every_preset_trains_at_8_and_at_65536_levels(preset, levels, source):
     settings = {"training.steps": 3, "training.batch_size": 4, **SMALLER.get(preset, {})}
     run = configure(config, dataset, preset=preset, settings=settings)
     state = TrainingState.start(build(run.model), run.training)
-    x = next(batches(dataset.splits["train"], 4, seed=0))
+    x = next(training_batches(dataset.splits["train"], 4, seed=0))
     before = [p.detach().clone() for p in state.vdm.network.parameters()]
     for record in fit(state, iter(lambda: x, None), run.training):
         assert record.bound.total.isfinite().all()

@@ -41,7 +41,7 @@ from variational_diffusion.files import atomic
 from variational_diffusion.grids import NoiseErrors
 from variational_diffusion.model import VDM, build
 from variational_diffusion.networks import VarianceHead
-from variational_diffusion.processes import Place, laid_out_as
+from variational_diffusion.processes import Place, gathered, here, laid_out_as
 from variational_diffusion.tensors import read_metadata, read_tensors, write_tensors
 from variational_diffusion.training import TrainingState
 
@@ -137,26 +137,26 @@ class Run:
                     path.unlink(missing_ok=True)
 
     def write_weights(self, state: TrainingState) -> None:
-        """Write the weights and their average, each as one file."""
-        for weights, module in (("raw", state.vdm), ("ema", state.average.module)):
-            path = self.path / _WEIGHT_FILES[weights]
-            write_tensors(path, module.state_dict(), _progress_of(state))
+        """Write the weights and their average, each as one file.
 
-    def write_weights_of_newest_state(self) -> None:
-        """Write the weights of a sharded run, from the parts of its state on the disk."""
-        resumed = self.resume()
-        if resumed is not None:
-            self.write_weights(resumed.state)
+        Where they are sharded, every process calls this and the leading one writes.
+        """
+        for weights, module in (("raw", state.vdm), ("ema", state.average.module)):
+            self._write_whole(weights, module, _progress_of(state))
 
     def save_best(self, state: TrainingState, bits_per_dim: float) -> bool:
-        """Write the average as the best if it is; return whether it is."""
-        path = self.path / _WEIGHT_FILES["best"]
-        before = read_metadata(path).get("bits_per_dim")
+        """Write the average as the best if it is; return whether it is. As `write_weights`."""
+        before = read_metadata(self.path / _WEIGHT_FILES["best"]).get("bits_per_dim")
         if before is not None and float(before) <= bits_per_dim:
             return False
         header = {**_progress_of(state), "bits_per_dim": repr(bits_per_dim)}
-        write_tensors(path, state.average.module.state_dict(), header)
+        self._write_whole("best", state.average.module, header)
         return True
+
+    def _write_whole(self, weights: str, module: VDM, header: Mapping[str, str]) -> None:
+        tensors = gathered(module.state_dict())
+        if here().leads:
+            write_tensors(self.path / _WEIGHT_FILES[weights], tensors, header)
 
     def states(self) -> list[int]:
         """Return the steps whose states are there with all their parts, the newest first."""
@@ -223,7 +223,9 @@ class Run:
         if not power_averages:
             state.power_averages = None
         if state.power_averages is not None:
-            state.power_averages.load_state_dict(power_averages, updates=state.step)
+            kept = state.power_averages.state_dict()
+            placed = {k: _distributed_as(kept[k], v) for k, v in power_averages.items()}
+            state.power_averages.load_state_dict(placed, updates=state.step)
         return state, positions[0]
 
     def _state_path(self, step: int, place: Place | None = None) -> Path:

@@ -11,11 +11,13 @@ import hashlib
 import json
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from variational_diffusion.errors import InputError
 
 Section = TypeVar("Section", bound=BaseModel)
+
+Flip = Literal["none", "horizontal", "vertical", "both"]
 
 FORMAT = 1
 """Version of `config.json`; a file of a newer version is refused."""
@@ -28,29 +30,46 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """What is read, and how it is split.
 
-    source: a name of `DATASETS`, or the path of a folder of images, a folder of IDX files, or a
-        `.npy`/`.npz` file.
+    source: a name of `DATASETS`; the path of a folder of images, of IDX files, of `.parquet` or of
+        `.tar` files, or of an `.npy`, `.npz`, `.parquet` or `.tar` file; or `hf:NAME[:CONFIG]`, a
+        data set of the Hugging Face hub or a folder laid out like one.
     levels: number of values of integer data, 2 to 65,536; None: found out from the data.
     value_range: lowest and highest value that real-valued data may take; None: any finite one.
     array: the array to read from an `.npz` file that holds several.
+    column: the column of parquet files, or the extension of the members of tar files, that holds
+        the examples; None: the only one that can.
     resize: (height, width) that images are cropped around the centre and resampled to.
     channels: "auto" reads grey images as one channel and all others as three, with transparency
         put on white.
     skip_damaged: leave out image files that cannot be decoded instead of stopping at the first.
     validation, test: shares of the examples, drawn by `split_seed`; a source that has a test set
-        of its own keeps it, and `test` has no effect.
+        of its own keeps it, and `test` has no effect; likewise for the validation.
+    flip: directions in which training images are mirrored at random.
+    crop: (height, width) cut out of every image: anywhere in training, else in the middle.
+    streaming: read parquet, tar and hub data in the order of their shards, without a copy on the
+        disk and without knowing how many examples there are; see `data.stream`.
+    shuffle_buffer: number of examples that are shuffled together in streaming.
+    lanes: parts that the shards are dealt to in streaming; a batch has as many of each.
+    hold_out: number of examples of streamed data that are set aside for a split it does not have.
     """
 
     source: str
     levels: int | None = Field(None, ge=2, le=65_536)
     value_range: tuple[float, float] | None = None
     array: str | None = None
+    column: str | None = None
     resize: tuple[int, int] | None = None
     channels: Literal["auto", "grey", "rgb", "rgba"] = "auto"
     skip_damaged: bool = False
     validation: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.1, gt=0, lt=1)
     split_seed: int = Field(0, ge=0)
+    flip: Flip = "none"
+    crop: tuple[PositiveInt, PositiveInt] | None = None
+    streaming: bool = False
+    shuffle_buffer: int = Field(1000, ge=1)
+    lanes: int = Field(1, ge=1)
+    hold_out: int = Field(1000, ge=1)
 
 
 class Component(_Section):

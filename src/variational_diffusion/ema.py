@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from variational_diffusion.processes import local
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -32,8 +34,8 @@ class ExponentialAverage(Generic[Module]):
     @cached_property
     def _tensors(self) -> tuple[list[Tensor], ...]:
         """Averages, weights, copies of buffers, buffers: listed when they are where they stay."""
-        averages = [average.detach() for average in self.module.parameters()]
-        weights = [weight.detach() for weight in self._model.parameters()]
+        averages = [local(average.detach()) for average in self.module.parameters()]
+        weights = [local(weight.detach()) for weight in self._model.parameters()]
         return averages, weights, list(self.module.buffers()), list(self._model.buffers())
 
     @torch.no_grad()

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from variational_diffusion.processes import local
+
 WIDTHS = (0.05, 0.1)
 """Of the averages that training keeps."""
 
@@ -55,7 +57,7 @@ class PowerAverages:
         self.updates += 1
         for width, averages in self._averages.items():
             share = 1 - (1 - 1 / self.updates) ** self._powers[width]
-            torch._foreach_lerp_(averages, self._weights, share)
+            torch._foreach_lerp_(list(map(local, averages)), list(map(local, self._weights)), share)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averages themselves, by "width.name of the parameter"."""

@@ -6,7 +6,7 @@ Collectives are torch's; alone, every function here returns what it was given.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
@@ -118,6 +118,25 @@ def largest_over_processes(values: Sequence[float], device: torch.device) -> lis
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor that is sharded over processes as one; every process has to call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the CPU, sharded ones as a whole, in the leading process; none elsewhere.
+
+    One after the other, so that a device holds one of them at a time; every process calls this.
+    """
+    leads = here().leads
+    found = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor.detach())
+        if leads:
+            found[name] = value.cpu()
+    return found
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor: all of it, or its rows, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def laid_out_as(like: Tensor, values: Tensor) -> Tensor:

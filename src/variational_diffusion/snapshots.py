@@ -22,6 +22,7 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import VDM, build
 from variational_diffusion.posthoc import NARROWEST, WIDEST, WIDTHS, Profile, mixture
+from variational_diffusion.processes import gathered, here, largest_over_processes, local
 from variational_diffusion.tensors import read_tensors, write_tensors
 from variational_diffusion.training import TrainingState
 
@@ -49,14 +50,20 @@ def interval(step: int) -> int:
 
 
 def keep(run: Run, state: TrainingState, *, last: bool) -> None:
-    """Write a snapshot if this step is one for it, or the last of the run; thin out the others."""
+    """Write a snapshot if this step is one for it, or the last of the run; thin out the others.
+
+    With several processes, all of them call this and the leading one writes.
+    """
     every = interval(state.step)
     if state.power_averages is None or not (last or state.step % every == 0):
+        return
+    halved = {name: _halved(value) for name, value in state.power_averages.state_dict().items()}
+    averages = gathered(halved)
+    if not here().leads:
         return
     buffers = {f"buffer.{name}": buffer for name, buffer in state.vdm.named_buffers()}
     folder = run.path / _FOLDER
     folder.mkdir(exist_ok=True)
-    averages = {name: _halved(value) for name, value in state.power_averages.state_dict().items()}
     path = folder / f"{state.step:08}.safetensors"
     write_tensors(path, averages | buffers, {"step": str(state.step)})
     for step, path in stored(run).items():
@@ -119,4 +126,5 @@ def reconstruct(run: Run, width: float) -> Reconstruction:
 def _halved(values: Tensor) -> Tensor:
     """Return the values in half precision, unless one is too large for it."""
     half = values.half()
-    return half if bool(half.isfinite().all()) else values
+    (too_large,) = largest_over_processes([float(not local(half).isfinite().all())], values.device)
+    return values if too_large else half

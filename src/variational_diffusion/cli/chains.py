@@ -12,7 +12,7 @@ import torch
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.data import open_dataset
-from variational_diffusion.data.loader import batches
+from variational_diffusion.data.loader import training_batches
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import (
     GRIDS,
@@ -97,7 +97,7 @@ def measured_errors(run: Run, vdm: VDM, weights: str) -> NoiseErrors:
     count = -(-_EVALUATIONS // size)
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(0)
     with Meter("measuring the model's errors", "evaluations") as meter:
-        examples = itertools.islice(batches(split, size, 0), count)
+        examples = itertools.islice(training_batches(split, size, 0), count)
         for i, so_far in enumerate(noise_errors(vdm, examples, generator=generator), 1):
             meter.update(i / count, i * size, lambda: "")
             errors = so_far

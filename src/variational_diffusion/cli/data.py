@@ -24,9 +24,13 @@ _EXAMPLES = 64
 def command(data: str, sheet: str | None, as_json: bool, **options: Any) -> None:
     """Show how DATA will be read: count, shape, levels, splits, and a sheet of examples."""
     dataset = open_dataset(data_config(data, options))
-    counts = {name: len(split) for name, split in dataset.splits.items()}
+    counts: dict[str, int | None] = {name: len(part) for name, part in dataset.splits.items()}
+    if dataset.stream is not None:
+        counts["train"] = None
     train = dataset.splits["train"]
-    examples = train.source.read(train.indices[:_EXAMPLES])
+    examples = train.limit(_EXAMPLES).read()
+    known = [count for count in counts.values() if count is not None]
+    total = sum(known) if len(known) == len(counts) else None
     path = None
     if is_image(dataset.shape):
         name = f"{Path(dataset.source).stem}-examples.png"
@@ -46,13 +50,17 @@ def command(data: str, sheet: str | None, as_json: bool, **options: Any) -> None
         return
     levels = "real values" if dataset.levels is None else f"{dataset.levels} levels"
     rows = [
-        ("examples", str(sum(counts.values()))),
+        ("examples", _number(total)),
         ("shape of one", " x ".join(map(str, dataset.shape))),
         ("values", f"{levels}, {examples.min()} to {examples.max()} in {len(examples)} examples"),
-        *((f"  {name}", str(count)) for name, count in counts.items()),
+        *((f"  {name}", _number(count)) for name, count in counts.items()),
     ]
     print_table(dataset.source, ["", ""], rows)
     for note in dataset.notes:
         click.echo(note)
     if path is not None:
         click.echo(f"a sheet of examples: {path}")
+
+
+def _number(count: int | None) -> str:
+    return "unknown number, streamed" if count is None else str(count)

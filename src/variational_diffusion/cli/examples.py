@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
 import numpy as np
 
 from variational_diffusion.checkpoint import Run
+from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Dataset, Split, open_dataset
 from variational_diffusion.errors import InputError
+
+_NOT_STREAMED = {
+    name: DataConfig.model_fields[name].default
+    for name in ("streaming", "shuffle_buffer", "lanes", "hold_out")
+}
+"""Other data are read as a whole: a stream has only a sample of its examples at hand."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -42,14 +50,14 @@ def everything(run: Run, data: str | None, split: str, limit: int | None) -> Spl
     """Return the run's own split; of other data all examples, as far as they are one source's."""
     if data is None:
         return chosen_examples(run, None, split, limit)
-    source = _opened(run, data).splits["train"].source
-    return Split(source, np.arange(len(source))[:limit])
+    train = _opened(run, data).splits["train"]
+    return replace(train, indices=np.arange(len(train.source))[:limit])
 
 
 def _opened(run: Run, data: str | None) -> Dataset:
     config = run.config.data
     if data is not None:
-        config = config.model_copy(update={"source": data})
+        config = config.model_copy(update={"source": data, **_NOT_STREAMED})
     dataset = open_dataset(config)
     model = run.config.model
     if dataset.shape != model.shape or dataset.levels != config.levels:

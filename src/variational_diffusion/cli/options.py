@@ -29,6 +29,29 @@ class Size(click.ParamType):
 def data_options(command: Command) -> Command:
     """Add the options that say how DATA is read; `data_config` collects them."""
     for option in (
+        click.option(
+            "--hold-out",
+            type=int,
+            default=1000,
+            help="Streamed examples set aside for each of validation and test (default 1000).",
+        ),
+        click.option("--lanes", type=int, default=1, help="Parts of the shards read side by side."),
+        click.option(
+            "--shuffle-buffer",
+            type=int,
+            default=1000,
+            help="Streamed examples shuffled together (default 1000).",
+        ),
+        click.option(
+            "--streaming", is_flag=True, help="Read parquet, tar or hf: data shard by shard."
+        ),
+        click.option("--crop", type=Size(), help="Random crop in training, the middle otherwise."),
+        click.option(
+            "--flip",
+            type=click.Choice(["none", "horizontal", "vertical", "both"]),
+            default="none",
+            help="Mirror training images at random.",
+        ),
         click.option("--split-seed", type=click.IntRange(0), default=0, help="Seed of the splits."),
         click.option("--test", type=float, default=0.1, help="Share of the test split."),
         click.option(
@@ -42,6 +65,9 @@ def data_options(command: Command) -> Command:
             help="Channels of image files; auto: grey if all are, otherwise rgb.",
         ),
         click.option("--resize", type=Size(), help="Crop and resample image files to this size."),
+        click.option(
+            "--column", help="Which column of parquet files, or extension in tar files, to read."
+        ),
         click.option("--array", help="Which array of an .npz file."),
         click.option(
             "--range", "value_range", type=float, nargs=2, help="Allowed range of real values."

@@ -14,7 +14,7 @@ from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import chosen_examples, examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.data import Split
-from variational_diffusion.data.loader import batches
+from variational_diffusion.data.loader import training_batches
 from variational_diffusion.figures import save_figure, schedule_figure
 from variational_diffusion.files import unused
 from variational_diffusion.profile import measure, profile, standard_errors, variances
@@ -118,7 +118,7 @@ def measure_split(vdm: VDM, split: Split, *, evaluations: int, seed: int = 0) ->
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(seed)
     errors = []
     with Meter("measuring", "evaluations") as meter:
-        examples = itertools.islice(batches(split, size, seed), count)
+        examples = itertools.islice(training_batches(split, size, seed), count)
         for measured in measure(vdm, examples, generator=generator):
             errors.append(measured)
             meter.update(len(errors) / count, len(errors) * size, lambda: "")

@@ -24,7 +24,7 @@ from variational_diffusion.cli.sheets import write_sheet
 from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset
-from variational_diffusion.data.loader import batches
+from variational_diffusion.data.loader import Batches, joined_positions, training_batches
 from variational_diffusion.errors import DivergedError, InputError
 from variational_diffusion.likelihood import Infinite, Summary, summarize
 from variational_diffusion.model import VDM, build
@@ -33,6 +33,7 @@ from variational_diffusion.processes import (
     ALONE,
     Place,
     sum_over_processes,
+    texts_of_processes,
     wait_for_all,
 )
 from variational_diffusion.sharding import recompute_activations, shard
@@ -124,8 +125,8 @@ class Session:
             self._say(f"stopped after step {self.state.step}; the same command goes on from there")
             raise KeyboardInterrupt
         summary = self._validate()
-        if self.sharded and self.place.leads:
-            self.run.write_weights_of_newest_state()
+        if self.sharded:
+            self.run.write_weights(self.state)
         wait_for_all()
         return summary
 
@@ -142,21 +143,21 @@ class Session:
         self.saved_step = state.step
         saved_at = drawn_at = state.seconds
         meter = Meter("training", "steps") if self.place.leads else None
-        self.logged_at = time.monotonic()
+        self.logged_at, self.waited = time.monotonic(), 0.0
         with meter or nullcontext(), stop_requested() as stopped:
             steps = fit(state, self.stream, self.config.training, engine=engine, stopped=stopped)
             try:
                 for record in steps:
                     recent.append(record)
                     progress = record.progress
-                    self._snapshot(last=progress >= 1)
+                    snapshots.keep(self.run, state, last=progress >= 1)
                     if meter is not None:
                         meter.update(progress, record.step, lambda: _short(state.vdm, recent))
                     if len(recent) == _LOG_STEPS:
                         self._log(recent)
                         recent.clear()
                     if state.seconds - drawn_at > 60 * self.sheets_every:
-                        self._draw()
+                        write_sheet(self.run, state, self.tracking)
                         drawn_at = state.seconds
                     if state.seconds - saved_at > self.every:
                         summary = self._validate()
@@ -167,11 +168,13 @@ class Session:
                         self._save()
                         saved_at = state.seconds
             except DivergedError:
-                self.saved_step = state.step  # what comes before is no good either
+                raise  # what comes before a number that is not finite is no good either
+            except BaseException:
+                # in the middle of a step: others may not come here, a stream may be one batch ahead
+                if self.place.processes == 1 and not self.stream.position():
+                    self._save_new()
                 raise
-            finally:
-                if state.step > self.saved_step:
-                    self._save()
+            self._save_new()
         return progress < 1
 
     def _resumed(self) -> TrainingState | None:
@@ -196,7 +199,7 @@ class Session:
         if self.checkpointing:
             recompute_activations(self.state.vdm.network)
         if self.place.processes > 1 and not self.sharded:
-            return DistributedDataParallel(self.state.vdm, broadcast_buffers=False)
+            return DistributedDataParallel(self.state.vdm)
         return self.state.vdm
 
     def _go_back(self, error: DivergedError) -> None:
@@ -214,28 +217,33 @@ class Session:
             snapshots.forget_after(self.run, again.step)
         wait_for_all()
 
-    def _batches(self, start: int, position: dict[str, Any]) -> Any:
+    def _batches(self, start: int, position: dict[str, Any]) -> Batches:
         training = self.config.training
-        return batches(
-            self.dataset.splits["train"], training.batch_size, training.seed, start=start
+        return training_batches(
+            self.dataset,
+            training.batch_size,
+            training.seed,
+            start=start,
+            position=position,
+            part=self.place,
+            workers=self.workers,
+            device=self.device,
         )
 
+    def _save_new(self) -> None:
+        if self.state.step > self.saved_step:
+            self._save()
+
     def _save(self) -> None:
-        step = self.state.step
+        """Write the state; with several processes, all of them come here after the same step."""
+        texts = texts_of_processes(json.dumps(self.stream.position()), self.device)
+        position = joined_positions(json.loads(text) for text in texts)
         if self.sharded:
-            self.run.save(self.state, position={}, keep=self.keep, place=self.place)
+            self.run.save(self.state, position=position, keep=self.keep, place=self.place)
             wait_for_all()
         elif self.place.leads:
-            self.run.save(self.state, position={}, keep=self.keep)
-        self.saved_step = step
-
-    def _snapshot(self, *, last: bool) -> None:
-        if self.place.leads and not self.sharded:
-            snapshots.keep(self.run, self.state, last=last)
-
-    def _draw(self) -> None:
-        if self.place.leads and not self.sharded:
-            write_sheet(self.run, self.state, self.tracking)
+            self.run.save(self.state, position=position, keep=self.keep)
+        self.saved_step = self.state.step
 
     def _validate(self) -> Summary:
         """Evaluate the averaged weights on the validation split, shared out; log it."""
@@ -260,8 +268,8 @@ class Session:
             }
             self.run.log(**values)
             self.tracking.log(step, values)
-            if not self.sharded:
-                self.run.save_best(self.state, summary.bits_per_dim)
+        if self.sharded or self.place.leads:
+            self.run.save_best(self.state, summary.bits_per_dim)
         return summary
 
     def _log(self, records: list[StepRecord]) -> None:
@@ -271,9 +279,10 @@ class Session:
         examples = self.config.training.batch_size * len(records)
         values |= {
             "examples_per_second": examples / (now - self.logged_at),
+            "waiting": (self.stream.waited - self.waited) / (now - self.logged_at),
             "memory": _peak_memory(self.device),
         }
-        self.logged_at = now
+        self.logged_at, self.waited = now, self.stream.waited
         if self.place.leads:
             self.run.log(**values)
             self.tracking.log(self.state.step, values)

@@ -116,8 +116,8 @@ def command(
     Started by torchrun or accelerate launch, the processes share every batch: --batch-size is that
     of all of them together, and the figures are those of one process.
 
-    DATA is digits, fashion-mnist, a folder of images, a folder of IDX files, or an .npy or .npz
-    file.
+    DATA is digits, fashion-mnist, hf:NAME, a folder of images, of IDX files, of parquet or of tar
+    files, or an .npy, .npz, .parquet or .tar file.
     """
     target = use_device(device, threads)
     dataset_config = data_config(data, options)

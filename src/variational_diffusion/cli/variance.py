@@ -13,7 +13,7 @@ from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.data import open_dataset
-from variational_diffusion.data.loader import batches
+from variational_diffusion.data.loader import training_batches
 from variational_diffusion.networks import VarianceHead
 from variational_diffusion.training import fit_head
 
@@ -45,7 +45,7 @@ def command(
         head = VarianceHead(vdm.shape, gamma_min=gamma_min, gamma_max=gamma_max, levels=levels)
     head.to(target)
     split = open_dataset(opened.config.data).splits["train"]
-    stream = batches(split, min(_BATCH, len(split)), seed)
+    stream = training_batches(split, min(_BATCH, len(split)), seed)
     losses: list[float] = []
     with Meter("training the head", "steps") as meter:
         for loss in fit_head(vdm, head, errors, stream, steps=steps, seed=seed):

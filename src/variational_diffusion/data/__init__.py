@@ -8,10 +8,12 @@ from pathlib import Path
 
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.arrays import open_array
+from variational_diffusion.data.augment import Augmentation
+from variational_diffusion.data.dataset import SPLITS, Dataset
 from variational_diffusion.data.digits import open_digits
-from variational_diffusion.data.folder import open_folder
+from variational_diffusion.data.folder import kind_of, open_folder
 from variational_diffusion.data.idx import is_idx_folder, open_fashion_mnist, open_idx_folder
-from variational_diffusion.data.source import SPLITS, Dataset, Source, Split
+from variational_diffusion.data.source import Source, Split
 from variational_diffusion.errors import InputError
 
 __all__ = ["DATASETS", "SPLITS", "Dataset", "Source", "Split", "open_dataset"]
@@ -25,50 +27,84 @@ DATASETS: dict[str, Opener] = {
 
 _ONLY_FOR = {
     "array": "an .npz file",
-    "value_range": "an .npy or .npz file of floats",
-    "resize": "a folder of images",
-    "channels": "a folder of images",
-    "skip_damaged": "a folder of images",
+    "value_range": "floats in .npy, .npz, .parquet or .tar files",
+    "column": "parquet files, tar files or hf: data",
+    "resize": "a folder of images, parquet files, tar files or hf: data",
+    "channels": "a folder of images, parquet files, tar files or hf: data",
+    "skip_damaged": "a folder of images, parquet files, tar files or hf: data",
+    "streaming": "parquet files, tar files or hf: data",
 }
-"""Options that some kinds of data do not have, and the kind that has them."""
+"""Options that some kinds of data do not have, and the kinds that have them."""
+
+_ARRAY = {".npy": {"value_range"}, ".npz": {"value_range", "array"}}
+_STORED = {"resize", "channels", "skip_damaged"}
+_SHARDED = {"value_range", "column", "streaming", *_STORED}
+_STREAMED = ("shuffle_buffer", "lanes", "hold_out")
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """Open what `config.source` names: an entry of `DATASETS`, else a path.
+    """Open what `config.source` names: an entry of `DATASETS`, `hf:` and a name, else a path.
 
     A file or folder that is called like an entry is opened by writing ./ before its name.
     Raises InputError when there is nothing of the name, when it is of no known kind, when an option
     is set that its kind does not have, and for what the kinds themselves refuse.
     """
     opener, options = _kind(config)
-    for name, kind in _ONLY_FOR.items():
+    given = _given(config)
+    for name in (name for name in given if name in _ONLY_FOR and name not in options):
         value = getattr(config, name)
-        if value != DataConfig.model_fields[name].default and name not in options:
-            flag = "range" if name == "value_range" else name.replace("_", "-")
-            raise InputError(
-                f"{name} = {value!r} is for {kind}, and '{config.source}' is none; "
-                f"leave out --{flag}"
-            )
-    return opener(config)
+        flag = "range" if name == "value_range" else name.replace("_", "-")
+        raise InputError(
+            f"{name} = {value!r} is for {_ONLY_FOR[name]}, and '{config.source}' is none; "
+            f"leave out --{flag}"
+        )
+    for name in (name for name in given if name in _STREAMED and not config.streaming):
+        raise InputError(
+            f"{name} = {getattr(config, name)} is for streaming; give --streaming, or leave out "
+            f"--{name.replace('_', '-')}"
+        )
+    dataset = opener(config)
+    augmentation = Augmentation.of(config)
+    return dataset if augmentation is None else dataset.augmented(augmentation)
+
+
+def _open_hub(config: DataConfig) -> Dataset:
+    from variational_diffusion.data import hub  # noqa: PLC0415 (it imports datasets: a second)
+
+    return hub.open_hub(config)
+
+
+def _open_files(config: DataConfig) -> Dataset:
+    from variational_diffusion.data import hub  # noqa: PLC0415
+
+    return hub.open_files(config)
+
+
+def _given(config: DataConfig) -> list[str]:
+    """Return the options that are not as they are by default."""
+    fields = DataConfig.model_fields.items()
+    return [name for name, field in fields if getattr(config, name) != field.default]
 
 
 def _kind(config: DataConfig) -> tuple[Opener, set[str]]:
     """Return the opener and the options of `_ONLY_FOR` that it knows."""
     if config.source in DATASETS:
         return DATASETS[config.source], set()
+    if config.source.startswith("hf:"):
+        return _open_hub, _SHARDED
     path = Path(config.source).expanduser()
+    if os.path.isdir(path) and is_idx_folder(path):
+        return open_idx_folder, set()
+    if os.path.exists(path) and kind_of(path):
+        return _open_files, _SHARDED
     if os.path.isdir(path):
-        if is_idx_folder(path):
-            return open_idx_folder, set()
-        return open_folder, {"resize", "channels", "skip_damaged"}
-    if os.path.isfile(path) and path.suffix.lower() == ".npy":
-        return open_array, {"value_range"}
-    if os.path.isfile(path) and path.suffix.lower() == ".npz":
-        return open_array, {"value_range", "array"}
+        return open_folder, _STORED
+    if os.path.isfile(path) and path.suffix.lower() in _ARRAY:
+        return open_array, _ARRAY[path.suffix.lower()]
     problem = "is a file of no known kind"
     if not os.path.exists(path):
         problem = "is no known name, and no such file or folder exists"
     raise InputError(
-        f"data = '{config.source}' {problem}; give {', '.join(DATASETS)}, a folder of images, a "
-        "folder of IDX files, an .npy file or an .npz file"
+        f"data = '{config.source}' {problem}; give {', '.join(DATASETS)}, hf:NAME, a folder of "
+        "images, of IDX files, of parquet or of tar files, or an .npy, .npz, .parquet or .tar file"
     )

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from variational_diffusion.config import DataConfig
-from variational_diffusion.data.source import MAX_LEVELS, Dataset, verify
+from variational_diffusion.data.dataset import Dataset
+from variational_diffusion.data.source import MAX_LEVELS, channels_first, verify
 from variational_diffusion.data.splits import random_splits
 from variational_diffusion.errors import InputError
 
-_CHANNELS = range(1, 5)
 _CHUNK = 2**24
 """Bytes that a scan looks at together."""
 
@@ -82,32 +82,6 @@ class ArraySource:
                 rows = rows.astype(np.float32)
         verify(rows, levels, self._value_range, lambda row: f"{self._name}, example {index(row)}")
         return rows
-
-
-def channels_first(array: np.ndarray, name: str) -> np.ndarray:
-    """Return a view whose images are (channels, height, width).
-
-    (n, d) vectors stay; (n, h, w) grey images become (n, 1, h, w); of (n, a, b, c) the axis that is
-    1 to 4 long, first or last, is the channels' and comes first. Everything else stays.
-    Raises InputError when there are no examples or values, when there is only one axis, and when
-    the channels could be the first axis or the last.
-    """
-    if array.ndim < 2 or array.size == 0:
-        raise InputError(
-            f"{name} has shape {array.shape}: examples along the first axis and at least one value "
-            "in each are needed; save it as (n, d), (n, h, w) or (n, c, h, w)"
-        )
-    if array.ndim == 3:
-        return array[:, None]
-    if array.ndim != 4:
-        return array
-    first, last = array.shape[1] in _CHANNELS, array.shape[3] in _CHANNELS
-    if first and last:
-        raise InputError(
-            f"{name} has shape {array.shape}: the channels could be axis 1 or axis 3; save grey "
-            "images as (n, h, w), others with only one of the two axes up to 4 long, or as (n, d)"
-        )
-    return np.moveaxis(array, 3, 1) if last else array
 
 
 def open_array(config: DataConfig) -> Dataset:

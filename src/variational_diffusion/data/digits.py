@@ -6,7 +6,7 @@ import numpy as np
 
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.arrays import ArraySource
-from variational_diffusion.data.source import Dataset
+from variational_diffusion.data.dataset import Dataset
 from variational_diffusion.data.splits import random_splits
 
 TEST_EXAMPLES = 297

@@ -18,7 +18,8 @@ import numpy as np
 
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.arrays import ArraySource
-from variational_diffusion.data.source import Dataset, Split
+from variational_diffusion.data.dataset import Dataset
+from variational_diffusion.data.source import Split
 from variational_diffusion.data.splits import random_splits
 from variational_diffusion.errors import InputError
 

@@ -1,20 +1,26 @@
-"""One image file: what its header tells, and its pixels in a given mode."""
+"""One image file, or the bytes of one: what its header tells, and its pixels in a given mode.
+
+All of it may run in several threads at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from variational_diffusion.data.stored import Stored
 from variational_diffusion.errors import InputError
 
 CHANNELS = {"1": 1, "L": 1, "I;16": 1, "RGB": 3, "RGBA": 4}
@@ -46,8 +52,11 @@ _DECODING = (
 """All that pillow's decoders have been seen to raise for damaged files."""
 
 
+_PILLOW = re.compile(r"PIL\.")
+
+
 class DamagedError(InputError):
-    """A file with the extension of an image that cannot be decoded."""
+    """What should be an image and cannot be decoded."""
 
 
 class Header(NamedTuple):
@@ -69,41 +78,45 @@ def extensions() -> set[str]:
     return {e for e, name in Image.registered_extensions().items() if name in _formats()}
 
 
-def read_header(path: Path, *, decode: bool = False) -> Header:
+def read_header(stored: Stored, *, decode: bool = False) -> Header:
     """Return the header; with `decode`, decode the pixels too, so that damage is found.
 
     Raises DamagedError for what is no image, and InputError for one that may not be read, is larger
     than pillow's limit or of a mode without integers of up to 16 bits.
     """
-    with _opened(path) as image:
-        width, height = image.size
-        if _orientation(image) >= 5:
-            width, height = height, width
-        header = Header(
-            size=(height, width),
-            bits=16 if image.mode in _GREY_16 else 1 if image.mode == "1" else 8,
-            grey=image.mode in _GREY + _GREY_16,
-            transparent=image.has_transparency_data and image.mode not in _GREY_16,
-            reduced=image.mode not in _GREY_16 and ";16" in str(getattr(image, "tile", "")),
-        )
-        if image.mode not in _GREY + _GREY_16 + _COLOUR:
-            raise InputError(
-                f"'{path}' has pillow's mode {image.mode}: grey, palette and colour images of up "
-                "to 16 bits are read; convert it, or save all images as one .npy file"
-            )
+    with _opened(stored) as image:
+        header = _header(image, stored.name)
         if decode:
             image.load()
     return header
 
 
-def read_pixels(path: Path, mode: str, resize: tuple[int, int] | None) -> np.ndarray:
+def read_pixels(
+    stored: Stored, mode: str, resize: tuple[int, int] | None, *, colour: bool = True
+) -> np.ndarray:
     """Return the pixels, upright, as integers of shape (channels, height, width).
 
     mode: a key of `CHANNELS`; all but "RGBA" have transparency put on white.
     resize: (height, width) to crop around the centre and resample to (bicubic).
-    Raises as `read_header` does.
+    colour: whether a mode of grey takes images with colours, too.
+    Raises as `read_header` does, and for an image that `mode` would make something else of.
     """
-    with _opened(path) as image:
+    with _opened(stored) as image:
+        header = _header(image, stored.name)
+        fits = (header.bits == 16) == (mode == "I;16")
+        if mode == "1":
+            fits = header.bits == 1 and not header.transparent
+        if not fits:
+            opacity = " and alpha" if header.transparent else ""
+            raise InputError(
+                f"'{stored.name}' has {header.bits} bits{opacity}, unlike the others (pillow's "
+                f"mode {mode}); convert all to one depth"
+            )
+        if not colour and not header.grey:
+            raise InputError(
+                f"'{stored.name}' has colours, and the images looked at first are grey; give "
+                "--channels rgb or --channels grey"
+            )
         turn = _TURNS.get(_orientation(image))
         image.load()
         picture = _converted(image, mode)
@@ -112,9 +125,27 @@ def read_pixels(path: Path, mode: str, resize: tuple[int, int] | None) -> np.nda
         if resize is not None:
             picture = ImageOps.fit(picture, (resize[1], resize[0]))
         values = np.asarray(picture)
-        if mode == "I;16" and resize is not None:  # "F", which overshoots where 16 bits would wrap
+        if mode == "I;16":  # "F", which overshoots where 16 bits would wrap
             values = np.clip(np.rint(values), *image.getextrema()).astype(np.int32)
     return np.moveaxis(values, -1, 0) if values.ndim == 3 else values[None]
+
+
+def _header(image: Image.Image, name: str) -> Header:
+    if image.mode not in _GREY + _GREY_16 + _COLOUR:
+        raise InputError(
+            f"'{name}' has pillow's mode {image.mode}: grey, palette and colour images of up "
+            "to 16 bits are read; convert it, or save all images as one .npy file"
+        )
+    width, height = image.size
+    if _orientation(image) >= 5:
+        width, height = height, width
+    return Header(
+        size=(height, width),
+        bits=16 if image.mode in _GREY_16 else 1 if image.mode == "1" else 8,
+        grey=image.mode in _GREY + _GREY_16,
+        transparent=image.has_transparency_data and image.mode not in _GREY_16,
+        reduced=image.mode not in _GREY_16 and ";16" in str(getattr(image, "tile", "")),
+    )
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
@@ -143,32 +174,44 @@ def _orientation(image: Image.Image) -> int:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(stored: Stored) -> Iterator[Image.Image]:
     """Open a file in a format that we read; turn what goes wrong into one line with its name."""
+    name, content = stored
+    assert isinstance(content, Path | bytes)
+    _silence()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd tags; what matters is raised
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_formats()) as image:
-                yield image
+        file = BytesIO(content) if isinstance(content, bytes) else content
+        with Image.open(file, formats=_formats()) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
+                raise Image.DecompressionBombError
+            yield image
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"'{path}' has more than pillow's limit of {Image.MAX_IMAGE_PIXELS:,} pixels; take the "
+            f"'{name}' has more than pillow's limit of {Image.MAX_IMAGE_PIXELS:,} pixels; take the "
             "file out of the folder, or store it smaller"
         ) from error
     except (FileNotFoundError, PermissionError) as error:
         raise InputError(
-            f"'{path}' cannot be read: {str(error.strerror).lower()}; restore the file or its "
+            f"'{name}' cannot be read: {str(error.strerror).lower()}; restore the file or its "
             "permissions"
         ) from error
     except _DECODING as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedError(
-            f"'{path}' is no image or is damaged ({reason}); take it out of the folder, or type "
+            f"'{name}' is no image or is damaged ({reason}); take it out of the folder, or type "
             "--skip-damaged"
         ) from error
+
+
+def _silence() -> None:
+    """Hide pillow's warnings about odd tags; what matters is raised.
+
+    A filter that stays: `warnings.catch_warnings` would undo what other threads set meanwhile.
+    """
+    if not warnings.filters or warnings.filters[0][3] != _PILLOW:
+        warnings.filterwarnings("ignore", module=_PILLOW.pattern)
 
 
 @cache

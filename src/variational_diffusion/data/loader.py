@@ -1,44 +1,142 @@
-"""Batches of a split: an endless stream for training, one pass for evaluation."""
+"""Batches: an endless stream for training, one pass for evaluation, both made ahead in threads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache, partial
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
+from variational_diffusion.data.dataset import Dataset
 from variational_diffusion.data.source import Split
+from variational_diffusion.data.stream import Position, Task
 from variational_diffusion.errors import InputError
 
 
-def batches(
-    split: Split, batch_size: int, seed: int, start: int = 0, *, workers: int = 0
-) -> Iterator[Tensor]:
-    """Return an endless stream of batches, shape (batch_size, *shape), from number `start` on.
+class Batches(Iterator[Tensor]):
+    """Batches in their order, made ahead by threads.
 
-    Batch k depends on the split, the batch size, the seed and k alone, so that a run goes on at any
-    step without a stored state. Every example comes once in an epoch; a batch may hold the end of
-    one epoch and the beginning of the next.
+    Threads, not processes: decoders of images and copies release Python's lock, and nothing is sent
+    from one process to another.
 
-    workers: processes that read ahead; 0 reads in this one. They change nothing but the speed.
-    Raises InputError when the split has fewer examples than a batch.
+    tasks: what makes each batch, and the position after it.
+    position: before the first batch.
+    workers: threads; 0 is one, as 1 is. One batch more than there are threads is made ahead.
+    device: where the batches go. To a GPU they are copied from pinned memory, by the thread.
+    waited: seconds for which `next` has kept its caller waiting.
     """
+
+    def __init__(
+        self,
+        tasks: Iterable[tuple[Task, Position]],
+        position: Position,
+        *,
+        workers: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        self.waited = 0.0
+        self._tasks = iter(tasks)
+        self._position = position
+        self._device = device
+        self._ahead = max(1, workers) + 1
+        self._pending: deque[tuple[Future[Tensor], Position]] = deque()
+        self._pool = ThreadPoolExecutor(max(1, workers), "decode")
+        weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Tensor:
+        start = time.monotonic()
+        self._submit(1)  # the one that is due comes before those after it
+        if not self._pending:
+            raise StopIteration
+        batch, self._position = self._pending[0][0].result(), self._pending[0][1]
+        self._pending.popleft()
+        self._submit(self._ahead)
+        self.waited += time.monotonic() - start
+        return batch
+
+    def position(self) -> Position:
+        """Return what `training_batches` needs, beside `start`, to go on after the last batch.
+
+        JSON values; {} where it needs nothing. Batches that were made ahead do not count.
+        """
+        return self._position
+
+    def _submit(self, ahead: int) -> None:
+        while len(self._pending) < ahead and (made := next(self._tasks, None)) is not None:
+            task, position = made
+            self._pending.append((self._pool.submit(_on_device, task, self._device), position))
+
+
+def training_batches(
+    data: Dataset | Split,
+    batch_size: int,
+    seed: int,
+    *,
+    start: int = 0,
+    position: Position | None = None,
+    part: tuple[int, int] = (0, 1),
+    workers: int = 0,
+    device: torch.device | None = None,
+) -> Batches:
+    """Return an endless stream of batches for training, from number `start` on.
+
+    Batch k depends on the data, the batch size, the seed and k alone. Of a split, and of a data set
+    with one for the training, every example comes once in an epoch; a batch may hold the end of one
+    epoch and the beginning of the next. Of a data set with a stream, see `data.stream`.
+
+    batch_size: number of examples in the batch of all processes together.
+    position: of `Batches.position` after batch start - 1, joined by `joined_positions` where there
+        were several processes; needed for a stream that does not start at 0.
+    part: (rank, processes). A batch here is rows rank·b/n to (rank+1)·b/n of the whole one, of
+        shape (b/n, *shape). Another number of processes may go on with the stream.
+    workers, device: as of `Batches`; they change nothing but the speed.
+    Raises InputError when the batch cannot be shared evenly, and when a split has fewer examples.
+    """
+    rank, processes = part
+    if batch_size % processes:
+        raise InputError(
+            f"batch_size = {batch_size}: it must be a multiple of the number of processes, "
+            f"{processes}; give --batch-size {max(1, round(batch_size / processes)) * processes}"
+        )
+    position = position or {}
+    if isinstance(data, Dataset) and data.stream is not None:
+        if batch_size < 1:
+            raise InputError(f"batch_size = {batch_size}: at least 1; give --batch-size 32")
+        tasks = data.stream.tasks(batch_size, seed, start, position, part)
+        return Batches(tasks, position, workers=workers, device=device)
+    split = data.splits["train"] if isinstance(data, Dataset) else data
     if not 1 <= batch_size <= len(split):
         raise InputError(
             f"batch_size = {batch_size}: 1 to {len(split)} is allowed, as the split has "
             f"{len(split)} examples; give --batch-size {min(32, len(split))}"
         )
-    return _load(split, _Stream(len(split), batch_size, seed, start), workers)
+    rows = range(batch_size * rank // processes, batch_size * (rank + 1) // processes)
+    tasks = _split_tasks(split, batch_size, seed, start, rows)
+    return Batches(tasks, {}, workers=workers, device=device)
+
+
+def joined_positions(positions: Iterable[Position]) -> Position:
+    """Return the position of all processes together, from that of each after the same batch."""
+    lanes: dict[str, Any] = {}
+    for position in positions:
+        lanes |= position.get("lanes", {})
+    return {"lanes": lanes} if lanes else {}
 
 
 def ordered_batches(
     split: Split, batch_size: int, *, part: tuple[int, int] = (0, 1), workers: int = 0
-) -> Iterator[Tensor]:
+) -> Batches:
     """Return every example once, in the split's order; the last batch may be short.
 
     part: (k, n) gives the batches k, k + n, k + 2 n, … alone: the share of one of n processes.
@@ -47,7 +145,8 @@ def ordered_batches(
         raise InputError(f"batch_size = {batch_size}: at least 1; give --batch-size 1 or more")
     positions = np.arange(len(split))
     starts = range(part[0] * batch_size, len(split), part[1] * batch_size)
-    return _load(split, [positions[first : first + batch_size] for first in starts], workers)
+    chosen = (positions[first : first + batch_size] for first in starts)
+    return Batches(((partial(split.__getitems__, few), {}) for few in chosen), {}, workers=workers)
 
 
 def batch_positions(n: int, batch_size: int, seed: int, k: int) -> np.ndarray:
@@ -69,29 +168,17 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return permutation
 
 
-class _Stream:
-    """The positions of batch `start`, `start` + 1, … without end."""
-
-    def __init__(self, n: int, batch_size: int, seed: int, start: int) -> None:
-        self._arguments = (n, batch_size, seed)
-        self._start = start
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for k in count(self._start):
-            yield batch_positions(*self._arguments, k)
+def _split_tasks(
+    split: Split, batch_size: int, seed: int, start: int, rows: range
+) -> Iterator[tuple[Task, Position]]:
+    for k in count(start):
+        positions = batch_positions(len(split), batch_size, seed, k)[rows.start : rows.stop]
+        numbers = [k * batch_size + row for row in rows]
+        yield partial(split.draw, positions, seed, numbers), {}
 
 
-def _load(split: Split, positions: _Stream | list[np.ndarray], workers: int) -> Iterator[Tensor]:
-    loader: DataLoader[Tensor] = DataLoader(
-        # both have what torch asks for without being subclasses of its classes
-        split,  # type: ignore[arg-type]
-        batch_sampler=positions,  # type: ignore[arg-type]
-        collate_fn=_as_it_is,  # `Split.__getitems__` has made a batch of them
-        num_workers=workers,
-        generator=torch.Generator(),  # seeds the workers; the global one is not advanced
-    )
-    return iter(loader)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _on_device(task: Task, device: torch.device | None) -> Tensor:
+    batch = task()
+    if device is None or device.type != "cuda":
+        return batch
+    return batch.pin_memory().to(device, non_blocking=True)

@@ -1,21 +1,25 @@
-"""Sources, splits and data sets: examples by index, with every value checked at the door."""
+"""Sources and splits: examples by index, with every value checked at the door."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from variational_diffusion.data.augment import Augmentation
 from variational_diffusion.errors import InputError
-
-SPLITS = ("train", "validation", "test")
 
 MAX_LEVELS = 65_536
 """Largest number of levels that integer data may have: 16 bits."""
+
+
+_CHANNELS = range(1, 5)
+
+Examples = np.ndarray | list[np.ndarray]
 
 
 @runtime_checkable
@@ -34,11 +38,12 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """Return the examples of these indices, shape (n, *shape).
+    def read(self, indices: np.ndarray) -> Examples:
+        """Return the examples of these indices: an array of shape (n, *shape), or a list of arrays.
 
-        Up to 256 levels come as uint8, more as uint16, real values as float32. Every value has
-        been verified; InputError names the example that holds one which is not allowed.
+        In a list they may be higher and wider than `shape`, where the data are to be cropped. Up to
+        256 levels come as uint8, more as uint16, real values as float32. Every value has been
+        verified; InputError names the example that holds one which is not allowed.
         """
         ...
 
@@ -48,15 +53,18 @@ class Split:
     """Some of a source's examples, in a fixed order; what torch calls a map-style data set.
 
     indices: the examples' numbers in the source, shape (n,).
+    augmentation: its crop is the middle of an example, but for `draw`, which is of the training.
     """
 
     source: Source
     indices: np.ndarray
+    augmentation: Augmentation | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one example."""
-        return self.source.shape
+        shape = self.source.shape
+        return shape if self.augmentation is None else self.augmentation.shape(shape)
 
     @property
     def levels(self) -> int | None:
@@ -71,23 +79,34 @@ class Split:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return a batch in one reading, shape (n, *shape).
+        """Return a batch in one reading, shape (n, *shape), as `as_tensor` says."""
+        return as_tensor(self.read(np.asarray(indices, dtype=np.int64)))
 
-        uint8 up to 256 levels, int32 above (torch does next to nothing with uint16), float32 for
-        real values.
+    def draw(self, positions: np.ndarray, seed: int, numbers: Sequence[int]) -> Tensor:
+        """Return a batch for training, shape (n, *shape), with flips and crops.
+
+        numbers: of the examples in the stream of training examples; see `Augmentation.random`.
         """
-        values = self.read(np.asarray(indices, dtype=np.int64))
-        return torch.from_numpy(values.astype(np.int32) if values.dtype == np.uint16 else values)
+        augment = self.augmentation
+        if augment is None:
+            return self.__getitems__(positions)
+        rows = zip(self.source.read(self.indices[positions]), numbers, strict=True)
+        return as_tensor(np.stack([augment.random(row, seed, number) for row, number in rows]))
 
     def read(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Return examples by their position in the split (all without one), as `Source.read`."""
-        return self.source.read(self.indices if indices is None else self.indices[indices])
+        rows = self.source.read(self.indices if indices is None else self.indices[indices])
+        if self.augmentation is not None:
+            rows = [self.augmentation.central(row) for row in rows]
+        if isinstance(rows, list):
+            rows = np.stack(rows) if rows else np.empty((0, *self.shape), np.uint8)
+        return rows
 
     def limit(self, n: int) -> Split:
         """Return the first n examples; all where there are fewer."""
         if n < 1:
             raise InputError(f"limit = {n}: at least one example is needed; give --limit 1 or more")
-        return Split(self.source, self.indices[:n])
+        return replace(self, indices=self.indices[:n])
 
     def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation for each entry of the first axis of an example.
@@ -98,7 +117,7 @@ class Split:
         total, squares, count = np.zeros(self.shape[0]), np.zeros(self.shape[0]), 0
         centre: np.ndarray | None = None
         for first in range(0, len(self), 1024):
-            values = self.source.read(self.indices[first : first + 1024]).astype(np.float64)
+            values = self.read(np.arange(first, min(first + 1024, len(self)))).astype(np.float64)
             rows = np.moveaxis(values, 1, 0).reshape(self.shape[0], -1)
             centre = rows.mean(1) if centre is None else centre
             rows = rows - centre[:, None]
@@ -110,31 +129,35 @@ class Split:
         return centre + mean, np.sqrt(np.maximum(squares / count - mean**2, 0))
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Three splits without a common example, and what was noticed on opening.
+def channels_first(array: np.ndarray, name: str) -> np.ndarray:
+    """Return a view whose images are (channels, height, width).
 
-    source: a name of `DATASETS`, or an absolute path: opens the same data again from anywhere.
-    splits: "train", "validation" and "test", none of them empty.
-    notes: remarks of one line each, such as "12 damaged images skipped".
+    (n, d) vectors stay; (n, h, w) grey images become (n, 1, h, w); of (n, a, b, c) the axis that is
+    1 to 4 long, first or last, is the channels' and comes first. Everything else stays.
+    Raises InputError when there are no examples or values, when there is only one axis, and when
+    the channels could be the first axis or the last.
     """
+    if array.ndim < 2 or array.size == 0:
+        raise InputError(
+            f"{name} has shape {array.shape}: examples along the first axis and at least one value "
+            "in each are needed; save it as (n, d), (n, h, w) or (n, c, h, w)"
+        )
+    if array.ndim == 3:
+        return array[:, None]
+    if array.ndim != 4:
+        return array
+    first, last = array.shape[1] in _CHANNELS, array.shape[3] in _CHANNELS
+    if first and last:
+        raise InputError(
+            f"{name} has shape {array.shape}: the channels could be axis 1 or axis 3; save grey "
+            "images as (n, h, w), others with only one of the two axes up to 4 long, or as (n, d)"
+        )
+    return np.moveaxis(array, 3, 1) if last else array
 
-    source: str
-    splits: dict[str, Split]
-    notes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        assert tuple(self.splits) == SPLITS
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one example."""
-        return self.splits["train"].shape
-
-    @property
-    def levels(self) -> int | None:
-        """Number of values of integer data; None for real values."""
-        return self.splits["train"].levels
+def as_tensor(values: np.ndarray) -> Tensor:
+    """Return uint8 and float32 as they are, uint16 as int32: torch does next to nothing with it."""
+    return torch.from_numpy(values.astype(np.int32) if values.dtype == np.uint16 else values)
 
 
 def verify(

@@ -14,7 +14,7 @@ def share(n: int, fraction: float) -> int:
 
 
 def random_splits(
-    source: Source, *, validation: float, seed: int, test: float | int | Split
+    source: Source, *, validation: float | Split, seed: int, test: float | int | Split
 ) -> dict[str, Split]:
     """Draw "train", "validation" and "test" out of all examples of `source`.
 
@@ -22,14 +22,14 @@ def random_splits(
     validation and the others to the training; the test does not change with the validation's
     share, and the first n of each split are a random draw.
 
-    validation: share of the source's examples, in (0, 1).
+    validation: a share of the source's examples, in (0, 1), or a split as for `test`.
     test: a share, a number of examples, or a split that the source brought with it and that is
         kept as it is.
     Raises InputError when no example is left for the training.
     """
     n = len(source)
     order = np.random.default_rng(seed).permutation(n)
-    n_validation = share(n, validation)
+    n_validation = 0 if isinstance(validation, Split) else share(n, validation)
     n_test = test if isinstance(test, int) else 0
     if isinstance(test, float):
         n_test = share(n, test)
@@ -39,9 +39,9 @@ def random_splits(
             f"{n} examples: {n_validation} for the validation and {n_test} for the test leave none "
             "for the training; give at least 3 examples, or smaller --validation and --test shares"
         )
-    drawn = Split(source, order[:n_test])
+    drawn = np.split(order, [n_test, n_test + n_validation])
     return {
-        "train": Split(source, order[n_test + n_validation :]),
-        "validation": Split(source, order[n_test : n_test + n_validation]),
-        "test": test if isinstance(test, Split) else drawn,
+        "train": Split(source, drawn[2]),
+        "validation": validation if isinstance(validation, Split) else Split(source, drawn[1]),
+        "test": test if isinstance(test, Split) else Split(source, drawn[0]),
     }

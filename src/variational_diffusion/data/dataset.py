@@ -1,0 +1,155 @@
+"""Data sets: three splits, and a stream where the training examples are not numbered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+
+from variational_diffusion.config import DataConfig
+from variational_diffusion.data.augment import Augmentation
+from variational_diffusion.data.decoding import Decoded
+from variational_diffusion.data.source import Split
+from variational_diffusion.data.splits import random_splits
+from variational_diffusion.data.stored import Held, Shards, Store, Stored
+from variational_diffusion.data.stream import Stream
+from variational_diffusion.data.survey import survey
+from variational_diffusion.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+
+_SPREAD = 16
+"""Shards that the examples which are set aside come from: more are fairer, and slower to open."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits without a common example, and what was noticed on opening.
+
+    source: a name of `DATASETS`, `hf:NAME`, or an absolute path: opens the same data again from
+        anywhere.
+    splits: "train", "validation" and "test", none of them empty.
+    notes: remarks of one line each, such as "12 damaged images skipped".
+    stream: the training examples of streamed data. Their split "train" is then a sample of them,
+        for what looks at the training data but does not train.
+    """
+
+    source: str
+    splits: dict[str, Split]
+    notes: tuple[str, ...] = ()
+    stream: Stream | None = None
+
+    def __post_init__(self) -> None:
+        assert tuple(self.splits) == SPLITS
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return self.splits["train"].shape
+
+    @property
+    def levels(self) -> int | None:
+        """Number of values of integer data; None for real values."""
+        return self.splits["train"].levels
+
+    def augmented(self, augmentation: Augmentation) -> Dataset:
+        """Return the data set with its images flipped and cropped.
+
+        Raises InputError for what is no image, and for images smaller than the crop.
+        """
+        splits = {
+            name: replace(split, augmentation=augmentation) for name, split in self.splits.items()
+        }
+        for split in splits.values():
+            augmentation.shape(split.source.shape)
+        stream = None if self.stream is None else replace(self.stream, augmentation=augmentation)
+        return replace(self, splits=splits, stream=stream)
+
+
+def stored_dataset(
+    stores: Mapping[str, Store], config: DataConfig, source: str, notes: tuple[str, ...] = ()
+) -> Dataset:
+    """Return a data set of stored examples, by the name of their split.
+
+    stores: "train", and "validation" and "test" where the source has them; the others are drawn
+    from "train".
+    """
+    decoder, kept, found = survey(stores, config)
+    sources = {name: Decoded(store, kept[name], decoder) for name, store in stores.items()}
+    own = {name: Split(part, np.arange(len(part))) for name, part in sources.items() if len(part)}
+    splits = random_splits(
+        sources["train"],
+        validation=own.get("validation", config.validation),
+        test=own.get("test", config.test),
+        seed=config.split_seed,
+    )
+    return Dataset(source, splits, (*found, *notes))
+
+
+def streamed_dataset(shards: Mapping[str, Shards], config: DataConfig, source: str) -> Dataset:
+    """Return a data set whose training examples are streamed.
+
+    shards: "train", and "validation" and "test" where the source has them, of which the first
+    `config.hold_out` examples are taken. For a split that it has not, as many are taken out of the
+    training. All of these are read once and kept in memory, undecoded.
+    """
+    n = config.hold_out
+    missing = [name for name in SPLITS[1:] if name not in shards]
+    aside, sample, held = _first(shards["train"], n * len(missing), n)
+    stores = {"train": sample}
+    for i, name in enumerate(missing):
+        stores[name] = aside[i :: len(missing)]
+    for name in shards.keys() - {"train"}:
+        stores[name] = _first(shards[name], 0, n)[1]
+    empty = [name for name in SPLITS if not stores[name]]
+    if empty:
+        raise InputError(
+            f"'{source}' holds too few examples to stream: none is left for {', '.join(empty)}; "
+            "leave out --streaming"
+        )
+    decoder, kept, notes = survey(
+        {name: Held(stores[name]) for name in SPLITS}, config, complete=False
+    )
+    splits = {
+        name: Split(Decoded(Held(stores[name]), kept[name], decoder), np.arange(len(kept[name])))
+        for name in SPLITS
+    }
+    stream = Stream(
+        shards["train"],
+        decoder,
+        shuffle_buffer=config.shuffle_buffer,
+        lanes=config.lanes,
+        held=held,
+        skip_damaged=config.skip_damaged,
+    )
+    return Dataset(source, splits, tuple(notes), stream)
+
+
+def _first(
+    shards: Shards, n_aside: int, n_sample: int
+) -> tuple[list[Stored], list[Stored], dict[int, int]]:
+    """Read the first examples of some shards, evenly spread over all.
+
+    Return those to be set aside, at most n_aside and half of a shard; a sample of those after them;
+    and how many stand aside at the beginning of which shard.
+    """
+    chosen = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), _SPREAD)).astype(int))
+    aside: list[list[Stored]] = []
+    sample: list[list[Stored]] = []
+    held = {}
+    for i, shard in enumerate(chosen.tolist()):
+        quotas = [n // len(chosen) + (i < n % len(chosen)) for n in (n_aside, n_sample)]
+        examples = list(islice(shards.read(shard, 0), sum(quotas)))
+        exhausted = len(examples) < sum(quotas)
+        held[shard] = min(quotas[0], len(examples) // 2) if exhausted else quotas[0]
+        aside.append(examples[: held[shard]])
+        sample.append(examples[held[shard] :][: quotas[1]])
+    return _alternating(aside), _alternating(sample), held
+
+
+def _alternating(lists: list[list[Stored]]) -> list[Stored]:
+    """Return the first of each list, then the second of each, and so on."""
+    longest = max(map(len, lists))
+    return [examples[i] for i in range(longest) for examples in lists if i < len(examples)]

@@ -1,0 +1,224 @@
+"""Looking over stored examples before they are used: what they have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from variational_diffusion.config import DataConfig
+from variational_diffusion.data.decoding import Arrays, Decoder, Pictures, is_array, read_array
+from variational_diffusion.data.images import CHANNELS, DamagedError, Header, read_header
+from variational_diffusion.data.source import MAX_LEVELS
+from variational_diffusion.data.stored import Store, Stored
+from variational_diffusion.errors import InputError
+
+_ASKED = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
+
+
+class Survey(NamedTuple):
+    """How examples are decoded, which of each store are sound, and remarks of one line each."""
+
+    decoder: Decoder
+    kept: dict[str, np.ndarray]
+    notes: list[str]
+
+
+def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = True) -> Survey:
+    """Look at the header of every image, or verify every array, of stores by their split's name.
+
+    complete: whether they hold all there is, or only the first examples of a stream.
+    With `config.skip_damaged`, images are decoded here once, and what cannot be is left out.
+    Raises InputError where the examples do not fit together, and as `read_header` does.
+    """
+    everything = {split: np.arange(len(store)) for split, store in stores.items()}
+    first = next((stored for _, _, stored in _examples(stores, everything)), None)
+    if first is None:
+        raise InputError("no examples; give data that hold some")
+    headers: dict[str, Header] = {}
+    kept: dict[str, list[int]] = {split: [] for split in stores}
+    n_damaged = 0
+    arrays = is_array(first)
+    for split, index, stored in _examples(stores, everything):
+        try:
+            if arrays:
+                read_array(stored)
+            else:
+                headers[stored.name] = read_header(stored, decode=config.skip_damaged)
+            kept[split].append(index)
+        except DamagedError:
+            if not config.skip_damaged:
+                raise
+            n_damaged += 1
+    sound = {split: np.array(indices, np.int64) for split, indices in kept.items()}
+    if not any(map(len, sound.values())):
+        raise InputError(f"all {n_damaged} examples are damaged; give data that hold others")
+    notes = [f"{n_damaged} damaged images skipped"] if n_damaged else []
+    if arrays:
+        decoder = _arrays_decoder(stores, sound, config, complete)
+        for _, _, stored in _examples(stores, sound):
+            decoder.decode(stored)
+        return Survey(decoder, sound, notes)
+    pictures = _pictures_decoder(headers, config, complete)
+    return Survey(pictures, sound, [*notes, *_notes(list(headers.values()), pictures)])
+
+
+def _arrays_decoder(
+    stores: Mapping[str, Store], kept: Mapping[str, np.ndarray], config: DataConfig, complete: bool
+) -> Arrays:
+    """Return the decoder for arrays like the first.
+
+    complete: whether the stores hold all there is, so that the largest integer is the largest.
+    Raises InputError for options that are of images, and where the levels cannot be known.
+    """
+    for name in ("resize", "channels"):
+        if getattr(config, name) != DataConfig.model_fields[name].default:
+            raise InputError(
+                f"{name} = {getattr(config, name)!r} is for images, and these are arrays; leave "
+                f"out --{name}"
+            )
+    arrays = (read_array(stored) for _, _, stored in _examples(stores, kept))
+    first = next(arrays)
+    levels, kind = config.levels, first.dtype.kind
+    if kind == "f" and levels is not None:
+        raise InputError(
+            f"levels = {levels} is for integers, these are {first.dtype}: leave it out"
+        )
+    if kind != "f" and config.value_range is not None:
+        raise InputError(
+            f"value_range = {config.value_range} is for floats, these are {first.dtype}; leave out "
+            "--range"
+        )
+    if levels is None and kind in "bu" and first.dtype.itemsize <= 2:
+        levels = 2 if kind == "b" else 2 ** (8 * first.dtype.itemsize)
+    if levels is None and kind != "f" and not complete:
+        raise InputError(
+            f"the arrays hold {first.dtype}, so the number of levels is not known before all have "
+            "been read; give --levels"
+        )
+    if levels is None and kind != "f":
+        largest = max(int(first.max()), *(int(array.max()) for array in arrays))
+        levels = min(MAX_LEVELS, max(2, largest + 1))
+    return Arrays(
+        first.dtype,
+        _cropped(first.shape, config),
+        levels,
+        value_range=config.value_range,
+        cropped=config.crop is not None,
+    )
+
+
+def _pictures_decoder(
+    headers: Mapping[str, Header], config: DataConfig, complete: bool
+) -> Pictures:
+    """Return the decoder for images with these headers.
+
+    complete: whether these are all there are; if not, a later one with colours is no surprise.
+    Raises InputError for images of several sizes without `config.resize` or `config.crop`, and for
+    a mixture of 8 and 16 bits.
+    """
+    if config.value_range is not None:
+        raise InputError(
+            f"value_range = {config.value_range} is for floats, and these are images; leave out "
+            "--range"
+        )
+    size = _checked_size(config.resize)
+    if size is None and config.crop is not None:
+        size = config.crop
+        small = _first(headers, lambda header: header.size[0] < size[0] or header.size[1] < size[1])
+        if small is not None:
+            h, w = headers[small].size
+            raise InputError(
+                f"crop = {config.crop}: '{small}' has {h}×{w} pixels (height × width); give a "
+                "smaller --crop, or --resize too"
+            )
+    mode = _common_mode(headers, config)
+    return Pictures(
+        mode,
+        size or _common_size(headers),
+        levels=config.levels,
+        resize=config.resize is not None,
+        cropped=config.crop is not None,
+        colour=complete or CHANNELS[mode] > 1 or config.channels != "auto",
+    )
+
+
+def _cropped(shape: tuple[int, ...], config: DataConfig) -> tuple[int, ...]:
+    """Return the least shape that examples like one of `shape` may have."""
+    if config.crop is None or len(shape) != 3:
+        return shape
+    return (shape[0], *config.crop)
+
+
+def _notes(headers: list[Header], decoder: Pictures) -> Iterator[str]:
+    """Yield remarks of one line on what decoding changes."""
+    n_grey = sum(header.grey for header in headers)
+    n_transparent = sum(header.transparent for header in headers)
+    n_reduced = sum(header.reduced for header in headers)
+    n_channels = decoder.shape[0]
+    if n_transparent and n_channels < 4:
+        yield f"alpha put on white in {n_transparent} images (--channels rgba keeps it)"
+    if n_grey and n_channels > 1:
+        yield f"{n_grey} grey images read with {n_channels} channels"
+    if n_grey < len(headers) and n_channels == 1:
+        yield f"{len(headers) - n_grey} colour images turned grey"
+    if n_reduced:
+        yield f"{n_reduced} images with 16 bits of colour read with 8"
+
+
+def _examples(
+    stores: Mapping[str, Store], kept: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, int, Stored]]:
+    """Yield split, index and example of all kept examples of all stores, a few in memory."""
+    for split, indices in kept.items():
+        for first in range(0, len(indices), 64):
+            few = indices[first : first + 64]
+            for index, stored in zip(few.tolist(), stores[split].read(few), strict=True):
+                yield split, index, stored
+
+
+def _checked_size(resize: tuple[int, int] | None) -> tuple[int, int] | None:
+    if resize is not None and min(resize) < 1:
+        raise InputError(f"resize = {resize}: both are at least 1; give --resize HxW, as in 32x32")
+    return resize
+
+
+def _common_size(headers: Mapping[str, Header]) -> tuple[int, int]:
+    first, size = next((name, header.size) for name, header in headers.items())
+    other = _first(headers, lambda header: header.size != size)
+    if other is not None:
+        (h, w), (h_2, w_2) = size, headers[other].size
+        raise InputError(
+            f"images differ in size: '{first}' has {h}×{w} pixels (height × width), '{other}' has "
+            f"{h_2}×{w_2}; bring all to one size with --resize HxW, as in --resize {h}x{w}"
+        )
+    return size
+
+
+def _common_mode(headers: Mapping[str, Header], config: DataConfig) -> str:
+    deep = _first(headers, lambda header: header.bits == 16)
+    if deep is not None:
+        shallow = _first(headers, lambda header: header.bits < 16)
+        if shallow is not None:
+            raise InputError(
+                f"images differ in depth: '{deep}' has 16 bits, '{shallow}' has "
+                f"{headers[shallow].bits}; convert them to one depth, or give a folder for each"
+            )
+        if config.channels in ("rgb", "rgba"):
+            raise InputError(
+                f"channels = {config.channels!r}: '{deep}' and all others are grey with 16 bits; "
+                "leave out --channels, or type --channels grey"
+            )
+        return "I;16"
+    if config.channels in ("auto", "grey") and not config.resize:
+        plain = _first(headers, lambda header: header.bits > 1 or header.transparent) is None
+        if plain:
+            return "1"
+    if config.channels == "auto":
+        return "RGB" if _first(headers, lambda header: not header.grey) is not None else "L"
+    return _ASKED[config.channels]
+
+
+def _first(headers: Mapping[str, Header], test: Callable[[Header], bool]) -> str | None:
+    return next((name for name, header in headers.items() if test(header)), None)

@@ -1,0 +1,132 @@
+"""Tar files in the manner of webdataset: an example is a member, and its extension says what it is.
+
+Members are read where they lie: nothing is unpacked, and nothing but the chosen members is read.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from variational_diffusion.data.images import extensions
+from variational_diffusion.data.stored import Stored
+from variational_diffusion.errors import InputError
+
+_LARGEST = 2**30
+"""Bytes that a member may have, so that a damaged header takes no memory."""
+
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+"""Key and extension, which begins at the first dot of the file's name."""
+
+
+class _Member(NamedTuple):
+    name: str
+    offset: int
+    size: int
+
+
+class TarStore:
+    """The examples of tar files by number. The headers of all members are read here, once."""
+
+    def __init__(self, paths: list[str], column: str | None) -> None:
+        self._paths = paths
+        self._members: list[_Member] = []
+        self._file: list[int] = []
+        for i, path in enumerate(paths):
+            with _opened(path) as file:
+                self._members += _members(file, path, column)
+            self._file += [i] * (len(self._members) - len(self._file))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def read(self, indices: np.ndarray) -> list[Stored]:
+        """Return the examples of these indices."""
+        return [self._read(int(index)) for index in indices]
+
+    def _read(self, index: int) -> Stored:
+        path, member = self._paths[self._file[index]], self._members[index]
+        with _opened(path) as file:
+            return _stored(file, path, member)
+
+
+class TarShards:
+    """Tar files, one a shard. paths: of this machine, or addresses that fsspec opens."""
+
+    def __init__(self, paths: list[str], column: str | None) -> None:
+        self._paths = paths
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, shard: int, start: int) -> Iterator[Stored]:
+        """Yield a shard's examples from number `start` on."""
+        path = self._paths[shard]
+        with _opened(path) as file:
+            for member in islice(_members(file, path, self._column), start, None):
+                yield _stored(file, path, member)
+
+
+def _members(file: IO[bytes], path: str, column: str | None) -> Iterator[_Member]:
+    """Yield the members with the extension `column`; without one, all images and arrays."""
+    known = {extension[1:] for extension in extensions()} | {"npy"}
+    last = ("", "")
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        while (info := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined]  # there may be millions
+            match = _NAME.fullmatch(info.name)
+            if match is None or not info.isreg():
+                continue
+            key, extension = match[1], match[2].lower()
+            suffix = extension.rpartition(".")[2]
+            if (extension != column.lower().lstrip(".")) if column else (suffix not in known):
+                continue
+            if key == last[0]:
+                raise InputError(
+                    f"'{path}': '{key}' is an example both as .{last[1]} and as .{extension}; "
+                    "choose with --column EXTENSION"
+                )
+            last = (key, extension)
+            yield _Member(info.name, info.offset_data, info.size)
+
+
+def _stored(file: IO[bytes], path: str, member: _Member) -> Stored:
+    name = f"{path.rpartition('/')[2]}:{member.name}"
+    if not 0 <= member.size <= _LARGEST:
+        raise InputError(
+            f"'{name}' has {member.size:,} bytes, {_LARGEST:,} are allowed; leave it out"
+        )
+    file.seek(member.offset)
+    content = file.read(member.size)
+    if len(content) < member.size:
+        raise InputError(f"'{path}' ends within '{member.name}'; copy the file again")
+    return Stored(name, content)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    """Open a file or an address; turn what goes wrong into one line with its name."""
+    try:
+        if "://" in path:
+            import fsspec  # noqa: PLC0415 (it comes with datasets)
+
+            opened: Any = fsspec.open(path, "rb")
+        else:
+            opened = Path(path).open("rb")  # noqa: SIM115 (closed below)
+        with opened as file:
+            yield file
+    except InputError:
+        raise
+    except (OSError, tarfile.TarError) as error:
+        reason = str(getattr(error, "strerror", None) or error).partition("\n")[0].lower()
+        raise InputError(
+            f"'{path}' cannot be read as a tar file: {reason}; restore or replace the file"
+        ) from error
