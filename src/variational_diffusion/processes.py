@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from variational_diffusion.errors import InputError
@@ -132,6 +132,11 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if leads:
             found[name] = value.cpu()
     return found
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Return whether a model's weights are shared out over processes."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def local(tensor: Tensor) -> Tensor:

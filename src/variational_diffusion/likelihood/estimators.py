@@ -32,6 +32,7 @@ from variational_diffusion.grids import Gammas
 from variational_diffusion.likelihood.dequantisation import DEQUANTISATIONS
 from variational_diffusion.model import VDM
 from variational_diffusion.objective import Bound
+from variational_diffusion.processes import is_sharded
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,6 @@ class Infinite:
     def __post_init__(self) -> None:
         _at_least_one("draws", self.draws)
 
-    @torch.inference_mode()
     def __call__(self, vdm: VDM, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         return _bound(vdm, x, self.draws, None, generator)
 
@@ -101,7 +101,6 @@ class Chain:
         if self.draws is not None:
             _at_least_one("draws", self.draws)
 
-    @torch.inference_mode()
     def __call__(self, vdm: VDM, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         # T times that are spread evenly fall into T different steps
         draws = len(self.gammas) - 1 if self.draws is None else self.draws
@@ -246,9 +245,11 @@ ESTIMATORS = {
 def _bound(
     vdm: VDM, x: Tensor, draws: int, gammas: Tensor | None, generator: torch.Generator | None
 ) -> Estimate:
-    times = stratified_times(len(x), draws, generator, like=vdm.schedule.gamma_0.detach())
-    bounds = [vdm.vlb(x, gammas=gammas, draws=vdm.draw(len(x), generator, t)) for t in times]
-    return Estimate({name: _mean(bounds, name) for name in TERMS}, draws)
+    # sharded weights are gathered into memory that training uses again
+    with torch.no_grad(), torch.inference_mode(not is_sharded(vdm)):
+        times = stratified_times(len(x), draws, generator, like=vdm.schedule.gamma_0)
+        bounds = [vdm.vlb(x, gammas=gammas, draws=vdm.draw(len(x), generator, t)) for t in times]
+        return Estimate({name: _mean(bounds, name) for name in TERMS}, draws)
 
 
 def _mean(bounds: list[Bound], name: str) -> Tensor:
