@@ -14,7 +14,7 @@ LEVELS = [
     {"decoders", "networks", "objective", "sampling", "grids", "flow"},
     {"model"},
     {"training", "likelihood", "profile"},
-    {"checkpoint", "presets", "figures", "anomaly"},
+    {"checkpoint", "presets", "figures", "anomaly", "plan"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""

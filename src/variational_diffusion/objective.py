@@ -27,7 +27,9 @@ PredictNoise = Callable[[Tensor, Tensor], Tensor]
 
 PerExample = Float[Tensor, " batch"]
 
-_CALLS_PER_MEASUREMENT = 64
+CALLS_PER_MEASUREMENT = 64
+"""Steps of training to one measurement of the errors at the end points, by two passes."""
+
 _SHARE_IN_MEAN_LOSS = 0.02
 
 
@@ -134,9 +136,9 @@ def _at_the_ends(
     It is ½E‖ε − ε̂‖² at γ_1 for γ_1, and −½E‖ε − ε̂‖² at γ_0 for γ_0: measured on the batch, at the
     ends themselves. To differentiate the estimate at random times instead gives the same mean and
     hundreds of times the variance. In training the measurement is made at one call in
-    `_CALLS_PER_MEASUREMENT` and kept in between, so that it costs about 1 % of a step.
+    `CALLS_PER_MEASUREMENT` and kept in between, so that it costs about 1 % of a step.
     """
-    if not schedule.training or schedule.calls % _CALLS_PER_MEASUREMENT == 0:
+    if not schedule.training or schedule.calls % CALLS_PER_MEASUREMENT == 0:
         with torch.no_grad():
             sums = [
                 noise_error(predict_noise, x, gamma.expand(len(x)), noise).sum()
