@@ -32,7 +32,6 @@ from variational_diffusion.presets import configure, parts
 
 _STEPS = 100_000
 _HERE = "this machine"
-_GIB = 2**30
 _SHARDINGS = {"replicated": "replicated", "node": "sharded in the node", "sharded": "sharded"}
 
 
@@ -148,7 +147,7 @@ def _configured(data: str | None, options: dict[str, Any]) -> tuple[ModelConfig,
 
 def _by_batch(
     counted: Callable[[int], Footprint], step: Footprint, options: dict[str, Any]
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """Return the memory of a device for a half, once, twice and four times the planned batch.
 
     Activations grow in proportion to the batch, so two counts give all.
@@ -214,7 +213,7 @@ def _compared(
     return {
         "precision": precision,
         "peak": here.peak[precision],
-        "achieved": here.achieved[precision],
+        "achieved": here.achieved["tf32" if precision == "float32" else precision],
         "bandwidth": here.bandwidth,
         "estimate": {
             "flops": step.batch * (step.training_flops - ends),
@@ -238,20 +237,17 @@ def _print(found: dict[str, Any], options: dict[str, Any]) -> None:
     )
     columns = ["weights", "gradients", "optimizer", "average", "activations", "total"]
     print_table(
-        f"memory of one device in {found['precision']}, in GiB",
-        ["batch of a device", *columns],
-        [
-            (str(row["batch"]), *(f"{row[name] / _GIB:.3f}" for name in columns))
-            for row in found["memory"]
-        ],
+        f"memory of one device by its batch, with {found['precision']}",
+        ["batch", *columns],
+        [(str(row["batch"]), *(_size(row[name]) for name in columns)) for row in found["memory"]],
     )
     print_table(
         f"{options['devices']} of each, {options['sharding']}, to {options['steps']:,} steps",
-        ["hardware", "GiB", "fits", "steps/s", "images/s", "waiting", "hours", "kWh"],
+        ["hardware", "memory", "fits", "steps/s", "images/s", "waiting", "hours", "kWh"],
         [
             (
                 name,
-                f"{row['memory'] / _GIB:.2f}",
+                _size(row["memory"]),
                 "yes" if row["fits"] else "no",
                 f"{row['steps_per_second']:.3g}",
                 f"{row['images_per_second']:.0f}",
@@ -278,14 +274,19 @@ def _print(found: dict[str, Any], options: dict[str, Any]) -> None:
                 )
                 for name, show in (
                     ("flops", _si),
-                    ("memory", lambda value: f"{value / 2**20:.1f} MiB"),
+                    ("memory", _size),
                     ("seconds", lambda value: f"{value:.4f}"),
                 )
             ],
         )
 
 
-def _si(value: float) -> str:
+def _si(value: int | float) -> str:
     """Return a number of operations with three digits and a prefix."""
     power = min(5, int(math.log10(max(value, 1)) // 3))
     return f"{value / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P'][power]}FLOP"
+
+
+def _size(value: int | float) -> str:
+    """Return a number of bytes in MiB or GiB."""
+    return f"{value / 2**20:.1f} MiB" if value < 2**30 else f"{value / 2**30:.1f} GiB"

@@ -4,8 +4,8 @@
 `collectives` the time of an exchange between devices, and `estimate` puts the three together.
 """
 
-from variational_diffusion.plan.estimate import SHARDINGS, Estimate, Memory, estimate, memory
-from variational_diffusion.plan.footprint import Footprint, footprint
+from variational_diffusion.plan.counting import Footprint, footprint
+from variational_diffusion.plan.estimates import SHARDINGS, Estimate, Memory, estimate, memory
 from variational_diffusion.plan.hardware import HARDWARE, Hardware
 from variational_diffusion.plan.measure import Measured, measured, this_machine
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig
 from variational_diffusion.memory import keep_freed_memory
 from variational_diffusion.model import build
-from variational_diffusion.plan.footprint import FLOP_FORMULAS, recompute_blocks
+from variational_diffusion.plan.counting import FLOP_FORMULAS, recompute_blocks
 from variational_diffusion.plan.hardware import HARDWARE, Hardware
 from variational_diffusion.training import TrainingState, fit
 
@@ -53,13 +53,16 @@ def this_machine(device: torch.device) -> Hardware:
         x = torch.randn(images, channels, 32, 32, device=device, dtype=dtype, requires_grad=True)
         w = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype, requires_grad=True)
         flops = 3 * 2 * 9 * w[:, :, 0, 0].numel() * x[:, 0].numel()
-        achieved[name] = min(1.0, flops / _seconds(partial(_convolve, x, w), device) / peak[name])
+        achieved[name] = flops / _seconds(partial(_convolve, x, w), device) / peak[name]
+    # the convolution of float32 may be done in TF32: its rate is a figure of its own
+    peak["tf32"], achieved["tf32"] = peak["float32"], achieved["float32"]
+    achieved["float32"] = 1.0
     large = torch.randn((16 if on_cpu else 256) * 2**20, device=device)
     target, small = torch.empty_like(large), torch.randn(16, device=device)
     return Hardware(
         peak=peak,
         achieved=achieved,
-        memory=_physical_memory() if on_cpu else torch.cuda.get_device_properties(0).total_memory,
+        memory=float(_physical_memory() if on_cpu else torch.cuda.mem_get_info(device)[1]),
         bandwidth=2 * large.nbytes / _seconds(lambda: target.copy_(large), device),
         watts=None,
         operation_seconds=_seconds(lambda: small + small, device),

@@ -23,30 +23,39 @@ from variational_diffusion.training import make_optimizers
 
 aten = torch.ops.aten
 
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return flop_counter.sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return flop_counter.sdpa_backward_flop_count(gradient, query, key, value)
+
+
 FLOP_FORMULAS = {
-    # torch 2.13 counts the attention of GPUs only
-    aten._scaled_dot_product_flash_attention_for_cpu: flop_counter.sdpa_flop,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_counter.sdpa_backward_flop,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""Formulas for `FlopCounterMode(custom_mapping=…)`."""
+"""For `FlopCounterMode(custom_mapping=…)`: torch 2.13 counts the attention of GPUs only."""
 
 _FORMULAS = {
     **flop_counter.flop_registry,
     **{op: flop_counter.shape_wrapper(formula) for op, formula in FLOP_FORMULAS.items()},
 }
-_COPIED = {aten.convolution: 1, aten.convolution_backward: 2}
-"""How many of a convolution's first arguments a CPU copies to a layout of its own, as measured."""
+_CONVOLUTIONS = {aten.convolution: 1, aten.convolution_backward: 2}
+"""How many of its first arguments a CPU copies to a layout of its own, as measured."""
 
 
 class Operation(NamedTuple):
     """One operation of torch: multiplications and additions of products, bytes read and written.
 
-    half: whether it is done in bfloat16.
+    precision: "bfloat16", "float32", or "tf32" for a convolution of float32, which torch does in
+        TF32 on a device with units for it.
     """
 
     flops: int
     bytes: int
-    half: bool
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -135,21 +144,24 @@ def footprint(
             del loss
             peak, without = recorder.peak, recorder.peak_apart
             backward = recorder.take()
-            for optimizer in optimizers.values():
-                optimizer.step()
+            for _ in range(2):  # the first makes the states
+                recorder.take()
+                for optimizer in optimizers.values():
+                    optimizer.step()
         states = _bytes(
             value
             for optimizer in optimizers.values()
             for state in optimizer.state.values()
             for value in state.values()
         )
-        update, update_peak = recorder.take(), recorder.peak - states
+        update_peak = recorder.peak - states
+        update = recorder.take()
         weights = _bytes(vdm.parameters())
         gradients = _bytes(p.grad for p in vdm.parameters())
         alone = _Recorder(scratch=on_cpu)
         with torch.no_grad(), alone:
             _loss(vdm, batch)
-    average = Operation(flops=0, bytes=3 * weights, half=False)
+    average = Operation(flops=0, bytes=3 * weights, precision="float32")
     learned = vdm.schedule.log_stretch.requires_grad
     if learned:  # its end points are measured while what forward keeps is there
         peak, without = (max(p, kept + alone.peak) for p in (peak, without))
@@ -252,13 +264,17 @@ class _Recorder(TorchDispatchMode):
         formula: Callable[..., int] | None = _FORMULAS.get(packet)
         distinct = {id(t): t for t in (*inputs, *outputs)}.values()
         moved = sum(t.numel() * t.itemsize for t in distinct)
-        if self._scratch and packet in _COPIED:
-            self._grow(sum(t.nbytes for t in args[: _COPIED[packet]]))
+        if self._scratch and packet in _CONVOLUTIONS:
+            self._grow(sum(t.nbytes for t in args[: _CONVOLUTIONS[packet]]))
         self._operations.append(
             Operation(
                 flops=0 if formula is None else formula(*args, **kwargs, out_val=result),
                 bytes=moved,
-                half=any(t.dtype == torch.bfloat16 for t in outputs),
+                precision="bfloat16"
+                if any(t.dtype == torch.bfloat16 for t in outputs)
+                else "tf32"
+                if packet in _CONVOLUTIONS
+                else "float32",
             )
         )
         return result

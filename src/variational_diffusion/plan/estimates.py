@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from variational_diffusion.plan import collectives
-from variational_diffusion.plan.footprint import Footprint, Operation
+from variational_diffusion.plan.counting import Footprint, Operation
 from variational_diffusion.plan.hardware import Hardware
 
 SHARDINGS = ("replicated", "sharded in the node", "sharded")
@@ -22,7 +23,8 @@ CPU_HEAP = 1.2
 CPU_KERNELS = 10 * 2**20
 """Bytes of the machine code that is generated for a network's operations on a CPU."""
 
-_BUCKET = 25 * 2**20  # of gradients that are exchanged together, as torch's data parallel does
+_AS_QUICK = 1.05
+_BUCKET = 25.0 * 2**20  # of gradients that are exchanged together, as torch's data parallel does
 _BANDWIDTH_SHARE = 0.8  # of the stated bandwidth, in operations entry by entry
 
 
@@ -72,21 +74,19 @@ class Estimate:
         return self.batch * self.passes * self.devices / self.seconds
 
 
-def seconds(operations: Iterable[Operation], hardware: Hardware) -> float:
+def seconds(operations: Iterable[Operation], hardware: Hardware, *, parts: int = 1) -> float:
     """Return the time of operations, one after the other, on one device.
 
     Each takes as long as its arithmetic, its memory traffic or its start, whichever is longest.
+    parts: number of devices that share the tensors, and so the traffic; products are of whole
+        matrices.
     Source: Williams, Waterman, Patterson, "Roofline" (2009).
     """
     rates = {name: peak * hardware.achieved[name] for name, peak in hardware.peak.items()}
-    bandwidth = _BANDWIDTH_SHARE * hardware.bandwidth
-    return sum(
-        max(
-            operation.flops / rates["bfloat16" if operation.half else "float32"],
-            operation.bytes / bandwidth,
-            hardware.operation_seconds,
-        )
-        for operation in operations
+    bandwidth = _BANDWIDTH_SHARE * hardware.bandwidth * parts
+    return math.fsum(
+        max(flops / rates[precision], moved / bandwidth, hardware.operation_seconds)
+        for flops, moved, precision in operations
     )
 
 
@@ -111,7 +111,7 @@ def memory(
         most = max(step.peak, step.update_peak)
     else:
         most = max(step.gradients / parts + step.peak_without_gradients, step.update_peak / parts)
-    gathered = 2 * step.unit if parts > 1 else 0
+    gathered = 2.0 * step.unit if parts > 1 else 0.0
     total = held / parts + gathered + most
     if hardware is not None and hardware.on_cpu:
         total = CPU_HEAP * total + CPU_KERNELS
@@ -121,8 +121,8 @@ def memory(
         optimizer=step.optimizer / parts,
         average=step.average / parts,
         gathered=gathered,
-        activations=step.kept,
-        total=total,
+        activations=float(step.kept),
+        total=float(total),
     )
 
 
@@ -148,27 +148,30 @@ def estimate(
 
     Gradients are exchanged while backward goes on, in buckets of 25 MiB; the last has to be waited
     for. Sharded weights are gathered block by block in float32, in forward and in backward, while
-    the block before is computed.
+    the block before is computed. An update by products, as Muon's, gathers its matrices once more.
     """
     used = memory(step, devices=devices, sharding=sharding, passes=passes, hardware=hardware)
     parts = parts_of(sharding, devices, hardware.node)
     forward = seconds(step.forward, hardware)
     backward = seconds(step.backward, hardware)
-    update = seconds(step.update, hardware) / parts
+    update = seconds(step.update, hardware, parts=parts)
     compute = (passes + step.end_passes) * forward + passes * backward + update
     waited = 0.0
     if parts == 1:
-        whole = collectives.all_reduce(step.gradients, devices, hardware)
-        last = collectives.all_reduce(min(_BUCKET, step.gradients), devices, hardware)
+        gradients = float(step.gradients)
+        whole = collectives.all_reduce(gradients, devices, hardware)
+        last = collectives.all_reduce(min(_BUCKET, gradients), devices, hardware)
         waited = max(last, whole - backward)
     else:
         gather = _by_blocks(step, parts, hardware)
         reduce = gather  # a reduce-scatter of the gradients takes as long
         if parts < devices:
-            reduce += collectives.reduce_among_nodes(step.gradients, devices, hardware)
+            reduce += collectives.reduce_among_nodes(float(step.gradients), devices, hardware)
         first = gather / step.units
         waited = passes * (first + max(0.0, gather - forward) + max(0.0, gather - backward))
         waited += max(reduce / step.units, reduce - max(0.0, backward - gather))
+        if any(operation.flops for operation in step.update):
+            waited += gather
     limit = hardware.memory * (1.0 if hardware.on_cpu else USABLE)
     return Estimate(
         devices=devices,
@@ -182,15 +185,17 @@ def estimate(
     )
 
 
-def recommended(step: Footprint, hardware: Hardware, *, devices: int) -> Estimate:
-    """Return the quickest sharding of those that fit; if none does, the smallest."""
+def recommended(step: Footprint, hardware: Hardware, *, devices: int, passes: int = 1) -> Estimate:
+    """Return the simplest sharding that fits and is as quick as any; if none fits, the smallest."""
     chances = [
-        estimate(step, hardware, devices=devices, sharding=sharding) for sharding in SHARDINGS
+        estimate(step, hardware, devices=devices, sharding=sharding, passes=passes)
+        for sharding in SHARDINGS
     ]
     fitting = [chance for chance in chances if chance.fits]
     if not fitting:
         return min(chances, key=lambda chance: chance.memory.total)
-    return min(fitting, key=lambda chance: chance.seconds)
+    quickest = min(chance.seconds for chance in fitting)
+    return next(chance for chance in fitting if chance.seconds <= _AS_QUICK * quickest)
 
 
 def _by_blocks(step: Footprint, parts: int, hardware: Hardware) -> float:
