@@ -15,7 +15,7 @@ LEVELS = [
     {"decoders", "networks", "objective", "sampling", "grids", "flow"},
     {"model"},
     {"training", "likelihood", "profile", "sharding"},
-    {"checkpoint", "presets", "figures", "anomaly", "overfit"},
+    {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan"},
     {"snapshots"},
     {"cli"},
 ]

@@ -1,6 +1,5 @@
 """Training in several processes: as torchrun and accelerate start them, whole and in shards."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,15 +10,26 @@ import torch
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm
-from variational_diffusion.errors import InputError
-from variational_diffusion.processes import ALONE, Place, texts_of_processes
 from variational_diffusion.tensors import read_tensors
 
 BIN = Path(sys.executable).parent
-TRAIN = (
-    "train digits --batch-size 12 --every 1000 --json --threads 1 "
-    "--set network.widths=[8,8] --set network.dropout=0 --set training.warmup_steps=2"
-).split()
+TRAIN = [
+    "train",
+    "digits",
+    "--batch-size",
+    "12",
+    "--every",
+    "1000",
+    "--json",
+    "--threads",
+    "1",
+    "--set",
+    "network.widths=[8,8]",
+    "--set",
+    "network.dropout=0",
+    "--set",
+    "training.warmup_steps=2",
+]
 
 
 def launched(processes: int, *arguments: str, launcher: str = "torchrun") -> None:
@@ -41,7 +51,12 @@ def metrics(path: Path) -> list[dict[str, float]]:
     """Return the figures of every line, nested ones by the last name, without those of time."""
     lines = []
     for line in Run.open(path).metrics():
-        flat = {k: v for part in [line, *line.values()] if isinstance(part, dict) for k, v in part.items()}
+        flat = {
+            k: v
+            for part in [line, *line.values()]
+            if isinstance(part, dict)
+            for k, v in part.items()
+        }
         taken = ("seconds", "examples_per_second", "memory", "waiting", "interval")
         lines.append({k: v for k, v in flat.items() if isinstance(v, float) and k not in taken})
     return lines
@@ -72,7 +87,9 @@ def test_two_processes_have_the_curves_of_one(alone, tmp_path):
 
 def test_three_sharded_processes_have_the_curves_of_one(alone, tmp_path):
     path = tmp_path / "run"
-    launched(3, *TRAIN, "--steps", "52", "--run", str(path), "--sharding", "sharded", "--checkpointing")
+    launched(
+        3, *TRAIN, "--steps", "52", "--run", str(path), "--sharding", "sharded", "--checkpointing"
+    )
     assert_same_curves(path, alone)
     parts = sorted(file.name for file in (path / "state").iterdir())
     assert parts == [f"00000052-{k}-of-3.safetensors" for k in (1, 2, 3)]

@@ -29,7 +29,9 @@ PredictNoise = Callable[[Tensor, Tensor], Tensor]
 
 PerExample = Float[Tensor, " batch"]
 
-_CALLS_PER_MEASUREMENT = 64
+CALLS_PER_MEASUREMENT = 64
+"""Steps of training to one measurement of the errors at the end points, by two passes."""
+
 _SHARE_IN_MEAN_LOSS = 0.02
 
 
@@ -152,7 +154,7 @@ def _at_the_ends(
     It is ½E‖ε − ε̂‖² at γ_1 for γ_1, and −½E‖ε − ε̂‖² at γ_0 for γ_0: measured on the batch, at the
     ends themselves. To differentiate the estimate at random times instead gives the same mean and
     hundreds of times the variance. In training the measurement is made at one call in
-    `_CALLS_PER_MEASUREMENT` and kept in between, so that it costs about 1 % of a step.
+    `CALLS_PER_MEASUREMENT` and kept in between, so that it costs about 1 % of a step.
     """
     if measures_the_ends(schedule):
         with torch.no_grad():
@@ -171,7 +173,7 @@ def _at_the_ends(
 
 def measures_the_ends(schedule: Schedule) -> bool:
     """Return whether the next call of `diffusion` measures the errors at learned end points."""
-    due = not schedule.training or schedule.calls % _CALLS_PER_MEASUREMENT == 0
+    due = not schedule.training or schedule.calls % CALLS_PER_MEASUREMENT == 0
     return schedule.log_stretch.requires_grad and due
 
 

@@ -173,7 +173,30 @@ def configure(
         defaults, with the range of γ and the levels of the data.
     settings: "section.field" → value, with the sections training, model, network and schedule.
     """
-    shape, levels = dataset.shape, dataset.levels
+    model, training = parts(
+        dataset.shape,
+        dataset.levels,
+        _decoder(dataset),
+        preset=preset,
+        schedule=schedule,
+        network=network,
+        settings=settings,
+    )
+    source = data.model_copy(update={"levels": dataset.levels, "source": dataset.source})
+    return RunConfig(data=source, model=model, training=training)
+
+
+def parts(
+    shape: Shape,
+    levels: int | None,
+    decoder: Component,
+    *,
+    preset: str | None = None,
+    schedule: str | None = None,
+    network: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[ModelConfig, TrainingConfig]:
+    """Return the model and the training of `configure`, for data of which the shape is known."""
     name = preset or default_preset(shape)
     chosen = _entry("preset", PRESETS, name)(shape, levels)
     if schedule is not None:
@@ -191,14 +214,13 @@ def configure(
         _entry("section", sections, section)[field] = value
     model = {
         **sections["model"],
-        "decoder": _decoder(dataset),
+        "decoder": decoder,
         "network": Component(name=chosen.network.name, options=sections["network"]),
         "schedule": Component(name=chosen.schedule.name, options=sections["schedule"]),
     }
-    return RunConfig(
-        data=data.model_copy(update={"levels": levels, "source": dataset.source}),
-        model=complete(validated(ModelConfig, model)),
-        training=validated(TrainingConfig, sections["training"]),
+    return (
+        complete(validated(ModelConfig, model)),
+        validated(TrainingConfig, sections["training"]),
     )
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "schedule": "What the noise schedule has learned: variances in a table, and a figure.",
     "sample": "Draw examples: a sheet, single files, an array, an animation.",
     "data": "Show what will be read: count, shape, levels, splits, examples.",
+    "plan": "What a run will take: operations, memory, time and energy on named hardware.",
     "demo": "Train, evaluate and sample on handwritten digits, in a few minutes.",
 }
 

@@ -62,7 +62,7 @@ def speed_up(vdm: VDM, *, compile_mode: str, precision: str) -> None:
     """Set up a model in place as --compile and --precision say; its parameters stay the same."""
     device = vdm.schedule.initial_end_points.device
     if precision == "auto":
-        precision = "bfloat16" if _multiplies_bfloat16(device) else "float32"
+        precision = "bfloat16" if multiplies_bfloat16(device) else "float32"
     vdm.autocast = torch.bfloat16 if precision == "bfloat16" else None
     if compile_mode == "cuda-graphs" and device.type != "cuda":
         raise InputError(
@@ -73,7 +73,7 @@ def speed_up(vdm: VDM, *, compile_mode: str, precision: str) -> None:
         vdm.network.compile(dynamic=False)
 
 
-def _multiplies_bfloat16(device: torch.device) -> bool:
+def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether a device has units for matrices in bfloat16, and not instructions alone."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -26,6 +26,20 @@ class Size(click.ParamType):
         return int(parts[0]), int(parts[-1])
 
 
+class Shape(click.ParamType):
+    """The axes of one example, separated by commas."""
+
+    name = "C,H,W"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        axes = str(value).split(",")
+        if not all(axis.isdigit() and int(axis) > 0 for axis in axes):
+            self.fail(f"{value!r} is not a shape: give one as 3,32,32 (channels, height, width)")
+        return tuple(int(axis) for axis in axes)
+
+
 def data_options(command: Command) -> Command:
     """Add the options that say how DATA is read; `data_config` collects them."""
     for option in (

@@ -1,0 +1,25 @@
+"""What a run will take before it is begun: operations, memory, time and energy.
+
+`footprint` counts a training step without running it, `Hardware` holds a device's figures,
+`collectives` the time of an exchange between devices, and `estimate` puts the three together.
+"""
+
+from variational_diffusion.plan.counting import Footprint, footprint
+from variational_diffusion.plan.estimates import SHARDINGS, Estimate, Memory, estimate, memory
+from variational_diffusion.plan.hardware import HARDWARE, Hardware
+from variational_diffusion.plan.measure import Measured, measured, this_machine
+
+__all__ = [
+    "HARDWARE",
+    "SHARDINGS",
+    "Estimate",
+    "Footprint",
+    "Hardware",
+    "Measured",
+    "Memory",
+    "estimate",
+    "footprint",
+    "measured",
+    "memory",
+    "this_machine",
+]
