@@ -60,7 +60,9 @@ def main(
     target = use_device(device, threads)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["HF_DATASETS_CACHE"] = folder  # read when `datasets` is imported, which is later
+        os.environ["HF_DATASETS_CACHE"] = (
+            f"{folder}/cache"  # read when `datasets` is imported, which is later
+        )
         for kind, config in written(Path(folder), pictures(examples, size)).items():
             start = time.monotonic()
             dataset = open_dataset(config)

@@ -10,63 +10,61 @@ import torch
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm
+from variational_diffusion.errors import InputError
+from variational_diffusion.model import build
+from variational_diffusion.processes import ALONE, Place, texts_of_processes
+from variational_diffusion.sharding import blocks, recompute_activations
 from variational_diffusion.tensors import read_tensors
 
 BIN = Path(sys.executable).parent
-TRAIN = [
-    "train",
-    "digits",
-    "--batch-size",
-    "12",
-    "--every",
-    "1000",
-    "--json",
-    "--threads",
-    "1",
-    "--set",
-    "network.widths=[8,8]",
-    "--set",
-    "network.dropout=0",
-    "--set",
-    "training.warmup_steps=2",
-]
+TRAIN = (
+    "train digits --batch-size 12 --every 1000 --json --threads 1 "
+    "--set network.widths=[8,8] --set network.dropout=0 --set training.warmup_steps=2"
+).split()
+OF_TIME = ("seconds", "examples_per_second", "memory", "waiting")
 
 
 def launched(processes: int, *arguments: str, launcher: str = "torchrun") -> None:
     """Run `vdm` in several processes on the loopback device."""
     count = str(processes)
-    starts = {
-        "torchrun": ["torchrun", "--standalone", "--nproc-per-node", count, "--no-python"],
-        "accelerate": ["accelerate", "launch", "--cpu", "--num_processes", count, "--no_python"]
-        + ["--num_cpu_threads_per_process", "1", "--main_process_port", "0"],
-    }
-    program, *options = starts[launcher]
-    command = [str(BIN / program), *options, "--", str(BIN / "vdm"), *arguments]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    torchrun = f"torchrun --standalone --nproc-per-node {count} --no-python --"
+    accelerate = (
+        f"accelerate launch --cpu --num_processes {count} --num_cpu_threads_per_process 1 "
+        "--main_process_port 0 --no_python --"
+    )
+    program, *options = {"torchrun": torchrun, "accelerate": accelerate}[launcher].split()
+    done = subprocess.run(
+        [str(BIN / program), *options, str(BIN / "vdm"), *arguments],
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def metrics(path: Path) -> list[dict[str, float]]:
-    """Return the figures of every line, nested ones by the last name, without those of time."""
+def curves(path: Path) -> list[dict[str, float]]:
+    """Return the figures of every line of metrics, but those of time."""
     lines = []
     for line in Run.open(path).metrics():
-        flat = {
-            k: v
-            for part in [line, *line.values()]
-            if isinstance(part, dict)
-            for k, v in part.items()
-        }
-        taken = ("seconds", "examples_per_second", "memory", "waiting", "interval")
-        lines.append({k: v for k, v in flat.items() if isinstance(v, float) and k not in taken})
+        parts = [line, *(value for value in line.values() if isinstance(value, dict))]
+        figures = [pair for part in parts for pair in part.items()]
+        lines.append({k: v for k, v in figures if isinstance(v, float) and k not in OF_TIME})
     return lines
 
 
-def assert_same_curves(found: Path, expected: Path) -> None:
-    first, second = metrics(found), metrics(expected)
-    assert len(first) == len(second) > 1
+def assert_same_run(found: Path, expected: Path) -> None:
+    first, second = curves(found), curves(expected)
+    assert len(first) == len(second) > 0
     for a, b in zip(first, second, strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
+    for name in ("ema", "raw", "best"):
+        weights, others = (Run.open(path).load(name) for path in (found, expected))
+        for (key, value), other in zip(
+            weights.named_parameters(), others.parameters(), strict=True
+        ):
+            torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
 
 
 @pytest.fixture(scope="module")
@@ -77,38 +75,100 @@ def alone(tmp_path_factory):
     return path
 
 
-def test_two_processes_have_the_curves_of_one(alone, tmp_path):
-    launched(2, *TRAIN, "--steps", "52", "--run", str(tmp_path / "run"))
-    assert_same_curves(tmp_path / "run", alone)
-    found, expected = (read_tensors(p / "ema.safetensors")[0] for p in (tmp_path / "run", alone))
-    for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4, msg=name)
+def test_two_processes_make_the_run_of_one(alone, tmp_path):
+    """The same batches, times and noise: equal up to the order of sums."""
+    launched(2, *TRAIN, "--steps", "52", "--run", str(tmp_path / "run"), launcher="accelerate")
+    assert_same_run(tmp_path / "run", alone)
 
 
-def test_three_sharded_processes_have_the_curves_of_one(alone, tmp_path):
+def test_three_sharded_processes_make_the_run_of_one(alone, tmp_path):
     path = tmp_path / "run"
-    launched(
-        3, *TRAIN, "--steps", "52", "--run", str(path), "--sharding", "sharded", "--checkpointing"
-    )
-    assert_same_curves(path, alone)
+    sharded = ["--sharding", "sharded", "--checkpointing"]
+    launched(3, *TRAIN, "--steps", "52", "--run", str(path), *sharded)
+    assert_same_run(path, alone)
     parts = sorted(file.name for file in (path / "state").iterdir())
     assert parts == [f"00000052-{k}-of-3.safetensors" for k in (1, 2, 3)]
-    whole = sum(v.numel() for v in Run.open(alone).resume().state.vdm.parameters())
-    for part in parts:  # nobody holds all: the network's weights are shared out evenly
+    state = Run.open(path).resume().state
+    whole = sum(p.numel() for p in state.vdm.network.parameters())
+    for part in parts:  # nobody holds all
         tensors = read_tensors(path / "state" / part)[0]
         held = sum(v.numel() for k, v in tensors.items() if k.startswith("model.network"))
-        assert held < 0.5 * whole
+        assert 0.1 * whole < held < 0.6 * whole
+    one = Run.open(alone).resume().state
+    for name, optimizer in one.optimizers.items():
+        joined = state.optimizers[name].state_dict()["state"]
+        for number, values in optimizer.state_dict()["state"].items():
+            for key, value in values.items():
+                torch.testing.assert_close(joined[number][key], value, rtol=1e-2, atol=1e-4)
 
 
-def test_accelerate_launch_starts_it_and_another_number_of_processes_goes_on(alone, tmp_path):
-    """20 steps in two processes, whole; the other 32 in one, from the state of the two."""
+def test_another_number_of_processes_goes_on(alone, tmp_path):
+    """30 steps in one process that is then stopped, the other 22 in two, in shards."""
     path = tmp_path / "run"
-    steps = ["--set", "training.decay_from=1.0"]
-    assert vdm([*TRAIN, *steps, "--steps", "30", "--run", str(tmp_path / "one")]) == 0
-    launched(2, *TRAIN, *steps, "--steps", "30", "--run", str(path), launcher="accelerate")
-    assert_same_curves(path, tmp_path / "one") if len(metrics(path)) > 1 else None
-    found, expected = (Run.open(p).resume().state for p in (path, tmp_path / "one"))
-    for (name, weight), other in zip(
-        found.vdm.named_parameters(), expected.vdm.parameters(), strict=True
-    ):
-        torch.testing.assert_close(weight, other, rtol=1e-3, atol=1e-4, msg=name)
+    config = Run.open(alone).config
+    arguments = [*TRAIN, "--steps", "52", "--run", str(path)]
+    program = "import sys; from tests.test_processes import stopped_at; stopped_at(30, sys.argv[1:])"
+    subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert Run.open(path).states() == [30]
+    launched(2, *arguments, "--sharding", "sharded")
+    assert Run.open(path).config == config
+    assert_same_run(path, alone)
+
+
+def stopped_at(step: int, arguments: list[str]) -> None:
+    """Run a command, and end it by SIGTERM after a step (used in a process of its own)."""
+    import signal  # noqa: PLC0415
+
+    from variational_diffusion import snapshots  # noqa: PLC0415
+
+    keep = snapshots.keep
+
+    def kept(run, state, *, last):
+        keep(run, state, last=last)
+        if state.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    snapshots.keep = kept
+    vdm(arguments)
+
+
+def test_a_batch_that_cannot_be_shared_is_named():
+    with pytest.raises(InputError, match=r"batch_size = 10: 4 processes .*give --batch-size 12"):
+        Place(1, 4).share("batch_size", 10)
+    assert Place(1, 4).share("batch_size", 12) == 3
+    assert Place(1, 4).rows(12) == slice(3, 6)
+
+
+def test_alone_a_text_is_its_own():
+    assert texts_of_processes("é", torch.device("cpu")) == ["é"]
+    assert ALONE.leads
+
+
+def test_recomputed_activations_change_no_gradient(alone):
+    gradients = []
+    for recompute in (False, True):
+        vdm = build(Run.open(alone).config.model)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for parameter in vdm.network.parameters():
+                torch.nn.init.normal_(parameter, std=0.1)
+        calls = []
+        if recompute:
+            recompute_activations(vdm.network)
+        next(blocks(vdm.network)).blocks[0].register_forward_hook(
+            lambda *_, calls=calls: calls.append(1)
+        )
+        x = torch.randint(0, 17, (4, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+        vdm.vlb(x, generator=torch.Generator().manual_seed(1)).total.mean().backward()
+        gradients.append([p.grad for p in vdm.network.parameters()])
+        measured = 2  # at the ends of the schedule, without gradients
+        assert len(calls) - measured == (2 if recompute else 1)
+    for kept, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, kept)
