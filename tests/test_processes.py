@@ -1,6 +1,7 @@
 """Training in several processes: as torchrun and accelerate start them, whole and in shards."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from variational_diffusion import snapshots
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.errors import InputError
@@ -17,10 +19,9 @@ from variational_diffusion.sharding import blocks, recompute_activations
 from variational_diffusion.tensors import read_tensors
 
 BIN = Path(sys.executable).parent
-TRAIN = (
-    "train digits --batch-size 12 --every 1000 --json --threads 1 "
-    "--set network.widths=[8,8] --set network.dropout=0 --set training.warmup_steps=2"
-).split()
+SETTINGS = ["network.widths=[8,8]", "network.dropout=0.0", "training.warmup_steps=2"]
+TRAIN = ["train", "digits", "--batch-size", "12", "--every", "1000", "--json", "--threads", "1"]
+TRAIN += [word for setting in SETTINGS for word in ("--set", setting)]
 OF_TIME = ("seconds", "examples_per_second", "memory", "waiting")
 
 
@@ -59,6 +60,10 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert len(first) == len(second) > 0
     for a, b in zip(first, second, strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
+    assert_same_weights(found, expected)
+
+
+def assert_same_weights(found: Path, expected: Path) -> None:
     for name in ("ema", "raw", "best"):
         weights, others = (Run.open(path).load(name) for path in (found, expected))
         for (key, value), other in zip(
@@ -105,37 +110,28 @@ def test_three_sharded_processes_make_the_run_of_one(alone, tmp_path):
 def test_another_number_of_processes_goes_on(alone, tmp_path):
     """30 steps in one process that is then stopped, the other 22 in two, in shards."""
     path = tmp_path / "run"
-    config = Run.open(alone).config
     arguments = [*TRAIN, "--steps", "52", "--run", str(path)]
-    program = "import sys; from tests.test_processes import stopped_at; stopped_at(30, sys.argv[1:])"
-    subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
+    context = torch.multiprocessing.get_context("spawn")
+    process = context.Process(target=stopped_at, args=(30, arguments))
+    process.start()
+    process.join(120)
     assert Run.open(path).states() == [30]
     launched(2, *arguments, "--sharding", "sharded")
-    assert Run.open(path).config == config
-    assert_same_run(path, alone)
+    assert_same_weights(path, alone)
+    assert curves(path)[-1] == pytest.approx(curves(alone)[-1], rel=1e-3)
 
 
 def stopped_at(step: int, arguments: list[str]) -> None:
-    """Run a command, and end it by SIGTERM after a step (used in a process of its own)."""
-    import signal  # noqa: PLC0415
-
-    from variational_diffusion import snapshots  # noqa: PLC0415
-
+    """Run a command that gets SIGTERM before a step (in a process of its own)."""
+    torch.set_num_threads(1)
     keep = snapshots.keep
 
-    def kept(run, state, *, last):
+    def then_terminate(run, state, *, last):
         keep(run, state, last=last)
         if state.step == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    snapshots.keep = kept
+    snapshots.keep = then_terminate
     vdm(arguments)
 
 

@@ -153,7 +153,7 @@ class Session:
                     snapshots.keep(self.run, state, last=progress >= 1)
                     if meter is not None:
                         meter.update(progress, record.step, lambda: _short(state.vdm, recent))
-                    if len(recent) == _LOG_STEPS:
+                    if state.step % _LOG_STEPS == 0:
                         self._log(recent)
                         recent.clear()
                     if state.seconds - drawn_at > 60 * self.sheets_every:
@@ -174,6 +174,8 @@ class Session:
                 if self.place.processes == 1 and not self.stream.position():
                     self._save_new()
                 raise
+            if recent:
+                self._log(recent)
             self._save_new()
         return progress < 1
 
