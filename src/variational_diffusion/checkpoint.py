@@ -66,7 +66,7 @@ class Run:
         """Open the run in a directory; raise `InputError` if there is none."""
         path = Path(path)
         try:
-            text = (path / "config.json").read_text(encoding="utf-8")
+            text = (path / "config.json").read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise InputError(
                 f"run = '{path}': no run is there (no readable config.json); "

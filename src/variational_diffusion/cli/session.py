@@ -159,7 +159,7 @@ class Session:
                     if state.seconds - drawn_at > 60 * self.sheets_every:
                         write_sheet(self.run, state, self.tracking)
                         drawn_at = state.seconds
-                    if state.seconds - saved_at > self.every:
+                    if state.seconds - saved_at > self.every and not record.skipped:
                         summary = self._validate()
                         self._say(
                             f"step {state.step}: validation {summary.bits_per_dim:.3f} bits/dim",
