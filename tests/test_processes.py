@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,6 +120,55 @@ def test_another_number_of_processes_goes_on(alone, tmp_path):
     launched(2, *arguments, "--sharding", "sharded")
     assert_same_weights(path, alone)
     assert curves(path)[-1] == pytest.approx(curves(alone)[-1], rel=1e-3)
+
+
+def test_two_processes_draw_the_samples_of_one(alone, tmp_path):
+    """510 samples are three parts, of which one process draws two."""
+    arguments = ["sample", str(alone), "--n", "510", "--steps", "4", "--threads", "1", "--out"]
+    launched(2, *arguments, str(tmp_path / "two.npy"))
+    assert vdm([*arguments, str(tmp_path / "one.npy")]) == 0
+    found, expected = (np.load(tmp_path / f"{name}.npy") for name in ("two", "one"))
+    assert (found == expected).mean() > 0.999  # a level may tip by the rounding of a sum
+    assert not np.array_equal(found[:250], found[250:500])
+
+
+def test_a_process_that_dies_is_started_again_by_the_launcher(alone, tmp_path):
+    """One of two is killed in step 30; from the state of step 20 or so, both go on to the end."""
+    path, script = tmp_path / "run", tmp_path / "dies.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_processes import dies_once\n"
+        f"dies_once(30, {str(tmp_path / 'died')!r}, sys.argv[1:])\n"
+    )
+    command = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--max-restarts", "3"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--", str(script)]
+    arguments = [*TRAIN, "--steps", "52", "--run", str(path), "--every", "1"]
+    done = subprocess.run(
+        [*command, *arguments],
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "died").exists()
+    assert Run.open(path).states()[0] == 52
+
+
+def dies_once(step: int, marker: str, arguments: list[str]) -> None:
+    """Run a command, and kill the second process after a step, the first time that it is there."""
+    torch.set_num_threads(1)
+    keep = snapshots.keep
+
+    def then_die(run, state, *, last):
+        keep(run, state, last=last)
+        if state.step == step and os.environ["RANK"] == "1" and not Path(marker).exists():
+            Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    snapshots.keep = then_die
+    sys.exit(vdm(arguments))
 
 
 def stopped_at(step: int, arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from variational_diffusion.cli.columns import ENDINGS, check_target, write_colum
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.options import device_options, weights_option
+from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic, unused
 from variational_diffusion.likelihood import Infinite, evaluate, example_columns
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
 from variational_diffusion.pictures import animation, save_image, save_sheet
+from variational_diffusion.processes import ALONE, Place, processes, sum_over_processes
 from variational_diffusion.sampling import SAMPLERS
 
 _FRAMES = 48
@@ -59,7 +62,10 @@ def command(
     device: str,
     threads: int | None,
 ) -> None:
-    """Draw examples from the model in RUN."""
+    """Draw examples from the model in RUN.
+
+    Started by torchrun, the processes share the examples out; they are the same for any number.
+    """
     target = use_device(device, threads)
     opened = Run.open(run)
     vdm = opened.load(weights).to(target)
@@ -73,9 +79,18 @@ def command(
     table = path.with_suffix(".csv") if path.suffix else path / "likelihood.csv"
     if likelihood:
         check_target("with_likelihood", str(table), ENDINGS)
-    samples, frames = draw(
-        vdm, count, sampler=sampler, steps=steps, seed=seed, frames=_FRAMES if animate else 0
-    )
+    with processes(target) as place:
+        samples, frames = draw(
+            vdm,
+            count,
+            sampler=sampler,
+            steps=steps,
+            seed=seed,
+            frames=_FRAMES if animate else 0,
+            place=place,
+        )
+        if not place.leads:
+            return
     levels = opened.config.data.levels
     write_samples(path, samples, levels)
     click.echo(path)
@@ -90,19 +105,45 @@ def command(
 
 
 def draw(
-    vdm: VDM, count: int, *, sampler: str, steps: int, seed: int, frames: int = 0
+    vdm: VDM,
+    count: int,
+    *,
+    sampler: str,
+    steps: int,
+    seed: int,
+    frames: int = 0,
+    place: Place = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw examples with a progress bar; return them and up to `frames` + 1 stages of the way."""
-    generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(seed)
+    """Draw examples with a progress bar; return them and up to `frames` + 1 stages of the way.
+
+    They are drawn in parts of 250, each with its own generator, which several processes share out;
+    all of them get all examples. The stages are those of the first part, in the leading process.
+    """
+    sizes = [min(_BATCH, count - first) for first in range(0, count, _BATCH)]
+    own = range(place.rank, len(sizes), place.processes)
+    like = vdm.schedule.initial_end_points
     kept: list[Tensor] = []
-    with torch.no_grad(), Meter("sampling", "steps") as meter:
-        path = vdm.trajectory(count, steps=steps, sampler=sampler, generator=generator)
-        for step, (gamma, z) in enumerate(path):
-            if frames and step * frames // steps > (step - 1) * frames // steps:
-                kept.append(vdm.decoder.decode(z))
-            meter.update(step / steps, step, partial("γ = {:.1f}".format, float(gamma)))
-        samples = vdm.decoder.sample(z, gamma, generator).cpu().numpy()
-    stages = [stage.cpu().numpy() for stage in kept] + [samples] * (len(kept) // 4)
+    kind = torch.int64 if isinstance(vdm.decoder, Discretized) else like.dtype
+    whole = torch.zeros(count, *vdm.shape, dtype=kind, device=like.device)
+    with (
+        torch.no_grad(),
+        Meter("sampling", "steps") if place.leads else nullcontext() as meter,
+    ):
+        for done, part in enumerate(own):
+            generator = torch.Generator(like.device).manual_seed(derived_seed(seed, part))
+            path = vdm.trajectory(sizes[part], steps=steps, sampler=sampler, generator=generator)
+            for step, (gamma, z) in enumerate(path):
+                if frames and part == 0 and step * frames // steps > (step - 1) * frames // steps:
+                    kept.append(vdm.decoder.decode(z))
+                if meter is not None:
+                    share = (done + step / steps) / len(own)
+                    note = partial("γ = {:.1f}".format, float(gamma))
+                    meter.update(share, done * steps + step, note)
+            rows = slice(part * _BATCH, part * _BATCH + sizes[part])
+            whole[rows] = vdm.decoder.sample(z, gamma, generator)
+    samples = sum_over_processes(whole).cpu().numpy()
+    stages = [stage.cpu().numpy() for stage in kept]
+    stages += [samples[: sizes[0]]] * (len(kept) // 4)
     return samples, np.stack(stages) if stages else np.empty((0, *samples.shape))
 
 
