@@ -72,8 +72,9 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(digits, tmp
     whole = advance(start(config), config, digits, 12)
     run = Run.start(tmp_path / "run", config)
     run.save(advance(start(config), config, digits, 5))
-    resumed = Run.open(tmp_path / "run").resume()
-    assert resumed is not None
+    found = Run.open(tmp_path / "run").resume()
+    assert found is not None
+    resumed = found.state
     assert resumed.step == 5
     advance(resumed, config, digits, 12)
     for name, value in whole.vdm.state_dict().items():
@@ -112,7 +113,7 @@ def test_an_unwritable_directory_is_named(digits, tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "not tensors"])
 @pytest.mark.parametrize(
-    "name", ["state/training.safetensors", "model.safetensors", "ema.safetensors"]
+    "name", ["state/00000001.safetensors", "model.safetensors", "ema.safetensors"]
 )
 def test_a_damaged_file_is_named(digits, tmp_path, name, damage):
     config = small_config(digits)

@@ -17,7 +17,7 @@ from PIL import Image
 from variational_diffusion import training
 from variational_diffusion.cli import COMMANDS, run
 from variational_diffusion.cli import data as data_command
-from variational_diffusion.cli import train as train_command
+from variational_diffusion.cli import session as session_module
 from variational_diffusion.errors import DivergedError
 from variational_diffusion.model import VDM
 from variational_diffusion.schedules import SCHEDULES
@@ -75,13 +75,13 @@ def test_a_run_goes_on_to_the_weights_of_an_uninterrupted_one(capsys, tmp_path, 
     arguments = ["train", "digits", *TRAIN, "--run"]
     output(capsys, [*arguments, str(tmp_path / "whole")])
 
-    def interrupted(state, stream, config):
-        for record in training.fit(state, stream, config):
-            if record.step == 2:
+    def interrupted(state, stream, config, **options):
+        for record in training.fit(state, stream, config, **options):
+            if record.step == 1:  # heard in the next step, which is then the last
                 os.kill(os.getpid(), signal.SIGTERM)
             yield record
 
-    monkeypatch.setattr(train_command, "fit", interrupted)
+    monkeypatch.setattr(session_module, "fit", interrupted)
     told = output(capsys, [*arguments, str(tmp_path / "cut")], code=1).err
     assert "stopped after step 2; the same command goes on" in told
     monkeypatch.undo()
@@ -110,7 +110,6 @@ def test_every_schedule_is_an_option_of_train(capsys, schedule, tmp_path):
     [
         ("off", []),
         ("default", [{"dynamic": False}]),
-        ("cuda-graphs", [{"dynamic": False, "mode": "reduce-overhead"}]),
     ],
 )
 def test_the_network_in_training_is_compiled_on_request(
@@ -121,6 +120,12 @@ def test_the_network_in_training_is_compiled_on_request(
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kw: asked.append(kw))
     output(capsys, ["train", "digits", "--run", str(tmp_path), *TRAIN, "--compile", mode])
     assert asked == options
+
+
+def test_graphs_are_for_a_gpu(capsys, tmp_path):
+    arguments = ["train", "digits", "--run", str(tmp_path), *TRAIN, "--device", "cpu"]
+    told = output(capsys, [*arguments, "--compile", "cuda-graphs"], code=2).err
+    assert "compile = 'cuda-graphs' is for a GPU" in told
 
 
 @pytest.mark.parametrize(
@@ -138,9 +143,13 @@ def test_the_precision_of_training_follows_the_option_and_the_processor(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units})
     seen = []
     vlb = VDM.vlb
-    monkeypatch.setattr(
-        VDM, "vlb", lambda vdm, x, **rest: (seen.append(vdm.autocast), vlb(vdm, x, **rest))[1]
-    )
+
+    def watched(vdm, x, **rest):
+        seen.append(vdm.autocast)
+        return vlb(vdm, x, **rest)
+
+    for name in ("vlb", "forward"):  # of evaluation and of training
+        monkeypatch.setattr(VDM, name, watched)
     arguments = ["train", "digits", "--run", str(tmp_path), *TRAIN, "--device", "cpu"]
     output(capsys, [*arguments, "--precision", precision])
     assert seen[0] == dtype
@@ -175,32 +184,34 @@ def test_end_points_are_fixed_or_learned(capsys, schedule, tmp_path):
 def test_divergence_is_one_line_and_leaves_the_run_as_it_was_saved(capsys, tmp_path):
     path = tmp_path / "run"
     arguments = ["train", "digits", "--run", str(path), *TRAIN, "--learning-rate", "1e30"]
+    arguments += ["--steps", "20"]
     told = output(capsys, arguments, code=2).err.splitlines()[-1]
     assert told.startswith("vdm: training diverged in step")
     assert "--learning-rate 1e+29 --set training.matrix_learning_rate=0.0015 and another" in told
     assert told.endswith(f"'{path}' has no state yet")
-    assert not (path / "state" / "training.safetensors").exists()
+    assert not list((path / "state").iterdir())
 
 
 def test_divergence_keeps_what_was_saved(capsys, tmp_path, monkeypatch):
     path = tmp_path / "run"
     arguments = ["train", "digits", "--run", str(path), *TRAIN]
 
-    def cut_short(state, stream, config):
-        yield from itertools.islice(training.fit(state, stream, config), 1)
+    def cut_short(state, stream, config, **options):
+        yield from itertools.islice(training.fit(state, stream, config, **options), 1)
 
-    monkeypatch.setattr(train_command, "fit", cut_short)
-    output(capsys, arguments)
-    saved = read_weights(path / "state" / "training.safetensors")
+    monkeypatch.setattr(session_module, "fit", cut_short)
+    output(capsys, arguments, code=1)
+    saved = read_weights(path / "state" / "00000001.safetensors")
 
-    def diverging(state, stream, config):
-        yield from itertools.islice(training.fit(state, stream, config), 1)
+    def diverging(state, stream, config, **options):
+        yield from cut_short(state, stream, config, **options)
         raise DivergedError("training diverged in step 3")
 
-    monkeypatch.setattr(train_command, "fit", diverging)
-    told = output(capsys, arguments, code=2).err.splitlines()[-1]
-    assert told.endswith(f"and another --run; '{path}' keeps its state of step 1")
-    kept = read_weights(path / "state" / "training.safetensors")
+    monkeypatch.setattr(session_module, "fit", diverging)
+    told = output(capsys, arguments, code=2).err.splitlines()
+    assert told[-2].endswith("now going back to step 1 with 0.3 of the rates")
+    assert told[-1].endswith(f"and another --run; '{path}' keeps its state of step 1")
+    kept = read_weights(path / "state" / "00000001.safetensors")
     assert all(np.array_equal(saved[key], kept[key]) for key in saved)
 
 

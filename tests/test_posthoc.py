@@ -248,8 +248,9 @@ def test_a_run_keeps_the_same_snapshots_with_and_without_an_interruption(tmp_pat
     advance(cut, state, 3)
     cut.save(state)
     advance(cut, state, 7)  # and a crash
-    resumed = cut.resume()
-    assert resumed is not None
+    found = cut.resume()
+    assert found is not None
+    resumed = found.state
     snapshots.forget_after(cut, resumed.step)
     assert max(snapshots.stored(cut)) <= 3
     advance(cut, resumed, 9)
@@ -308,7 +309,7 @@ def test_a_run_begun_without_averages_goes_on_without(tmp_path):
     later = Run(run.path, run.config.model_copy(update={"training": as_asked}))
     resumed = later.resume()
     assert resumed is not None
-    assert resumed.power_averages is None
+    assert resumed.state.power_averages is None
     with pytest.raises(InputError, match=r"no snapshots of averages: .*posthoc_ema=true"):
         snapshots.reconstruct(run, 0.1)
 

@@ -208,7 +208,7 @@ def test_recomputed_activations_change_no_gradient(alone):
         calls = []
         if recompute:
             recompute_activations(vdm.network)
-        next(blocks(vdm.network)).blocks[0].register_forward_hook(
+        next(blocks(vdm.network)).blocks[0].register_forward_pre_hook(
             lambda *_, calls=calls: calls.append(1)
         )
         x = torch.randint(0, 17, (4, 1, 8, 8), generator=torch.Generator().manual_seed(0))

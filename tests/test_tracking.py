@@ -10,8 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from variational_diffusion import tracking
 from variational_diffusion.cli import run as vdm
-from variational_diffusion.cli import sheets
-from variational_diffusion.cli import train as train_command
+from variational_diffusion.cli import session, sheets
 from variational_diffusion.errors import InputError
 from variational_diffusion.tracking import Tracking
 
@@ -35,7 +34,7 @@ def quick_sheets(monkeypatch):
 
 
 def test_a_run_is_found_in_tensorboard_as_in_its_metrics(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_command, "_LOG_STEPS", 2)
+    monkeypatch.setattr(session, "_LOG_STEPS", 2)
     path = tmp_path / "run"
     arguments = ["train", "digits", "--run", str(path), "--steps", "4", "--batch-size", "8"]
     arguments += ["--set", "network.widths=[8,8]", "--track", "tensorboard", "--sheets-every", "0"]

@@ -25,10 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from variational_diffusion import objective, process
 from variational_diffusion.config import TrainingConfig
+from variational_diffusion.decoders import Discretized
 from variational_diffusion.ema import ExponentialAverage
-from variational_diffusion.errors import DivergedError
+from variational_diffusion.errors import DivergedError, InputError
 from variational_diffusion.graphs import Recorded
 from variational_diffusion.grids import NoiseErrors, PredictedErrors
+from variational_diffusion.lattice import LEAST_RECORDED_SPACING
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, derived_seed, expand, randn_like
 from variational_diffusion.objective import Bound, low_discrepancy_times
@@ -225,6 +227,8 @@ class _Step:
             torch.manual_seed(seed + 1 + self.place.rank)
             self.generator.manual_seed(seed)
             measures = objective.measures_the_ends(schedule)
+            if self.engine.graphs and measures:
+                self._check_recorded_sums()
             *terms, numbers = self._gradients[measures](x.to(self.device, non_blocking=True))
         schedule.calls = calls + self.engine.parts
         return Bound(*terms), numbers.tolist()
@@ -271,6 +275,17 @@ class _Step:
         for optimizer in self.state.optimizers.values():
             optimizer.step()
         return []
+
+    def _check_recorded_sums(self) -> None:
+        """Raise `InputError` where the decoder's sums would need more levels than were recorded."""
+        decoder = self.vdm.decoder
+        if isinstance(decoder, Discretized):
+            spacing = float(decoder.spacing(self.vdm.schedule.gamma_0.detach()))
+            if spacing < LEAST_RECORDED_SPACING:
+                raise InputError(
+                    f"compile = 'cuda-graphs': the least noise has become {1 / spacing:.1f} levels "
+                    "wide, and 1 is allowed; go on with --compile default"
+                )
 
     def _record(self) -> None:
         """Put graphs in the place of the functions, with rates that they can read."""
