@@ -29,26 +29,29 @@ from variational_diffusion.data.arrays import ArraySource
 @click.command()
 @click.argument("run")
 @click.option("--limit", type=click.IntRange(50), default=500, show_default=True)
+@click.option("--first", type=click.IntRange(0), default=0, help="Leave out so many test images.")
 @click.option("--reference", type=click.IntRange(50), default=1000, show_default=True)
 @click.option("--draws", type=click.IntRange(1), default=2, show_default=True)
 @threads_option
 @log_option
-def main(run: str, limit: int, reference: int, draws: int, threads: int, log: bool) -> None:
+def main(
+    run: str, limit: int, first: int, reference: int, draws: int, threads: int, log: bool
+) -> None:
     """Score a RUN's test images and foreign ones of the same number and size."""
     device = use_device("auto", threads)
     opened = Run.open(run)
     vdm = opened.load().to(device)
-    test = chosen_examples(opened, None, "test", limit)
+    images = chosen_examples(opened, None, "test", first + limit).read()[first:]
+    test = _split(images, "test")
     validation = chosen_examples(opened, None, "validation", reference)
     own = measured(vdm, validation, draws=draws, seed=0, title="reference")
     against = Reference(own)
-    known = measured(vdm, test, draws=draws, seed=1, title="test")
+    known = measured(vdm, test, draws=draws, seed=0, title="test")
     scores = scores_of(against, known)
     rows: list[list[object]] = []
     areas: dict[str, list[float]] = {name: [] for name in SCORES}
-    for number, (name, images) in enumerate(foreign(test.read(), vdm.shape).items(), 2):
-        split = Split(ArraySource(images, name, levels=256), np.arange(len(images)))
-        of = measured(vdm, split, draws=draws, seed=number, title=name)
+    for name, strange in foreign(images, vdm.shape).items():
+        of = measured(vdm, _split(strange, name), draws=draws, seed=0, title=name)
         others = scores_of(against, of)
         row: list[object] = [name, f"{of.bits.mean():.2f}"]
         for score in SCORES:
@@ -62,6 +65,10 @@ def main(run: str, limit: int, reference: int, draws: int, threads: int, log: bo
     table = markdown(["foreign set", "bits/dim", *SCORES], rows)
     note = f"The model's own {len(known)} test images: {known.bits.mean():.2f} bits/dim."
     report(f"{note}\n\n{table}", log=log)
+
+
+def _split(images: np.ndarray, name: str) -> Split:
+    return Split(ArraySource(images, name, levels=256), np.arange(len(images)))
 
 
 def foreign(images: np.ndarray, shape: tuple[int, ...]) -> dict[str, np.ndarray]:

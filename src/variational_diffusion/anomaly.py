@@ -14,20 +14,27 @@ evaluations of the network, and are larger for what is stranger:
                  Models", 2020)
     profile      the Mahalanobis distance, from the model's own data, of the logarithm of the loss
                  in bands of γ: coarse shape, texture and last bits are judged one by one
-    combined     how much more the parts cost than for the model's own data of the same classical
-                 length: the loss in quarters of the range of γ, and the quarter that holds the
-                 shape given the texture below it; squares of what is above, added up (real-valued
-                 data have no classical length; there, of the distances either way)
+    combined     how strange the example's statistics are, and how much more every band costs than
+                 the model's own data with the same statistics: the squared Mahalanobis distance of
+                 the statistics, and the squares of what the logarithms of the bands have too much
+
+The statistics say how complex an example is, whatever it shows: see `statistics`. Bounds differ
+mostly by that; what is left when it is taken off is whether the model knows what it sees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from sklearn.covariance import LedoitWolf
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from torch import Tensor
 
 from variational_diffusion import objective, process
@@ -35,10 +42,13 @@ from variational_diffusion.classical import code_length
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import VDM
-from variational_diffusion.numerics import bits_per_dim, randn_like
+from variational_diffusion.numerics import bits_per_dim
 
 BANDS = 16
 _FLOOR = 1e-7  # of a band's bits, for its logarithm
+_FLOOR_OF_SPREAD = 1e-3  # of encoded data, which are of the order of one
+_FOLDS = 5
+_PENALTIES = np.logspace(-2, 4, 13)
 
 
 @dataclass(frozen=True)
@@ -47,13 +57,14 @@ class Profiles:
 
     prior, reconstruction: shape (n,). bands: shape (n, bands), the diffusion term in equal bands
     from γ_0 to γ_1; their sum is the term. classical: bits per dimension of a classical coder,
-    shape (n,), NaN for real-valued data.
+    shape (n,), NaN for real-valued data. statistics: shape (n, k), see `statistics`.
     """
 
     prior: np.ndarray
     reconstruction: np.ndarray
     bands: np.ndarray
     classical: np.ndarray
+    statistics: np.ndarray
 
     def __len__(self) -> int:
         return len(self.prior)
@@ -69,8 +80,12 @@ class Profiles:
         parts = list(parts)
         if not parts:
             raise InputError("no examples: choose a split or a limit with one example or more")
-        names = ("prior", "reconstruction", "bands", "classical")
+        names = [field.name for field in fields(cls)]
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    def rows(self, rows: np.ndarray) -> Profiles:
+        """Return the profiles of some of the examples."""
+        return Profiles(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def profiles(
@@ -83,7 +98,9 @@ def profiles(
 ) -> Iterator[Profiles]:
     """Yield the profiles of every batch, from `draws` evaluations of the network a band.
 
-    γ is spread evenly within a band over the draws and the examples of a batch.
+    γ and the noise are the same for all examples, so that examples differ by what they are and not
+    by their draws. Profiles that are to be compared need generators with the same seed. γ is at
+    the middles of `draws` equal parts of a band: the midpoint rule.
     """
     if bands < 1 or draws < 1:
         raise InputError(f"bands = {bands}, draws = {draws}: give one or more of both")
@@ -91,30 +108,60 @@ def profiles(
     gamma_0, gamma_1 = vdm.schedule.end_points.detach()
     width = (gamma_1 - gamma_0) / bands
     levels = vdm.decoder.levels if isinstance(vdm.decoder, Discretized) else None
+    noises = torch.randn(
+        (draws, bands + 1, *vdm.shape),
+        generator=generator,
+        dtype=gamma_0.dtype,
+        device=gamma_0.device,
+    )
     for batch in batches:
         x = batch.to(gamma_0.device)
         with torch.inference_mode():
             encoded = vdm.encode(x)
             reconstruction = torch.zeros(len(x), dtype=encoded.dtype, device=x.device)
             losses = torch.zeros(len(x), bands, dtype=encoded.dtype, device=x.device)
-            for _ in range(draws):
-                place = objective.low_discrepancy_times(len(x), generator, like=encoded)
+            for draw, (noise_0, *noise) in enumerate(noises):
                 for band in range(bands):
+                    gamma = gamma_0 + (band + (draw + 0.5) / draws) * width
                     error = objective.noise_error(
                         lambda z, gamma: vdm.denoise(z, gamma).noise,
                         encoded,
-                        gamma_0 + (band + place) * width,
-                        randn_like(encoded, generator),
+                        gamma.expand(len(x)),
+                        noise[band].expand_as(encoded),
                     )
                     losses[:, band] += width * error / draws
-                z_0 = process.q_t(encoded, gamma_0).sample(generator)
+                q_0 = process.q_t(encoded, gamma_0)
+                z_0 = q_0.mean + q_0.std * noise_0
                 reconstruction -= vdm.decoder.log_prob(x, z_0, gamma_0) / draws
             prior = objective.prior(encoded, gamma_1)
         bits = [
             bits_per_dim(nats.double(), vdm.dimensions).cpu().numpy()
             for nats in (prior, reconstruction, losses)
         ]
-        yield Profiles(bits[0], bits[1], bits[2], _classical(batch.numpy(), levels))
+        yield Profiles(
+            prior=bits[0],
+            reconstruction=bits[1],
+            bands=bits[2],
+            classical=_classical(batch.numpy(), levels),
+            statistics=statistics(encoded.cpu().double()).numpy(),
+        )
+
+
+def statistics(x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n k"]:
+    """Return numbers that say how complex encoded examples are: more complex ones cost more.
+
+    They are the mean, the logarithm of the standard deviation, the share of the entries that equal
+    the smallest one (background), and along every axis that is longer than one, the logarithm of
+    the mean absolute difference between neighbours.
+    """
+    flat = x.flatten(1)
+    spreads = [flat.std(1, correction=0)]
+    for axis in range(1, x.ndim):
+        if x.shape[axis] > 1:
+            spreads.append(x.diff(dim=axis).abs().flatten(1).mean(1))
+    logs = [torch.log(spread + _FLOOR_OF_SPREAD) for spread in spreads]
+    background = (flat == flat.amin(1, keepdim=True)).double().mean(1)
+    return torch.stack([flat.mean(1), background, *logs], dim=1)
 
 
 @dataclass(frozen=True)
@@ -140,6 +187,18 @@ class Reference:
             raise InputError(f"score = {name!r}: known are {', '.join(SCORES)}")
         return SCORES[name](self.own, of)
 
+    def own_score(self, name: str = "combined") -> np.ndarray:
+        """Return the score of each of its own examples, by the others: what percentiles refer to.
+
+        A fifth is left out at a time. Scored by themselves, they would look less strange than
+        other examples of the same data.
+        """
+        scores = np.empty(len(self.own))
+        for left_out in np.array_split(np.random.default_rng(0).permutation(len(scores)), _FOLDS):
+            others = np.setdiff1d(np.arange(len(scores)), left_out)
+            scores[left_out] = SCORES[name](self.own.rows(others), self.own.rows(left_out))
+        return scores
+
 
 def _raw(own: Profiles, of: Profiles) -> np.ndarray:
     return of.bits
@@ -160,9 +219,8 @@ def _profile(own: Profiles, of: Profiles) -> np.ndarray:
 
 
 def _combined(own: Profiles, of: Profiles) -> np.ndarray:
-    quarters = _excess(_complexity_of(own), _quarters(own), _complexity_of(of), _quarters(of))
-    shape = _excess(_texture(own), _shape(own), _texture(of), _shape(of))
-    return np.square(np.concatenate([quarters, shape], axis=1)).sum(1)
+    above = _excess(own.statistics, _log_bands(own), of.statistics, _log_bands(of))
+    return _distance(own.statistics, of.statistics) ** 2 + np.square(above.clip(0)).sum(1)
 
 
 SCORES: dict[str, Callable[[Profiles, Profiles], np.ndarray]] = {
@@ -179,49 +237,23 @@ def _log_bands(of: Profiles) -> np.ndarray:
     return np.log(of.bands + _FLOOR)
 
 
-def _quarters(of: Profiles) -> np.ndarray:
-    """Return the logarithm of the loss in quarters of the range of γ, shape (n, 4)."""
-    parts = np.array_split(of.bands, 4, axis=1)
-    return np.log(np.stack([part.sum(1) for part in parts], axis=1) + _FLOOR)
-
-
-def _shape(of: Profiles) -> np.ndarray:
-    """Return the quarter in which coarse shapes are found: just above the middle, shape (n, 1)."""
-    return _quarters(of)[:, 2:3]
-
-
-def _texture(of: Profiles) -> np.ndarray:
-    """Return what the image costs below it, and its complexity."""
-    lower = np.array_split(of.bands[:, : of.bands.shape[1] // 2], 4, axis=1)
-    logs = np.log(np.stack([part.sum(1) for part in lower], axis=1) + _FLOOR)
-    return np.concatenate([logs, _complexity_of(of)], axis=1)
-
-
-def _complexity_of(of: Profiles) -> np.ndarray:
-    """Return the logarithm of the classical length, shape (n, 1), or (n, 0) where there is none."""
-    if np.isnan(of.classical).any():
-        return np.empty((len(of), 0))
-    return np.log(of.classical)[:, None]
-
-
 def _excess(x_own: np.ndarray, y_own: np.ndarray, x_of: np.ndarray, y_of: np.ndarray) -> np.ndarray:
-    """Return how far y lies above what x lets expect, in standard deviations.
+    """Return how far y lies above what x lets expect, in standard deviations, by column.
 
-    What is to be expected is a quadratic in every entry of x, fitted to the model's own data; an
-    entry beyond all of theirs counts as the furthest of them. Zero where y lies below, unless
-    there is no x: nothing says then that an example costs little because it is simple.
+    What is to be expected is a quadratic in x, fitted to the model's own data by ridge regression;
+    an entry of x beyond all of theirs counts as the furthest of them. The standard deviations are
+    those of the own data that a fit has not seen.
     """
-    centre, scale = x_own.mean(0), x_own.std(0) + 1e-9
-    low, high = x_own.min(0), x_own.max(0)
-
-    def design(x: np.ndarray) -> np.ndarray:
-        x = (x.clip(low, high) - centre) / scale
-        return np.concatenate([np.ones((len(x), 1)), x, np.square(x)], axis=1)
-
-    fitted, *_ = np.linalg.lstsq(design(x_own), y_own, rcond=None)
-    spread = (y_own - design(x_own) @ fitted).std(0) + 1e-9
-    above = (y_of - design(x_of) @ fitted) / spread
-    return np.asarray(above.clip(0) if x_own.shape[1] else above)
+    expected = make_pipeline(
+        StandardScaler(),
+        PolynomialFeatures(2, include_bias=False),
+        StandardScaler(),
+        RidgeCV(_PENALTIES),
+    )
+    unseen = cross_val_predict(expected, x_own, y_own, cv=_FOLDS)
+    spread = (y_own - unseen).std(0) + 1e-9
+    expected.fit(x_own, y_own)
+    return np.asarray((y_of - expected.predict(x_of.clip(x_own.min(0), x_own.max(0)))) / spread)
 
 
 def _distance(own: np.ndarray, of: np.ndarray) -> np.ndarray:

@@ -18,7 +18,6 @@ from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.errors import InputError
 from variational_diffusion.figures import save_figure, score_figure
 from variational_diffusion.model import VDM
-from variational_diffusion.numerics import derived_seed
 from variational_diffusion.pictures import is_image, save_sheet
 
 _BATCH = 200
@@ -86,11 +85,11 @@ def command(
     if sheet is not None and not is_image(vdm.shape):
         raise InputError(f"sheet = '{sheet}': these examples are no images; give --out FILE.csv")
     validation = open_dataset(opened.config.data).splits["validation"].limit(reference)
-    own = measured(vdm, validation, draws=draws, seed=derived_seed(seed, 0), title="reference")
-    of = measured(vdm, examples, draws=draws, seed=derived_seed(seed, 1), title="scoring")
+    own = measured(vdm, validation, draws=draws, seed=seed, title="reference")
+    of = measured(vdm, examples, draws=draws, seed=seed, title="scoring")
     against = Reference(own)
     scores = scores_of(against, of)
-    own_score = against.score(own, score)
+    own_score = against.own_score(score)
     chosen = scores[score]
     percentile = np.searchsorted(np.sort(own_score), chosen) / len(own_score)
     order = np.argsort(-chosen, kind="stable")
@@ -137,7 +136,7 @@ def command(
 
 
 def measured(vdm: VDM, split: Split, *, draws: int, seed: int, title: str) -> Profiles:
-    """Return the profiles of a split, with a progress bar."""
+    """Return the profiles of a split, with a progress bar; only equal seeds can be compared."""
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(seed)
     parts = []
     done = 0
