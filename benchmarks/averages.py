@@ -36,6 +36,7 @@ def main(
     log: bool,
     compile_mode: str,
     precision: str,
+    channels_last: bool,
     **options: Any,
 ) -> None:
     """Time the training step on DATA with and without the averages, and the writing of them."""
@@ -43,7 +44,7 @@ def main(
     dataset, configured = opened(data, options)
     config = configured(steps=10**6)
     state = TrainingState.start(build(config.model), config.training)
-    speed_up(state.vdm, compile_mode=compile_mode, precision=precision)
+    speed_up(state.vdm, compile_mode=compile_mode, precision=precision, channels_last=channels_last)
     stream = batches(dataset.splits["train"], config.training.batch_size, 0)
     steps = fit(state, stream, config.training)
     averages = state.power_averages

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from variational_diffusion.cli.devices import speed_options
+from variational_diffusion.cli.devices import training_speed_options
 from variational_diffusion.cli.options import data_config, data_options
 from variational_diffusion.cli.train import parsed_settings
 from variational_diffusion.config import RunConfig
@@ -41,7 +41,7 @@ def run_options(command: Command) -> Command:
         data_options,
         log_option,
         threads_option,
-        speed_options,
+        training_speed_options,
         click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE"),
         click.option("--network", help="Default: the preset's."),
         click.option("--preset", help="Default: by the data."),
@@ -101,8 +101,12 @@ def median_ratio(times: list[float], reference: list[float]) -> float:
 
 
 def peak() -> int:
-    """Return the largest size that this process has had in memory, in bytes; Linux only."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Return the largest size that this process has had in memory, in bytes; Linux only.
+
+    getrusage's maximum begins with that of the process which started this one.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def resident() -> int:

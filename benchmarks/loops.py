@@ -36,7 +36,7 @@ def ours(network: nn.Module, shape: tuple[int, ...], batch: int) -> Steps:
     """Return the steps of this package around any network, by AdamW as everybody's."""
     keep_freed_memory()
     vdm = VDM(network, FixedLinear(*ENDS), Discretized(LEVELS), shape, "noise")
-    config = TrainingConfig(steps=10**9, optimizer="adamw", learning_rate=2e-4)
+    config = TrainingConfig(steps=10**9, optimizer="adamw", learning_rate=2e-4, posthoc_ema=False)
     x = images(batch, shape)
     training = fit(TrainingState.start(vdm, config), repeat(x), config)
     z, gamma_t, gamma_s = torch.randn(batch // 2, *shape), torch.tensor(0.0), torch.tensor(-0.02)
@@ -152,8 +152,12 @@ def paper_plain() -> Steps:
     }
 
 
-def paper_ours(dropout: float = 0.1, *, compiled: bool = False) -> Steps:
+def paper_ours(
+    dropout: float = 0.1, *, compiled: bool = False, channels_last: bool = False
+) -> Steps:
     network = paper_network(dropout)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
     if compiled:
         network.compile(dynamic=False)
     return ours(network, PAPER_SHAPE, PAPER_BATCH)
@@ -315,7 +319,9 @@ LOOPS: dict[str, dict[str, Callable[[], Steps]]] = {
         "as published": paper_plain,
         "ours": paper_ours,
         "ours, no dropout": lambda: paper_ours(dropout=0.0),
+        "ours, channels last": lambda: paper_ours(channels_last=True),
         "ours, compiled": lambda: paper_ours(compiled=True),
+        "ours, both": lambda: paper_ours(compiled=True, channels_last=True),
     },
     "diffusers": {
         "theirs": diffusers_theirs,

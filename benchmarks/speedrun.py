@@ -38,6 +38,7 @@ def main(
     seeds: int,
     compile_mode: str,
     precision: str,
+    channels_last: bool,
     threads: int,
     log: bool,
     **options: Any,
@@ -52,7 +53,7 @@ def main(
         config = configured(minutes=minutes, seed=seed)
         vdm = build(config.model, seed=seed).to(device)
         state = TrainingState.start(vdm, config.training)
-        speed_up(vdm, compile_mode=compile_mode, precision=precision)
+        speed_up(vdm, compile_mode=compile_mode, precision=precision, channels_last=channels_last)
         stream = training_batches(dataset.splits["train"], config.training.batch_size, seed)
         for _ in fit(state, stream, config.training):
             pass

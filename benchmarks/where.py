@@ -55,6 +55,7 @@ def main(
     steps: int,
     compile_mode: str,
     precision: str,
+    channels_last: bool,
     threads: int,
     log: bool,
     **options: Any,
@@ -68,7 +69,7 @@ def main(
     training = fit(state, stream, config.training)
     with FlopCounterMode(display=False) as counter:
         next(training)
-    speed_up(state.vdm, compile_mode=compile_mode, precision=precision)
+    speed_up(state.vdm, compile_mode=compile_mode, precision=precision, channels_last=channels_last)
     for _ in range(5):
         next(training)
     seconds = median_seconds(lambda: next(training), steps)

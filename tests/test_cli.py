@@ -122,6 +122,29 @@ def test_the_network_in_training_is_compiled_on_request(
     assert asked == options
 
 
+def test_channels_last_and_compiled_models_give_the_same(capsys, trained, tmp_path, monkeypatch):
+    plain = json.loads(output(capsys, ["evaluate", trained, "--limit", "40", "--json"]).out)
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kw: asked.append(kw))
+    formats = []
+    to = torch.nn.Module.to
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "to",
+        lambda self, *a, **kw: (formats.append(kw.get("memory_format")), to(self, *a, **kw))[1],
+    )
+    faster = ["--channels-last", "--compile", "default"]
+    arguments = ["evaluate", trained, "--limit", "40", "--json", *faster]
+    found = json.loads(output(capsys, arguments).out)
+    assert found["bits_per_dim"] == pytest.approx(plain["bits_per_dim"], rel=1e-5)
+    assert asked == [{"dynamic": False}]
+    assert torch.channels_last in formats
+    output(capsys, ["sample", trained, "--steps", "2", "--out", str(tmp_path / "a.npy"), *faster])
+    assert len(asked) == 2
+    path = str(tmp_path / "run")
+    output(capsys, ["train", "digits", "--run", path, *TRAIN, "--channels-last"])
+
+
 def test_graphs_are_for_a_gpu(capsys, tmp_path):
     arguments = ["train", "digits", "--run", str(tmp_path), *TRAIN, "--device", "cpu"]
     told = output(capsys, [*arguments, "--compile", "cuda-graphs"], code=2).err
@@ -131,16 +154,18 @@ def test_graphs_are_for_a_gpu(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("precision", "units", "dtype"),
     [
-        ("float32", True, None),
-        ("bfloat16", False, torch.bfloat16),
-        ("auto", False, None),
-        ("auto", True, torch.bfloat16),
+        ("float32", "units", None),
+        ("bfloat16", "none", torch.bfloat16),
+        ("auto", "none", None),
+        ("auto", "units", torch.bfloat16),
+        ("auto", "instructions", torch.bfloat16),
     ],
 )
 def test_the_precision_of_training_follows_the_option_and_the_processor(
     capsys, tmp_path, monkeypatch, precision, units, dtype
 ):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units})
+    capabilities = {"amx_bf16": units == "units", "avx512_bf16": units == "instructions"}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     seen = []
     vlb = VDM.vlb
 

@@ -13,7 +13,7 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import chain_of, chain_options, is_chain_option_given
 from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
-from variational_diffusion.cli.devices import use_device
+from variational_diffusion.cli.devices import speed_options, speed_up, use_device
 from variational_diffusion.cli.examples import chosen_examples, examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.cli.signals import stop_requested
@@ -99,6 +99,7 @@ _MAPS = 64
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the estimate.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @weights_option
+@speed_options
 @device_options
 def command(
     run: str,
@@ -114,6 +115,8 @@ def command(
     seed: int,
     as_json: bool,
     weights: str,
+    compile_mode: str,
+    channels_last: bool,
     device: str,
     threads: int | None,
     **options: Any,
@@ -129,6 +132,7 @@ def command(
     target = use_device(device, threads)
     opened = Run.open(run)
     vdm = opened.load(weights).to(target)
+    speed_up(vdm, compile_mode=compile_mode, channels_last=channels_last)
     examples = chosen_examples(opened, data, split, limit)
     if rounds is None:
         rounds = 1 if estimator in ("ode", "importance") else 2

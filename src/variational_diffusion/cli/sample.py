@@ -14,7 +14,7 @@ from torch import Tensor
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
 from variational_diffusion.cli.console import Meter
-from variational_diffusion.cli.devices import use_device
+from variational_diffusion.cli.devices import speed_options, speed_up, use_device
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
@@ -48,6 +48,7 @@ _BATCH = 250
 )
 @click.option("--animate", help="Also write the reverse process as this .gif.")
 @weights_option
+@speed_options
 @device_options
 def command(
     run: str,
@@ -59,6 +60,8 @@ def command(
     animate: str | None,
     likelihood: bool,
     weights: str,
+    compile_mode: str,
+    channels_last: bool,
     device: str,
     threads: int | None,
 ) -> None:
@@ -69,6 +72,7 @@ def command(
     target = use_device(device, threads)
     opened = Run.open(run)
     vdm = opened.load(weights).to(target)
+    speed_up(vdm, compile_mode=compile_mode, channels_last=channels_last)
     is_image = len(vdm.shape) == 3 and vdm.shape[0] in (1, 3, 4)
     if out is None:
         name = f"{sampler}-{steps}-seed-{seed}{'.png' if is_image else '.npy'}"

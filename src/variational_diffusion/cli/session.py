@@ -72,6 +72,7 @@ class Session:
         keep: int = 2,
         compile_mode: str = "off",
         precision: str = "float32",
+        channels_last: bool = False,
         parts: int = 1,
         checkpointing: bool = False,
         sharding: str = "replicated",
@@ -80,7 +81,8 @@ class Session:
         self.config, self.dataset, self.device, self.place = config, dataset, device, place
         self.tracking = tracking or Tracking()
         self.every, self.sheets_every, self.keep = every, sheets_every, keep
-        self.compile_mode, self.precision = compile_mode, precision
+        self.compile_mode = compile_mode
+        self.precision, self.channels_last = precision, channels_last
         self.parts, self.checkpointing, self.workers = parts, checkpointing, workers
         self.sharded = sharding == "sharded" and place.processes > 1
         share = place.share("batch_size", config.training.batch_size)
@@ -134,7 +136,12 @@ class Session:
         """Train; return whether a signal ended it before the budget was spent."""
         state = self.state
         self.stream = self._batches(state.step, self.position)
-        speed_up(state.vdm, compile_mode=self.compile_mode, precision=self.precision)
+        speed_up(
+            state.vdm,
+            compile_mode=self.compile_mode,
+            precision=self.precision,
+            channels_last=self.channels_last,
+        )
         engine = Engine(
             bound=self._wrapped(), parts=self.parts, graphs=self.compile_mode == "cuda-graphs"
         )

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from variational_diffusion.cli.console import print_json, print_table
-from variational_diffusion.cli.devices import speed_options, use_device
+from variational_diffusion.cli.devices import training_speed_options, use_device
 from variational_diffusion.cli.options import data_config, data_options, device_options
 from variational_diffusion.cli.overfit import report_overfit
 from variational_diffusion.cli.session import Session
@@ -90,7 +90,7 @@ _DEFAULT_MINUTES = 10
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @data_options
-@speed_options
+@training_speed_options
 @device_options
 def command(
     data: str,
@@ -107,6 +107,7 @@ def command(
     as_json: bool,
     compile_mode: str,
     precision: str,
+    channels_last: bool,
     device: str,
     threads: int | None,
     **options: Any,
@@ -148,6 +149,7 @@ def command(
             keep=keep,
             compile_mode=compile_mode,
             precision=precision,
+            channels_last=channels_last,
             parts=accumulate,
             checkpointing=checkpointing,
             sharding=sharding,
