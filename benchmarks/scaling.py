@@ -26,6 +26,7 @@ from variational_diffusion.decoders import Discretized
 from variational_diffusion.memory import keep_freed_memory
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import UNet
+from variational_diffusion.presets import noise_range
 from variational_diffusion.schedules import Adaptive
 from variational_diffusion.training import TrainingState, fit
 
@@ -49,7 +50,8 @@ def measured(point: dict[str, int], repeats: int, threads: int) -> tuple[float, 
     network = UNet(
         shape, levels=point["levels"], widths=(width, width * 3 // 2, 2 * width), blocks=1
     )
-    vdm = VDM(network, Adaptive(), Discretized(point["levels"]), shape)
+    schedule = Adaptive(*noise_range(point["levels"]))
+    vdm = VDM(network, schedule, Discretized(point["levels"]), shape)
     x = torch.randint(0, point["levels"], (point["batch"], *shape))
     steps = TrainingConfig(steps=10**9)
     training = fit(TrainingState.start(vdm, steps), repeat(x), steps)
