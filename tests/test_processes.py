@@ -15,13 +15,14 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import build
-from variational_diffusion.processes import ALONE, Place, texts_of_processes
+from variational_diffusion.processes import ALONE, Place, local_device, texts_of_processes
 from variational_diffusion.sharding import blocks, recompute_activations
 from variational_diffusion.tensors import read_tensors
 
 BIN = Path(sys.executable).parent
 SETTINGS = ["network.widths=[8,8]", "network.dropout=0.0", "training.warmup_steps=2"]
 TRAIN = ["train", "digits", "--batch-size", "12", "--every", "1000", "--json", "--threads", "1"]
+TRAIN += ["--precision", "float32"]
 TRAIN += [word for setting in SETTINGS for word in ("--set", setting)]
 OF_TIME = ("seconds", "examples_per_second", "memory", "waiting")
 
@@ -190,6 +191,15 @@ def test_a_batch_that_cannot_be_shared_is_named():
         Place(1, 4).share("batch_size", 10)
     assert Place(1, 4).share("batch_size", 12) == 3
     assert Place(1, 4).rows(12) == slice(3, 6)
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert local_device("cuda") == "cuda:3"
+    assert local_device("cuda:1") == "cuda:1"
+    assert local_device("cpu") == "cpu"
+    monkeypatch.delenv("LOCAL_RANK")
+    assert local_device("cuda") == "cuda"
 
 
 def test_alone_a_text_is_its_own():

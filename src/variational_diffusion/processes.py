@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from variational_diffusion.errors import InputError
 
-_PATIENCE = timedelta(days=2)  # for the slowest: how long a solver takes depends on the examples
+DAYS = timedelta(days=2)
+"""To wait for the slowest of several solvers: how long one takes depends on the examples."""
 
 
 class Place(NamedTuple):
@@ -59,13 +60,25 @@ def here() -> Place:
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[Place]:
-    """Join the processes that a launcher has started; alone, where none has."""
+def processes(device: torch.device, patience: timedelta = timedelta(minutes=30)) -> Iterator[Place]:
+    """Join the processes that a launcher has started; alone, where none has.
+
+    patience: how long to wait for the others, here and later.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=_PATIENCE)
+    store, rank, count = next(distributed.rendezvous("env://", timeout=patience))
+    # torchrun keeps its store when it starts processes again, with what those before wrote there
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    distributed.init_process_group(
+        backend,
+        store=distributed.PrefixStore(f"attempt {attempt}", store),
+        rank=rank,
+        world_size=count,
+        timeout=patience,
+    )
     try:
         yield here()
     finally:

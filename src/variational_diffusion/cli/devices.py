@@ -11,6 +11,7 @@ import torch
 from variational_diffusion.errors import InputError
 from variational_diffusion.memory import keep_freed_memory
 from variational_diffusion.model import VDM
+from variational_diffusion.processes import local_device
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -27,15 +28,17 @@ def use_device(name: str, threads: int | None) -> torch.device:
     if threads is not None:
         torch.set_num_threads(threads)
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(local_device(name))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"device = {name!r} is not at hand ({str(error).splitlines()[0]}); "
             "type --device cpu, or leave it out"
         ) from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

@@ -40,7 +40,7 @@ from variational_diffusion.likelihood.summary import LEAST_DEGREES
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
 from variational_diffusion.pictures import save_sheet
-from variational_diffusion.processes import ALONE, Place, processes, sum_over_processes
+from variational_diffusion.processes import ALONE, DAYS, Place, processes, sum_over_processes
 
 Round = list[Estimate]
 
@@ -136,7 +136,7 @@ def command(
     examples = chosen_examples(opened, data, split, limit)
     if rounds is None:
         rounds = 1 if estimator in ("ode", "importance") else 2
-    with processes(target) as place:
+    with processes(target, DAYS) as place:
         chosen = _estimator(estimator, opened, vdm, weights, options)
         done = evaluate_rounds(
             vdm,

@@ -23,7 +23,7 @@ from variational_diffusion.likelihood import Infinite, evaluate, example_columns
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
 from variational_diffusion.pictures import animation, save_image, save_sheet
-from variational_diffusion.processes import ALONE, Place, processes, sum_over_processes
+from variational_diffusion.processes import ALONE, DAYS, Place, processes, sum_over_processes
 from variational_diffusion.sampling import SAMPLERS
 
 _FRAMES = 48
@@ -83,7 +83,7 @@ def command(
     table = path.with_suffix(".csv") if path.suffix else path / "likelihood.csv"
     if likelihood:
         check_target("with_likelihood", str(table), ENDINGS)
-    with processes(target) as place:
+    with processes(target, DAYS) as place:
         samples, frames = draw(
             vdm,
             count,
