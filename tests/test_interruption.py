@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -95,6 +97,46 @@ def test_kills_at_any_moment_lose_no_more_than_the_steps_since_the_last_save(dig
         assert torch.equal(interrupted.state.vdm.state_dict()[name], weight), name
     for name, weight in plain.state.average.module.state_dict().items():
         assert torch.equal(interrupted.state.average.module.state_dict()[name], weight), name
+
+
+def test_a_stream_goes_on_where_the_last_save_was(digits, tmp_path):
+    """In two lanes, over the end of an epoch, with a crash between two saves."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    images = digits.splits["train"].read()[:120, 0]
+    for shard, part in enumerate(np.array_split(images, 4)):
+        table = pyarrow.table({"image": [image.tolist() for image in part]})
+        pyarrow.parquet.write_table(table, folder / f"{shard}.parquet", row_group_size=10)
+    config = DataConfig(
+        source=str(folder), levels=17, streaming=True, shuffle_buffer=16, lanes=2, hold_out=8
+    )
+    chosen = {"network.widths": [8], "training.steps": 26, "training.batch_size": 8}
+
+    def streamed(name: str) -> Session:
+        data = open_dataset(config)
+        asked = configure(config, data, settings=chosen)
+        return Session(str(tmp_path / name), asked, data, torch.device("cpu"), every=0.0)
+
+    whole = streamed("whole")
+    whole.train()
+    cut = streamed("cut")
+    save = cut._save
+
+    def then_crash():
+        if cut.state.step == 13:
+            raise ZeroDivisionError("a crash")
+        if cut.state.step % 5 == 0:
+            save()
+
+    cut._save = then_crash
+    with pytest.raises(ZeroDivisionError):
+        cut.train()
+    assert Run.open(tmp_path / "cut").states() == [10, 5]
+    again = streamed("cut")
+    assert set(again.position["lanes"]) == {"0", "1"}
+    again.train()
+    for name, weight in whole.state.vdm.state_dict().items():
+        assert torch.equal(again.state.vdm.state_dict()[name], weight), name
 
 
 def newest(path: Path) -> int:
