@@ -19,7 +19,7 @@ test: install
 
 bench: install .venv/peers
 	$(BIN)/python benchmarks/speedrun.py digits --minutes 0.1 --no-log
-	$(BIN)/python benchmarks/step.py --repeats 1 --no-log
+	$(BIN)/python benchmarks/step.py --network diffusers --network azula --repeats 1 --no-log
 	$(BIN)/python benchmarks/scaling.py --axis levels --repeats 1 --no-log
 	$(BIN)/python benchmarks/where.py digits --steps 2 --no-log
 	$(BIN)/python benchmarks/gpu.py --device cpu --preset tiny --compile off --seconds 0.2 --no-log

@@ -19,7 +19,7 @@ from common import markdown, median_ratio, opened, report, run_options
 from variational_diffusion import snapshots
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.devices import speed_up
-from variational_diffusion.data.loader import batches
+from variational_diffusion.data.loader import training_batches
 from variational_diffusion.model import build
 from variational_diffusion.training import TrainingState, fit
 
@@ -45,7 +45,7 @@ def main(
     config = configured(steps=10**6)
     state = TrainingState.start(build(config.model), config.training)
     speed_up(state.vdm, compile_mode=compile_mode, precision=precision, channels_last=channels_last)
-    stream = batches(dataset.splits["train"], config.training.batch_size, 0)
+    stream = training_batches(dataset.splits["train"], config.training.batch_size, 0)
     steps = fit(state, stream, config.training)
     averages = state.power_averages
     times: dict[bool, list[float]] = {True: [], False: []}
