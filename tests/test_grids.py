@@ -184,6 +184,23 @@ def test_errors_are_measured_at_their_positions(generator):
     assert errors.gamma[0] == pytest.approx(-5.5)
 
 
+def test_smoothing_keeps_a_smooth_profile_and_takes_noise_away(generator):
+    """m(γ) that grows by e from bin to bin at one position and stays at another."""
+    gamma = torch.linspace(-10, 5, 60, dtype=torch.float64)
+    level = torch.exp(-0.1 * gamma)
+    true = torch.stack([level, 3 * level], dim=1)
+    inside = slice(8, -8)  # a kernel is cut off at the ends
+    smooth = NoiseErrors(gamma, true).smoothed().error
+    torch.testing.assert_close(smooth[inside], true[inside], rtol=2e-3, atol=0.0)
+    noise = torch.exp(0.2 * torch.randn(60, 2, dtype=torch.float64, generator=generator))
+    noisy = NoiseErrors(gamma, true * noise)
+    before = (noisy.error / true).log().std()
+    after = (noisy.smoothed().error[inside] / true[inside]).log()
+    assert after.std() < 0.5 * before
+    # Two-sided: the mean of 120 draws of 0.2 has an error of 0.018, and a bias of its mean square
+    assert abs(float(after.mean()) - 0.02) < 0.08
+
+
 class Silent(nn.Module):
     """ε̂ = 0: where the data are zero, its error (z/sigma)² can be read off z."""
 

@@ -8,12 +8,14 @@ from itertools import islice
 import pytest
 import torch
 
+from variational_diffusion import training
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig, validated
 from variational_diffusion.decoders import Discretized, Gaussian
 from variational_diffusion.ema import ExponentialAverage
 from variational_diffusion.errors import DivergedError, InputError
 from variational_diffusion.model import VDM, build
 from variational_diffusion.numerics import bits_per_dim, derived_seed
+from variational_diffusion.processes import ALONE
 from variational_diffusion.schedules import FixedLinear
 from variational_diffusion.training import (
     Engine,
@@ -349,6 +351,32 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole():
     assert in_parts.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-5)
     for name, weight in first.vdm.network.state_dict().items():
         torch.testing.assert_close(second.vdm.network.state_dict()[name], weight, msg=name)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs take a GPU")
+def test_recorded_steps_are_those_of_eager_ones():
+    """Over 70 steps, so that both kinds of step are recorded: with and without the ends."""
+    totals = []
+    for graphs in (False, True):
+        config = TrainingConfig(steps=140, warmup_steps=0, learning_rate=1e-3)
+        state = TrainingState.start(a_model(dropout=0.1).cuda(), config)
+        records = fit(state, stream(), config, engine=Engine(graphs=graphs))
+        totals.append(torch.stack([record.bound.total.mean() for record in records]))
+    torch.testing.assert_close(totals[1], totals[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [0.5, 2.0])
+def test_graphs_are_refused_where_they_would_leave_levels_out(width):
+    """The least noise may be as wide as a level, and no wider."""
+    state = TrainingState.start(a_model(), TrainingConfig(steps=1))
+    step = training._Step(state, TrainingConfig(steps=1), Engine(), ALONE)
+    gamma_0 = 2 * math.log(2 / LEVELS * width)
+    state.vdm.schedule.initial_end_points.copy_(torch.tensor([gamma_0, 5.0]))
+    if width <= 1:
+        step._check_recorded_sums()
+        return
+    with pytest.raises(InputError, match=r"has become 2.0 levels wide.*--compile default"):
+        step._check_recorded_sums()
 
 
 def test_a_stop_that_is_asked_for_comes_after_the_step():
