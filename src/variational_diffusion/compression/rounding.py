@@ -13,7 +13,14 @@ from collections.abc import Sequence
 import numpy as np
 
 BAND = 1e-8
-"""Half width of the band in which decisions are written down, in units of the grid."""
+"""Half width of the band in which decisions are written down, in units of the grid.
+
+Three hundred times the largest difference seen between batch shapes, memory formats, numbers of
+threads and oneDNN on and off (experiments/LOG.md).
+"""
+
+_PER_SIZE = 2.0**-19
+"""How the band grows with a number: to about a hundred units in its last place."""
 
 CALL = 1 << 31
 """Numbers that one call of a `Rounding` takes at most."""
@@ -50,7 +57,8 @@ class Rounding:
                 place, up = divmod(decision, 2)
                 rounded.flat[place - start] = boundary.flat[place - start] - 1 + up
         else:
-            near = np.flatnonzero(np.abs(upper - boundary) < self._band)
+            band = self._band * (1 + _PER_SIZE * np.abs(upper))
+            near = np.flatnonzero(np.abs(upper - boundary) < band)
             up = rounded.flat[near] == boundary.flat[near]
             self.decisions += [2 * (start + int(i)) + int(u) for i, u in zip(near, up, strict=True)]
         return rounded.astype(np.int64)
