@@ -14,7 +14,7 @@ LEVELS = [
     | {"optimizers", "tensors"},
     {"decoders", "networks", "objective", "sampling", "grids", "flow"},
     {"model"},
-    {"training", "likelihood", "profile", "sharding"},
+    {"training", "likelihood", "profile", "sharding", "compression"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan"},
     {"snapshots"},
     {"cli"},

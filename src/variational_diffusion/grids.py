@@ -207,6 +207,23 @@ def expected_diffusion(
     return float(process.posterior_kl(gamma_s, gamma_t, error, wide).mean(1).sum())
 
 
+def fewest_steps(
+    schedule: Schedule, errors: NoiseErrors, assumed: NoiseErrors | None, excess: float = 0.05
+) -> int:
+    """Return the least T, of 5 · 2^(k/2), whose bound-optimal chain costs little more than T → ∞.
+
+    excess: by what share the diffusion loss of the chain may be above that of infinitely many
+        steps. assumed: as at `bound_optimal`.
+    """
+    limit = expected_diffusion(uniform_in_gamma(schedule, _MAX_STEPS), errors, assumed)
+    for k in range(16):
+        steps = min(round(5 * 2 ** (k / 2)), _MAX_STEPS)
+        grid = bound_optimal(schedule, steps, errors, assumed)
+        if expected_diffusion(grid, errors, assumed) <= (1 + excess) * limit:
+            break
+    return steps
+
+
 def _costs(
     fine: Tensor, errors: NoiseErrors, assumed: NoiseErrors | None
 ) -> Float[Tensor, "nodes nodes"]:

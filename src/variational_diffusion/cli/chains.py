@@ -69,10 +69,17 @@ def chain_of(run: Run, vdm: VDM, weights: str, options: dict[str, Any]) -> Gamma
     if grid == "optimal" or variance != "posterior":
         errors = measured_errors(run, vdm, weights)
     assumed = assumed_errors(variance, errors)
-    vdm.reverse_errors = assumed
+    widen(run, vdm, weights, variance)
+    return step_grid(grid, vdm.schedule, options["steps"], errors, assumed)
+
+
+def widen(run: Run, vdm: VDM, weights: str, variance: str) -> None:
+    """Give the model the reverse variance of a name of `VARIANCES`."""
     if variance == "predicted":
         vdm.reverse_errors = predicted_errors(run, vdm, weights)
-    return step_grid(grid, vdm.schedule, options["steps"], errors, assumed)
+    else:
+        errors = None if variance == "posterior" else measured_errors(run, vdm, weights)
+        vdm.reverse_errors = assumed_errors(variance, errors)
 
 
 def predicted_errors(run: Run, vdm: VDM, weights: str) -> PredictedErrors:

@@ -54,6 +54,10 @@ class Decoded:
         """Decode the examples of these indices, as `Source.read` says."""
         return [self._decoder.decode(stored) for stored in self._store.read(self._kept[indices])]
 
+    def names(self, indices: np.ndarray) -> list[str]:
+        """Return the names of the examples of these indices."""
+        return [stored.name for stored in self._store.read(self._kept[indices])]
+
 
 class Pictures:
     """Images that are brought to one mode, and to one size if asked.

@@ -1,0 +1,259 @@
+"""Bits back over the diffusion chain, in the Bit-Swap order.
+
+A batch of examples x is pushed on a stack as
+
+    pop z_0 ~ q(z_0|x), push x under p(x|z_0),
+    pop z_t ~ q(z_t|z_s), push z_s under p(z_s|z_t) for every step of the grid, from low noise up,
+    push z_1 under N(0, I),
+
+which adds the bound of the chain to the stack: popping a latent gives back what drawing it costs.
+The stack sinks by about two latents and then rises. Popping a batch is the same backwards.
+
+Latents are integers: z is such an integer times a width that is the 16th part of the least standard
+deviation of the two distributions that code it, so that neither changes much within a width.
+
+Source: Kingma, Abbeel, Ho, "Bit-Swap: Recursive Bits-Back Coding for Lossless Compression with
+Hierarchical Latent Variables" (2019); Kingma et al., "Variational Diffusion Models" (2021),
+section 7.3, which uses the order from the top.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from variational_diffusion import process
+from variational_diffusion.compression.rounding import Rounding, portable
+from variational_diffusion.compression.stack import UNIT, Stack
+from variational_diffusion.decoders import Discretized
+from variational_diffusion.errors import InputError
+from variational_diffusion.grids import NoiseErrors, PredictedErrors
+from variational_diffusion.lattice import log_lattice_sum
+from variational_diffusion.model import VDM
+
+GAMMA_UNIT = 2.0**-10
+"""γ on a chain is a multiple of this."""
+
+_FINEST = 4  # means are multiples of a fourth of a width
+_PER_OCTAVE = 64  # standard deviations are multiples of 2^(1/64)
+_LEAST_STD, _LARGEST_STD = UNIT // 2, UNIT << 20  # widths
+_LARGEST_MEAN = 2.0**40  # widths
+_EVALUATED = 64  # examples that the network sees at once
+
+_STDS = portable(
+    np.exp2(
+        np.arange(
+            _PER_OCTAVE * round(math.log2(_LEAST_STD)),
+            _PER_OCTAVE * round(math.log2(_LARGEST_STD)) + 1,
+        )
+        / _PER_OCTAVE
+    )
+)
+
+
+class Reverse(NamedTuple):
+    """p(z_s|z_t) of a batch in units of the width of z_s: float64, as the network gave it."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+
+class ChainCoder:
+    """Pushes batches of examples on a stack under a model with a chain of finitely many steps.
+
+    vdm: a model of discrete data, in evaluation mode; its copy here is in float64 or float32.
+    gammas: the chain, from γ_1 down to γ_0; rounded to multiples of 1/1024, as files keep it.
+    portable: evaluate in float64 and write down close decisions, so that another machine decodes
+        the same; otherwise in float32, which only this machine, with as many threads, repeats.
+    """
+
+    def __init__(self, vdm: VDM, gammas: np.ndarray, *, portable: bool = True) -> None:
+        if not isinstance(vdm.decoder, Discretized):
+            raise InputError(
+                "decoder = 'gaussian': lossless compression is for integers of some number of "
+                "levels; train on such data"
+            )
+        self.levels = vdm.decoder.levels
+        self.shape = vdm.shape
+        self.dimensions = vdm.dimensions
+        self.gammas = np.rint(np.asarray(gammas, np.float64) / GAMMA_UNIT) * GAMMA_UNIT
+        if len(gammas) < 2 or not (np.diff(self.gammas) < 0).all() or abs(self.gammas).max() >= 32:
+            raise InputError(
+                f"gammas: {len(gammas)} values that do not fall from γ_1 to γ_0 in steps of 1/1024 "
+                "or more, within ±32; take fewer --steps"
+            )
+        self.portable = portable
+        self.model = model_digest(vdm)
+        self._dtype = torch.float64 if portable else torch.float32
+        self._vdm = _in_precision(vdm, self._dtype)
+        self._device = vdm.schedule.initial_end_points.device
+        self._set_lattice()
+
+    @property
+    def steps(self) -> int:
+        """Number of steps T of the chain."""
+        return len(self.gammas) - 1
+
+    def rounding(self, decisions: list[int] | None = None) -> Rounding:
+        """Return a `Rounding` for a group of batches: to decide anew, or to follow decisions."""
+        return Rounding(decisions) if self.portable else Rounding(decisions, band=0.0)
+
+    def push(self, stack: Stack, x: np.ndarray, rounding: Rounding, batch: int = 0) -> np.ndarray:
+        """Push examples, int64 of shape (n, *shape); return their bound in nats, shape (n,).
+
+        The bound is that of the chain, with the one z_t of every step that was drawn here.
+        batch: its number, below 2^20, for the rounding. Raises ExhaustedError, and leaves the stack
+        undefined, where it holds too few bits.
+        """
+        encoded = (2 * x + 1) / self.levels - 1
+        z_s = stack.draw(self._signal[0] * encoded, self._drawn_std[0])
+        position = self._position(z_s)
+        stack.push_levels(x, position, self._spacing, self.levels)
+        nats = _sum(-self._log_levels(x, position))
+        for step in range(1, self.steps + 1):
+            z_t = stack.draw(self._forward[step] * z_s, self._drawn_std[step])
+            reverse = self._reverse(z_t, step)
+            stack.push(z_s, *self._rounded(reverse, rounding, batch, step))
+            nats += _sum(self._divergence(reverse, z_t, encoded, step))
+            z_s = z_t
+        stack.push(z_s, np.zeros(x.shape), np.full(x.shape, self._prior_std))
+        variance, mean = process.sigma(self._gamma[-1]) ** 2, process.alpha(self._gamma[-1])
+        prior = 0.5 * (float(variance) + float(mean) ** 2 * encoded**2 - math.log(variance) - 1)
+        return nats + _sum(prior)
+
+    def pop(self, stack: Stack, n: int, rounding: Rounding, batch: int = 0) -> np.ndarray:
+        """Return the n examples that `push` put on the stack last: int64, shape (n, *shape)."""
+        shape = (n, *self.shape)
+        z_t = stack.pop(np.zeros(shape), np.full(shape, self._prior_std))
+        for step in range(self.steps, 0, -1):
+            reverse = self._reverse(z_t, step)
+            z_s = stack.pop(*self._rounded(reverse, rounding, batch, step))
+            stack.undraw(z_t, self._forward[step] * z_s, self._drawn_std[step])
+            z_t = z_s
+        x = stack.pop_levels(self._position(z_t), self._spacing, self.levels)
+        encoded = (2 * x + 1) / self.levels - 1
+        stack.undraw(z_t, self._signal[0] * encoded, self._drawn_std[0])
+        return x
+
+    def dip(self) -> float:
+        """Return the bits per dimension by which pushing examples lowers the stack on its way."""
+        drawn = np.log2(self._drawn_std * math.sqrt(2 * math.pi * math.e))
+        least = np.log2(self._coded_std[:-2] * math.sqrt(2 * math.pi * math.e))
+        lowest = np.cumsum(drawn) - np.concatenate([[0.0, 0.0], np.cumsum(least)])
+        return float(lowest.max())
+
+    def _set_lattice(self) -> None:
+        """Fix widths and all that follows from the grid, level 0 being γ_0."""
+        gamma = torch.from_numpy(self.gammas[::-1].copy())
+        self._gamma = gamma
+        alpha, sigma = process.alpha(gamma).numpy(), process.sigma(gamma).numpy()
+        step_share = (-torch.expm1(gamma[:-1] - gamma[1:])).sqrt().numpy()
+        drawn = sigma * np.concatenate([[1.0], step_share])
+        coded = np.concatenate([sigma[:-1] * step_share, [1.0]])
+        width = portable(np.minimum(drawn, coded) / UNIT)
+        self._width = width
+        self._drawn_std = portable(drawn / width)
+        self._coded_std = portable(coded / width)
+        self._prior_std = float(self._coded_std[-1])
+        self._signal = portable(alpha / width)
+        ratio = alpha[1:] * width[:-1] / (alpha[:-1] * width[1:])
+        self._forward = portable(np.concatenate([[0.0], ratio]))
+        to_levels = 0.5 * self.levels * width[:1] / alpha[:1]
+        spacing = 2 / self.levels * np.exp(-0.5 * gamma[:1].numpy())
+        self._to_levels, self._spacing = float(portable(to_levels)[0]), float(portable(spacing)[0])
+
+    def _position(self, z_0: np.ndarray) -> np.ndarray:
+        return self._to_levels * z_0 + 0.5 * (self.levels - 1)
+
+    def _log_levels(self, x: np.ndarray, position: np.ndarray) -> np.ndarray:
+        nearest = np.rint(position).clip(0, self.levels - 1)
+        offset, spacing = x - nearest, torch.full(x.shape, self._spacing, dtype=torch.float64)
+        total = log_lattice_sum(torch.from_numpy(position), spacing, self.levels).numpy()
+        return self._spacing**2 * (offset * (position - nearest) - 0.5 * offset**2) - total
+
+    @torch.no_grad()
+    def _reverse(self, z_t: np.ndarray, step: int) -> Reverse:
+        """Return p(z_s|z_t) for a step of the grid, 1 … T."""
+        gamma = self._gamma.to(self._device, self._dtype)
+        z = torch.from_numpy(z_t * self._width[step]).to(self._device, self._dtype)
+        parts = []
+        for part in z.split(_EVALUATED):
+            gamma_t, gamma_s = (gamma[i].expand(len(part)) for i in (step, step - 1))
+            normal = self._vdm.reverse(part, gamma_t, gamma_s)
+            parts.append((normal.mean, normal.std.expand_as(normal.mean)))
+        mean, std = (
+            torch.cat(values).double().cpu().numpy() for values in zip(*parts, strict=True)
+        )
+        width = self._width[step - 1]
+        return Reverse(mean / width, std / width)
+
+    def _rounded(
+        self, reverse: Reverse, rounding: Rounding, batch: int, step: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        call = 2 * (batch * self.steps + step - 1)
+        mean = np.clip(reverse.mean, -_LARGEST_MEAN, _LARGEST_MEAN)
+        std = np.clip(reverse.std, _LEAST_STD, _LARGEST_STD)
+        mean = rounding(_FINEST * mean, call) / _FINEST
+        index = rounding(_PER_OCTAVE * np.log2(std / _LEAST_STD), call + 1)
+        return mean, _STDS[index.clip(0, len(_STDS) - 1)]
+
+    def _divergence(
+        self, reverse: Reverse, z_t: np.ndarray, encoded: np.ndarray, step: int
+    ) -> np.ndarray:
+        """Return KL(q(z_s|z_t, x) ‖ p(z_s|z_t)) of every entry, in nats."""
+        z, x = torch.from_numpy(z_t * self._width[step]), torch.from_numpy(encoded)
+        q = process.q_s_given_t(z, x, self._gamma[step - 1], self._gamma[step])
+        width = self._width[step - 1]
+        mean, std = q.mean.numpy() / width, q.std.numpy() / width
+        ratio = std / reverse.std
+        return 0.5 * (ratio**2 + ((mean - reverse.mean) / reverse.std) ** 2 - 1) - np.log(ratio)
+
+
+def model_digest(vdm: VDM) -> str:
+    """Return 32 hexadecimal digits of all numbers that the reverse process depends on."""
+    tensors = dict(vdm.state_dict())
+    errors = vdm.reverse_errors
+    if isinstance(errors, PredictedErrors):
+        if isinstance(errors.head, torch.nn.Module):
+            tensors |= {f"head.{name}": value for name, value in errors.head.state_dict().items()}
+        errors = errors.mean
+        tensors["predicted"] = torch.ones(())
+    if errors is not None:
+        tensors |= {"errors.gamma": errors.gamma, "errors.error": errors.error}
+    digest = hashlib.sha256(f"{vdm.shape} {vdm.prediction}".encode())
+    for name in sorted(tensors):
+        values = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _in_precision(vdm: VDM, dtype: torch.dtype) -> VDM:
+    errors = vdm.reverse_errors
+    vdm.reverse_errors = None
+    try:
+        converted = copy.deepcopy(vdm).to(dtype).eval().requires_grad_(False)
+    finally:
+        vdm.reverse_errors = errors
+    if isinstance(errors, PredictedErrors):
+        head = errors.head
+        if isinstance(head, torch.nn.Module):
+            head = copy.deepcopy(head).to(dtype).eval().requires_grad_(False)
+        converted.reverse_errors = PredictedErrors(_cast(errors.mean, dtype), head)
+    elif errors is not None:
+        converted.reverse_errors = _cast(errors, dtype)
+    return converted
+
+
+def _cast(errors: NoiseErrors, dtype: torch.dtype) -> NoiseErrors:
+    return NoiseErrors(errors.gamma.to(dtype), errors.error.to(dtype))
+
+
+def _sum(values: np.ndarray | Tensor) -> np.ndarray:
+    return np.asarray(values).reshape(len(values), -1).sum(1)

@@ -1,0 +1,70 @@
+"""Numbers rounded to integers alike on machines whose arithmetic differs in the last digits.
+
+The encoder writes down how it rounded every number that lies within a band around a boundary, and
+the decoder follows it there. Elsewhere both round the same way as long as their numbers differ by
+less than the band.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+import numpy as np
+
+BAND = 1e-8
+"""Half width of the band in which decisions are written down, in units of the grid.
+
+Three hundred times the largest difference seen between batch shapes, memory formats, numbers of
+threads and oneDNN on and off (experiments/LOG.md).
+"""
+
+_PER_SIZE = 2.0**-19
+"""How the band grows with a number: to about a hundred units in its last place."""
+
+CALL = 1 << 31
+"""Numbers that one call of a `Rounding` takes at most."""
+
+
+class Rounding:
+    """Round to the nearest integer, and remember what was decided near a boundary.
+
+    decisions: what an earlier `Rounding` decided, rising, to follow; None to decide anew.
+    band: 0 writes nothing down, for numbers that are the same bit for bit.
+    """
+
+    def __init__(self, decisions: Sequence[int] | None = None, *, band: float = BAND) -> None:
+        self.decisions: list[int] = [] if decisions is None else list(decisions)
+        self._follows = decisions is not None
+        self._band = band
+
+    def __call__(self, values: np.ndarray, call: int) -> np.ndarray:
+        """Return int64 of the shape of values.
+
+        call: a number of this call, the same in encoder and decoder. Raises ValueError for values
+        that are not finite.
+        """
+        if not np.isfinite(values).all():
+            raise ValueError("values to be rounded are not finite")
+        upper = values + 0.5
+        rounded = np.floor(upper)
+        boundary = np.rint(upper)
+        start = call * CALL
+        if self._follows:
+            first = bisect.bisect_left(self.decisions, 2 * start)
+            last = bisect.bisect_left(self.decisions, 2 * (start + values.size))
+            for decision in self.decisions[first:last]:
+                place, up = divmod(decision, 2)
+                rounded.flat[place - start] = boundary.flat[place - start] - 1 + up
+        else:
+            band = self._band * (1 + _PER_SIZE * np.abs(upper))
+            near = np.flatnonzero(np.abs(upper - boundary) < band)
+            up = rounded.flat[near] == boundary.flat[near]
+            self.decisions += [2 * (start + int(i)) + int(u) for i, u in zip(near, up, strict=True)]
+        return rounded.astype(np.int64)
+
+
+def portable(values: np.ndarray) -> np.ndarray:
+    """Return constants with the digits that mathematical libraries may differ in rounded away."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.rint(np.ldexp(mantissa, 30)), exponent - 30)
