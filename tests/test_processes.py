@@ -169,7 +169,7 @@ def dies_once(step: int, marker: str, arguments: list[str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     snapshots.keep = then_die
-    sys.exit(vdm(arguments))
+    os._exit(vdm(arguments))
 
 
 def stopped_at(step: int, arguments: list[str]) -> None:

@@ -7,6 +7,7 @@ a command's module is imported when the command runs, so that `vdm --help` is qu
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -60,7 +61,14 @@ def vdm(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
-    sys.exit(run(arguments))
+    code = run(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Threads of the collectives may still be there and ask for Python's lock; in the
+        # interpreter's clean-up that aborts the process, although its work is done.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
