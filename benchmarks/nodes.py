@@ -49,16 +49,18 @@ class Case:
     each: int
     together: int
 
-    @cache  # noqa: B019
-    def step(self, batch: int) -> Footprint:
-        model, training = parts(
-            self.shape,
-            256,
-            Component(name="discretized", options={"levels": 256}),
-            preset=self.preset,
-            settings={"training.steps": 1, **self.settings},
-        )
-        return footprint(model, training, batch, precision="bfloat16", on_cpu=False)
+
+@cache
+def step_of(case: Case, batch: int) -> Footprint:
+    """Return what a step of a case takes in one device; counted once for each batch."""
+    model, training = parts(
+        case.shape,
+        256,
+        Component(name="discretized", options={"levels": 256}),
+        preset=case.preset,
+        settings={"training.steps": 1, **case.settings},
+    )
+    return footprint(model, training, batch, precision="bfloat16", on_cpu=False)
 
 
 CASES = [
@@ -73,11 +75,11 @@ def simulated(case: Case, hardware: Hardware) -> list[tuple[Estimate, Estimate]]
     """Return the best estimates for every number of devices: the batch of each or of all fixed."""
     found = []
     for devices in DEVICES:
-        grown = recommended(case.step(case.each), hardware, devices=devices)
+        grown = recommended(step_of(case, case.each), hardware, devices=devices)
         # a device takes what it has room for at once, in as many passes as that needs
         share = case.together // devices
         size = min(share, case.each)
-        fixed = recommended(case.step(size), hardware, devices=devices, passes=share // size)
+        fixed = recommended(step_of(case, size), hardware, devices=devices, passes=share // size)
         found.append((grown, fixed))
     return found
 
@@ -106,7 +108,7 @@ def table(case: Case, found: list[tuple[Estimate, Estimate]]) -> str:
         )
     header = ["devices", f"ms, {case.each} images each", "efficiency", "sharding", "GiB a device"]
     header += [f"{case.together} images in all", "ms", "efficiency", "sharding"]
-    step = case.step(case.each)
+    step = step_of(case, case.each)
     title = (
         f"**{case.name}**: {step.parameters / 1e6:,.1f} M parameters, "
         f"{step.training_flops / 1e9:,.0f} GFLOP an image"

@@ -11,10 +11,10 @@ LEVELS = [
     {"errors", "graphs"},
     {"numerics", "lattice", "config", "files", "memory", "processes"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
-    | {"optimizers", "tensors"},
+    | {"optimizers", "tensors", "journal"},
     {"decoders", "networks", "objective", "sampling", "grids", "flow"},
     {"model"},
-    {"training", "likelihood", "profile", "sharding", "compression"},
+    {"training", "likelihood", "profile", "sharding", "heads", "compression"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan"},
     {"snapshots"},
     {"cli"},

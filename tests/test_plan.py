@@ -97,7 +97,10 @@ def test_memory_grows_in_proportion_to_the_batch(step):
     sixteen, thirty_two = (counted(n, on_cpu=False) for n in (16, 32))
     assert 2 * (sixteen.kept - step.kept) == pytest.approx(thirty_two.kept - sixteen.kept, rel=0.01)
     assert step.kept < step.peak < sixteen.peak
-    assert step.weights == 4 * step.parameters == step.average
+    assert step.weights == 4 * step.parameters
+    assert step.average == 3 * step.weights
+    alone = footprint(*configured(**{"training.posthoc_ema": False}), 8)
+    assert alone.average == alone.weights
 
 
 def test_states_are_one_average_for_muon_and_two_for_adamw():

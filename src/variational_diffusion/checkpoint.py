@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import json
 import re
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from variational_diffusion import journal
 from variational_diffusion.config import RunConfig
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic
@@ -330,35 +330,15 @@ class Run:
 
     def log(self, **values: Any) -> None:
         """Append one line to `metrics.jsonl`."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(_checked_line(values))
+        journal.append(self.path / "metrics.jsonl", values)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of `metrics.jsonl`; a last line cut short by a crash is left out.
-
-        Raises InputError that names a line which does not match its checksum.
-        """
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        found = []
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-            values = _unchecked(line)
-            if values is None:
-                raise InputError(
-                    f"'{path}' is damaged in line {number}: remove this line, or restore the file"
-                )
-            found.append(values)
-        return found
+        """Return the lines of `metrics.jsonl`; raise `InputError` that names a damaged one."""
+        return journal.read(self.path / "metrics.jsonl")
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that were not saved and will be done again, and damaged ones."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        known = [values for line in lines if (values := _unchecked(line)) is not None]
-        with atomic(path, overwrite=True) as temporary:
-            kept = (_checked_line(values) for values in known if values["step"] <= step)
-            temporary.write_text("".join(kept), encoding="utf-8")
+        journal.keep(self.path / "metrics.jsonl", lambda values: values["step"] <= step)
 
 
 class Part(NamedTuple):
@@ -374,21 +354,6 @@ class Resumed(NamedTuple):
     state: TrainingState
     position: dict[str, Any]
     damaged: list[str]
-
-
-def _checked_line(values: Mapping[str, Any]) -> str:
-    line = json.dumps(values)
-    return f'{line[:-1]}, "crc32": {zlib.crc32(line.encode())}}}\n'
-
-
-def _unchecked(line: bytes) -> dict[str, Any] | None:
-    """Return the values of a line of metrics; None if it is not what was written."""
-    try:
-        values = json.loads(line)
-        checksum = values.pop("crc32")
-    except (ValueError, AttributeError, TypeError, KeyError):
-        return None
-    return values if zlib.crc32(json.dumps(values).encode()) == checksum else None
 
 
 def _tensors_of(state: TrainingState) -> dict[str, Tensor]:

@@ -23,17 +23,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from variational_diffusion import objective, process
+from variational_diffusion import objective
 from variational_diffusion.config import TrainingConfig
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.ema import ExponentialAverage
 from variational_diffusion.errors import DivergedError, InputError
 from variational_diffusion.graphs import Recorded
-from variational_diffusion.grids import NoiseErrors, PredictedErrors
 from variational_diffusion.lattice import LEAST_RECORDED_SPACING
 from variational_diffusion.model import VDM
-from variational_diffusion.numerics import bits_per_dim, derived_seed, expand, randn_like
-from variational_diffusion.objective import Bound, low_discrepancy_times
+from variational_diffusion.numerics import bits_per_dim, derived_seed
+from variational_diffusion.objective import Bound
 from variational_diffusion.optimizers import Muon
 from variational_diffusion.posthoc import PowerAverages
 from variational_diffusion.processes import Place, here, largest_over_processes, whole
@@ -350,54 +349,6 @@ def make_optimizers(vdm: VDM, config: TrainingConfig) -> dict[str, torch.optim.O
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
-
-
-def fit_head(
-    vdm: VDM,
-    head: nn.Module,
-    errors: NoiseErrors,
-    batches: Iterable[Tensor],
-    *,
-    steps: int,
-    learning_rate: float = 3e-3,
-    seed: int = 0,
-) -> Iterator[float]:
-    """Train a head of `PredictedErrors` on a model that stays as it is; yield its loss in nats.
-
-    The loss is what reverse steps of all widths cost with it, an entry and unit of γ: widths are
-    drawn between 1/400 and 1/4 of the range of γ, evenly in their logarithm. Narrow steps ask for
-    the mean of the squared error and wide ones for its scale. A head that is trained on wide steps
-    alone, by ½(log m + (ε − ε̂)²/m), is worse than none in narrow ones (experiments/LOG.md).
-    Its minimum is m = E[(ε − ε̂)² | z].
-    """
-    vdm.eval()
-    gamma_0, gamma_1 = vdm.schedule.end_points.detach()
-    generator = torch.Generator(gamma_0.device).manual_seed(derived_seed(seed, 2))
-    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, betas=(0.9, 0.99))
-    predicted = PredictedErrors(errors, head)
-    for step, batch in zip(range(steps), batches, strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * (1 - step / steps)
-        with torch.no_grad():
-            x = vdm.encode(batch.to(gamma_0.device))
-            gamma = torch.lerp(gamma_0, gamma_1, low_discrepancy_times(len(x), generator, like=x))
-            noise = randn_like(x, generator)
-            q = process.q_t(x, gamma)
-            z = q.mean + q.std * noise
-            estimate = vdm.denoise(z, gamma).noise
-            order = torch.randperm(len(x), generator=generator, device=x.device)
-            width = (
-                (gamma_1 - gamma_0)
-                / 4
-                * 100 ** -low_discrepancy_times(len(x), generator, like=x)[order]
-            )
-        assumed = predicted(z, gamma, estimate)
-        cost = process.posterior_kl(gamma - width, gamma, (noise - estimate).square(), assumed)
-        loss = (cost / expand(width, cost)).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        yield float(loss.detach())
 
 
 def learning_rate_factor(step: int, progress: float, config: TrainingConfig) -> float:

@@ -103,7 +103,10 @@ class Session:
         wait_for_all()
         if not place.leads:
             self.run = Run.start(directory, config)
-        self.state = self._resumed() or self._started(first)
+        distribute = shard if self.sharded else None
+        self.state = self._resumed() or TrainingState.start(
+            first, config.training, distribute=distribute
+        )
 
     def train(self) -> Summary:
         """Train until the budget is spent; return the validation at the end.
@@ -195,10 +198,6 @@ class Session:
         self._note_damaged(resumed)
         self.position = resumed.position
         return resumed.state
-
-    def _started(self, vdm: VDM) -> TrainingState:
-        distribute = shard if self.sharded else None
-        return TrainingState.start(vdm, self.config.training, distribute=distribute)
 
     def _note_damaged(self, resumed: Resumed) -> None:
         for line in resumed.damaged:

@@ -14,8 +14,8 @@ from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.data import open_dataset
 from variational_diffusion.data.loader import training_batches
+from variational_diffusion.heads import fit_head
 from variational_diffusion.networks import VarianceHead
-from variational_diffusion.training import fit_head
 
 _BATCH = 32
 

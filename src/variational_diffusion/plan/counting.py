@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from variational_diffusion import objective
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig
 from variational_diffusion.model import VDM, build
+from variational_diffusion.posthoc import WIDTHS
 from variational_diffusion.sharding import blocks, recompute_activations
 from variational_diffusion.training import make_optimizers
 
@@ -63,7 +64,8 @@ class Footprint:
 
     forward, backward: of the batch. update: of the optimisers and the average, for all weights.
     end_passes: forward passes a step, on average, that measure the schedule's end points.
-    parameters: count. weights, optimizer, average: bytes from the first step to the last.
+    parameters: count. weights, optimizer, average: bytes from the first step to the last; the
+        averages are one, or three with those of `posthoc`.
     gradients: bytes, at the end of backward.
     kept: bytes that forward leaves for backward. peak: most bytes at one time in forward and
         backward, gradients included; `peak_without_gradients`: the same without them.
@@ -160,7 +162,8 @@ def footprint(
         alone = _Recorder(scratch=on_cpu)
         with torch.no_grad(), alone:
             _loss(vdm, batch)
-    average = Operation(flops=0, bytes=3 * weights, precision="float32")
+    averages = weights * (1 + (len(WIDTHS) if training.posthoc_ema else 0))
+    average = Operation(flops=0, bytes=3 * averages, precision="float32")
     learned = vdm.schedule.log_stretch.requires_grad
     if learned:  # its end points are measured while what forward keeps is there
         peak, without = (max(p, kept + alone.peak) for p in (peak, without))
@@ -174,7 +177,7 @@ def footprint(
         weights=weights,
         gradients=gradients,
         optimizer=states,
-        average=weights,
+        average=averages,
         kept=kept,
         peak=peak,
         peak_without_gradients=without,
