@@ -1,15 +1,14 @@
 """Lossless compression: the stack, the chain, and groups of examples that share a stack."""
 
-from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
-from coding import SHAPE, coded, decoded, images, model, quick_coder, random_stack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from variational_diffusion.compression import ChainCoder, decode
+from coding import SHAPE, coded, decoded, images, model, random_stack
+from variational_diffusion.compression import ChainCoder
 from variational_diffusion.compression.plain import from_plain_bytes, plain_bytes
 from variational_diffusion.compression.rounding import BAND, Rounding
 from variational_diffusion.compression.stack import ExhaustedError

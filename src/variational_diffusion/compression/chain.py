@@ -82,6 +82,11 @@ class ChainCoder:
         self.shape = vdm.shape
         self.dimensions = vdm.dimensions
         self.gammas = np.rint(np.asarray(gammas, np.float64) / GAMMA_UNIT) * GAMMA_UNIT
+        if not np.isfinite(gammas).all():
+            raise InputError(
+                "the chain's grid is not finite, as the model's measured errors are not; take other "
+                "--weights, or another run"
+            )
         if len(gammas) < 2 or not (np.diff(self.gammas) < 0).all() or abs(self.gammas).max() >= 32:
             raise InputError(
                 f"gammas: {len(gammas)} values that do not fall from γ_1 to γ_0 in steps of 1/1024 "
@@ -190,6 +195,11 @@ class ChainCoder:
         mean, std = (
             torch.cat(values).double().cpu().numpy() for values in zip(*parts, strict=True)
         )
+        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+            raise InputError(
+                f"the model's outputs at step {step} of {self.steps} are not finite; take other "
+                "--weights, or another run"
+            )
         width = self._width[step - 1]
         return Reverse(mean / width, std / width)
 
