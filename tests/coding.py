@@ -1,11 +1,21 @@
 """Models and examples for the tests of lossless compression."""
 
+import io
+
 import numpy as np
 import torch
 from torch import nn
 
 from variational_diffusion import process
-from variational_diffusion.compression import ChainCoder, decode, encode
+from variational_diffusion.compression import (
+    ChainCoder,
+    Container,
+    Header,
+    ImageCoding,
+    Writer,
+    decode,
+    encode,
+)
 from variational_diffusion.compression.stack import Stack
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.grids import NoiseErrors
@@ -89,3 +99,48 @@ def quick_coder(levels=256, shape=(1, 12, 12), steps=6):
     error = (share / (1 + share)).reshape(-1, *(1 for _ in shape))
     vdm.reverse_errors = NoiseErrors(gamma, error)
     return ChainCoder(vdm, np.linspace(high, low, steps + 1))
+
+
+def header_of(coder, **changes):
+    return Header(
+        model=coder.model,
+        weights="ema",
+        variance="position",
+        shape=list(coder.shape),
+        levels=coder.levels,
+        precision="portable",
+        gammas=Header.of_chain(coder.gammas),
+    ).model_copy(update=changes)
+
+
+def group_of(coder, x, names=None):
+    coding = ImageCoding(coder, x, names)
+    for _ in coding.run():
+        pass
+    return coding.done()
+
+
+def file_of(coder, groups, header=None, identity=None):
+    """Return the bytes of a file of groups (images, table, payload)."""
+    file = io.BytesIO()
+    with Writer(file, header or header_of(coder), identity=identity) as writer:
+        for n, table, payload in groups:
+            writer.add(n, table, payload)
+    return file.getvalue()
+
+
+def file_of_images(coder, *parts, **options):
+    """Return the bytes of a file with a group of each part."""
+    groups = [(len(part), group_of(coder, list(part))) for part in parts]
+    return file_of(coder, [(n, g.table, g.payload) for n, g in groups], **options)
+
+
+def opened(data):
+    """Return what is in the bytes of a file."""
+    return Container(io.BytesIO(data), "a.vdmz")
+
+
+def read(data, coder):
+    """Return what is in the bytes of a file, and its images by number."""
+    container = opened(data)
+    return container, {image.number: image.values for image in container.decoded(coder)}

@@ -1,6 +1,5 @@
 """Lossless compression: the stack, the chain, and groups of examples that share a stack."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -185,8 +185,8 @@ def command(
         ),
     )
     totals = Totals()
-    with atomic(out) as temporary:
-        with Writer(temporary, header) as writer, Meter("compressing", "images") as meter:
+    with atomic(out) as temporary, temporary.open("w+b") as file:
+        with Writer(file, header) as writer, Meter("compressing", "images") as meter:
             for numbers, images in _groups(originals, group, vdm.shape):
                 coding = ImageCoding(coder, images, originals.names(numbers))
                 for so_far in coding.run():
@@ -196,8 +196,9 @@ def command(
                 encoded = coding.done()
                 writer.add(len(images), encoded.table, encoded.payload)
                 totals.add(len(images), encoded)
+        file.flush()
         if not no_verify:
-            _verify(temporary, coder, originals)
+            _verify(Container(file, out), coder, originals)
     _report(out, coder, totals, originals, as_json)
 
 
@@ -256,9 +257,8 @@ def _bits_so_far(so_far: Encoded, coder: ChainCoder) -> str:
     return f"{so_far.stack_bits / (max(coded, 1) * coder.dimensions):.3f} bits/dim"
 
 
-def _verify(path: Path, coder: ChainCoder, originals: Originals) -> None:
+def _verify(container: Container, coder: ChainCoder, originals: Originals) -> None:
     """Decode the file, and compare every image with what is read again."""
-    container = Container(path)
     with Meter("verifying", "images") as meter:
         for count, image in enumerate(container.decoded(coder), 1):
             original = originals.read(np.array([image.number]))[0]

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import click
 import numpy as np
+import torch
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import widen
@@ -32,7 +33,16 @@ def command(run: str, file: str, out: str, device: str, threads: int | None) -> 
     Images that are damaged are left out (in an array they are zero) and told at the end.
     """
     target = use_device(device, threads)
-    container, path = Container(file), Path(out)
+    try:
+        stream = Path(file).open("rb")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        reason = str(error.strerror or error).lower()
+        raise InputError(f"'{file}' cannot be read: {reason}") from error
+    with stream:
+        _decompress(run, Container(stream, file), Path(out), target)
+
+
+def _decompress(run: str, container: Container, path: Path, target: torch.device) -> None:
     header = container.header
     mode, shape = _mode(container), _common_shape(container)
     _check_target(path, mode, shape)
@@ -40,15 +50,6 @@ def command(run: str, file: str, out: str, device: str, threads: int | None) -> 
     vdm = opened.load(header.weights).to(target)
     widen(opened, vdm, header.weights, header.variance)
     coder = ChainCoder(vdm, header.chain(), portable=header.precision == "portable")
-    if (coder.model, list(coder.shape), coder.levels) != (
-        header.model,
-        header.shape,
-        header.levels,
-    ):
-        raise InputError(
-            f"'{file}' was compressed by another model than the {header.weights} weights of "
-            f"'{run}' with the variance '{header.variance}'; give the run it was compressed by"
-        )
     images = _with_progress(container, coder)
     if path.suffix == ".npy":
         assert shape is not None
@@ -64,13 +65,15 @@ def command(run: str, file: str, out: str, device: str, threads: int | None) -> 
                 err=True,
             )
     if container.damaged:
-        hint = "; it was compressed with --fast, which only the same machine with as many threads "
-        hint += "decodes"
-        raise InputError(
-            f"'{file}' is damaged: {'; '.join(container.damaged)}; all others are in '{out}'"
-            f"{hint if header.precision == 'fast' else ''}"
-        )
-    click.echo(f"{out}   ({container.images} images)")
+        lost = "; ".join(container.damaged)
+        message = f"'{container.name}' is damaged: {lost}; all others are in '{path}'"
+        if header.precision == "fast":
+            message += (
+                "; it was compressed with --fast, which only the same machine with as many threads "
+                "decodes"
+            )
+        raise InputError(message)
+    click.echo(f"{path}   ({container.images} images)")
 
 
 def _with_progress(container: Container, coder: ChainCoder) -> Iterator[Image]:

@@ -84,7 +84,7 @@ class ChainCoder:
         self.gammas = np.rint(np.asarray(gammas, np.float64) / GAMMA_UNIT) * GAMMA_UNIT
         if not np.isfinite(gammas).all():
             raise InputError(
-                "the chain's grid is not finite, as the model's measured errors are not; take other "
+                "the chain is not finite, because the model's measured errors are not; take other "
                 "--weights, or another run"
             )
         if len(gammas) < 2 or not (np.diff(self.gammas) < 0).all() or abs(self.gammas).max() >= 32:

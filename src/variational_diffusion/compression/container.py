@@ -15,9 +15,9 @@ import secrets
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from io import BufferedIOBase
 from types import TracebackType
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,22 +43,22 @@ _ANY_MARK = re.compile(re.escape(_MARK) + b"|" + re.escape(_END_MARK))
 
 
 class Writer:
-    """A file that is written group by group; it is whole when the block ends well.
+    """Writes a file group by group; it is whole when the block ends well.
 
-    identity: 16 bytes that tell this file from others, so that no group passes for one of another.
+    file: open for writing. identity: 16 bytes that tell this file from others, so that no group
+    passes for one of another.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], header: Header, *, identity: bytes | None = None
+        self, file: BufferedIOBase, header: Header, *, identity: bytes | None = None
     ) -> None:
-        self._path, self._header = Path(path), header
+        self._file, self._header = file, header
         self._identity = secrets.token_bytes(16) if identity is None else identity
         self._groups = self._images = 0
 
     def __enter__(self) -> Writer:
         packed = self._header.packed()
         fixed = _FILE.pack(MAGIC, VERSION, len(packed), self._identity)
-        self._file = self._path.open("wb")
         self._file.write(fixed + packed + digest(fixed, packed))
         return self
 
@@ -86,7 +86,6 @@ class Writer:
         if kind is None:
             end = _END.pack(_END_MARK, self._groups, self._images)
             self._file.write(end + digest(self._identity, end))
-        self._file.close()
 
 
 @dataclass(frozen=True)
@@ -122,33 +121,36 @@ class Image(NamedTuple):
 
 
 class Container:
-    """A file that a `Writer` wrote, opened. Raises InputError where that cannot be.
+    """What a `Writer` wrote, opened. Raises InputError where that cannot be.
 
-    header: what it says of itself, checked. images: how many there are, as far as is known.
-    damaged: a line for all that could not be brought back: what is missing is known from the
-    beginning, the rest after `decoded`.
+    file: open for reading, at any place; name: what messages call it. header: what it says of
+    itself, checked. images: how many there are, as far as is known. damaged: a line for all that
+    could not be brought back: what is missing is known from the beginning, the rest after
+    `decoded`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, file: BufferedIOBase, name: str) -> None:
+        self._file, self.name = file, name
         self.damaged: list[str] = []
         self.images = 0
         self._groups: list[_Group] = []
         try:
-            with self.path.open("rb") as file:
-                self._size = os.fstat(file.fileno()).st_size
-                self.header = self._read_header(file)
-                self._find_groups(file)
+            self._size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            self.header = self._read_header()
+            self._find_groups()
         except OSError as error:
             reason = str(error.strerror or error).lower()
-            raise InputError(f"'{path}' cannot be read: {reason}") from error
+            raise InputError(f"'{name}' cannot be read: {reason}") from error
 
     def decoded(self, coder: ChainCoder) -> Iterator[Image]:
         """Yield every image that is as it was coded, group by group, verified.
 
         Within a group, images beside the model come first, the others in their order: where the
-        bytes of the model are damaged, the images before that place come back.
+        bytes of the model are damaged, the images before that place come back. Raises InputError
+        for a coder of another model.
         """
+        self._check_coder(coder)
         for group in self._groups:
             missing, sound = np.ones(group.images, bool), False
             try:
@@ -171,35 +173,45 @@ class Container:
                 found |= set(table.shapes(group.images, tuple(self.header.shape)))
         return found
 
+    def _check_coder(self, coder: ChainCoder) -> None:
+        header = self.header
+        theirs = (header.model, header.shape, header.levels, header.precision)
+        precision = "portable" if coder.portable else "fast"
+        same = theirs == (coder.model, list(coder.shape), coder.levels, precision)
+        if not same or not np.array_equal(header.chain(), coder.gammas):
+            raise InputError(
+                f"'{self.name}' was compressed by another model, with its {header.weights} weights "
+                f"and the variance '{header.variance}'; give the run it was compressed by"
+            )
+
     def _contents(self, group: _Group, *, payload: bool = True) -> tuple[Table, bytes]:
         """Read a group; raise ValueError where its table is damaged."""
         try:
-            with self.path.open("rb") as file:
-                file.seek(group.content)
-                packed = file.read(group.table_bytes)
-                content = file.read(min(group.payload_bytes, self._size)) if payload else b""
+            self._file.seek(group.content)
+            packed = self._file.read(group.table_bytes)
+            content = self._file.read(min(group.payload_bytes, self._size)) if payload else b""
         except OSError as error:
             raise ValueError(str(error.strerror or error).lower()) from error
         if digest(self._identity, packed) != group.table:
             raise ValueError("its table is damaged or missing")
         return unpacked(Table, packed, _MAX_TABLE), content
 
-    def _read_header(self, file: BinaryIO) -> Header:
-        fixed = file.read(_FILE.size)
+    def _read_header(self) -> Header:
+        fixed = self._file.read(_FILE.size)
         if fixed[: len(MAGIC)] != MAGIC:
-            raise InputError(f"'{self.path}' is no .vdmz file; give one that vdm compress wrote")
+            raise InputError(f"'{self.name}' is no .vdmz file; give one that vdm compress wrote")
         if len(fixed) < _FILE.size:
             raise self._damage("it is cut short")
         _, version, size, self._identity = _FILE.unpack(fixed)
         if version != VERSION:
             raise InputError(
-                f"'{self.path}' has format {version}, and format {VERSION} is read: give the "
+                f"'{self.name}' has format {version}, and format {VERSION} is read: give the "
                 "version of variational-diffusion that wrote it, or a newer one"
             )
         if size > min(_MAX_HEADER, self._size):
             raise self._damage("its header is longer than the file")
-        packed = file.read(size)
-        if file.read(_DIGEST) != digest(fixed, packed):
+        packed = self._file.read(size)
+        if self._file.read(_DIGEST) != digest(fixed, packed):
             raise self._damage("its header does not match its digest")
         try:
             header = unpacked(Header, packed, _MAX_HEADER)
@@ -208,11 +220,11 @@ class Container:
             raise self._damage(f"its header is not what one is: {error}") from error
         return header
 
-    def _find_groups(self, file: BinaryIO) -> None:
+    def _find_groups(self) -> None:
         """Walk from group to group to the end; where the way is broken, search for the next one."""
-        place = searched = file.tell()
+        place = searched = self._file.tell()
         for _ in range(_MOST_PLACES):
-            group, images = self._group_at(file, place), self._end_at(file, place)
+            group, images = self._group_at(place), self._end_at(place)
             if group is not None and group.first >= self.images:
                 self._miss(group.first)
                 self._groups.append(group)
@@ -224,27 +236,27 @@ class Container:
                     self.damaged.append("bytes after its end")
                 return
             else:
-                found = _next_mark(file, searched)
+                found = _next_mark(self._file, searched)
                 if found is None:
                     break
                 place, searched = found, found + 1
         self.damaged.append("its end (it was cut off)")
 
-    def _group_at(self, file: BinaryIO, place: int) -> _Group | None:
-        file.seek(place)
-        head = file.read(_GROUP.size)
-        if len(head) < _GROUP.size or file.read(_DIGEST) != digest(self._identity, head):
+    def _group_at(self, place: int) -> _Group | None:
+        self._file.seek(place)
+        head = self._file.read(_GROUP.size)
+        if len(head) < _GROUP.size or self._file.read(_DIGEST) != digest(self._identity, head):
             return None
         mark, *fields = _GROUP.unpack(head)
         group = _Group(place, *fields)
         sound = mark == _MARK and 0 < group.images <= MAX_IMAGES and group.table_bytes <= _MAX_TABLE
         return group if sound else None
 
-    def _end_at(self, file: BinaryIO, place: int) -> int | None:
+    def _end_at(self, place: int) -> int | None:
         """Return the number of images that the end says, if it is here."""
-        file.seek(place)
-        end = file.read(_END.size)
-        if len(end) < _END.size or file.read(_DIGEST) != digest(self._identity, end):
+        self._file.seek(place)
+        end = self._file.read(_END.size)
+        if len(end) < _END.size or self._file.read(_DIGEST) != digest(self._identity, end):
             return None
         mark, _, images = _END.unpack(end)
         return images if mark == _END_MARK else None
@@ -263,10 +275,10 @@ class Container:
             self.damaged.append(f"images {_ranges(images)} ({reason})")
 
     def _damage(self, reason: str) -> InputError:
-        return InputError(f"'{self.path}' is damaged: {reason}; restore it from a copy")
+        return InputError(f"'{self.name}' is damaged: {reason}; restore it from a copy")
 
 
-def _next_mark(file: BinaryIO, start: int) -> int | None:
+def _next_mark(file: BufferedIOBase, start: int) -> int | None:
     """Return the place of the first mark from `start` on."""
     file.seek(start)
     kept = b""
