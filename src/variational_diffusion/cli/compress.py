@@ -13,7 +13,7 @@ import numpy as np
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.classical import code_length, code_lengths
-from variational_diffusion.cli.chains import chain_of, measured_errors
+from variational_diffusion.cli.chains import chain_of, expected_errors
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import chosen_examples, everything, examples_options
@@ -32,7 +32,7 @@ from variational_diffusion.data import Split
 from variational_diffusion.data.decoding import Decoded
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
-from variational_diffusion.grids import VARIANCES, assumed_errors, fewest_steps
+from variational_diffusion.grids import VARIANCES, fewest_steps
 from variational_diffusion.model import VDM
 
 _COMPARED = 1000  # examples that classical coders get
@@ -42,14 +42,15 @@ _COMPARED = 1000  # examples that classical coders get
 class Totals:
     """What was written, in bits unless it says otherwise.
 
-    nats: the bounds of the examples that the model coded. stack: on the stacks at the end. first:
-    of the examples coded without the model, on the stacks, too. decisions: of close roundings.
-    tables: of the groups' payloads besides.
+    bound, drawn: what the chains of the examples that the model coded take. stack: on the stacks at
+    the end. first: of the examples coded without the model, on the stacks, too. decisions: of close
+    roundings. tables: of the groups' payloads besides.
     """
 
     examples: int = 0
     by_model: int = 0
-    nats: float = 0.0
+    bound: float = 0.0
+    drawn: float = 0.0
     stack: int = 0
     first: int = 0
     decisions: int = 0
@@ -60,7 +61,9 @@ class Totals:
         """Count a group that is done."""
         self.examples += group.done
         self.by_model += group.by_model
-        self.nats += float(group.nats.sum())
+        bound, drawn = group.lengths.sum(1) / math.log(2)
+        self.bound += bound
+        self.drawn += drawn
         self.stack += group.stack_bits
         self.first += group.first_bits
         self.decisions += 8 * group.decisions
@@ -196,8 +199,7 @@ def _best_variance(run: Run, weights: str) -> str:
 
 
 def _default_steps(run: Run, vdm: VDM, weights: str, variance: str) -> int:
-    errors = measured_errors(run, vdm, weights)
-    return fewest_steps(vdm.schedule, errors, assumed_errors(variance, errors))
+    return fewest_steps(vdm.schedule, *expected_errors(run, vdm, weights, variance))
 
 
 def _names(examples: Split) -> list[str] | None:
@@ -217,9 +219,10 @@ def _report(out: str, coder: ChainCoder, totals: Totals, examples: Split, as_jso
     size = Path(out).stat().st_size
     values = totals.examples * coder.dimensions
     model_bits = totals.stack - totals.first
-    bound = totals.nats / math.log(2)
+    bound = totals.bound
     overhead = {
-        "chain: lattice, rounding and chance": model_bits - bound,
+        "chance of the draw": totals.drawn - bound,
+        "lattice and rounding": model_bits - totals.drawn,
         "first images, without the model": totals.first
         - (bound / totals.by_model if totals.by_model else 0) * (totals.examples - totals.by_model),
         "decisions": totals.decisions,

@@ -36,8 +36,9 @@ _SPARE = 512  # bits
 class Encoded:
     """A group on its way to bytes.
 
-    done: examples so far. by_model: how many of them the model coded; nats: their bounds, shape
-    (by_model,). first_bits: of the others. decisions: bytes written down for close roundings.
+    done: examples so far. by_model: how many of them the model coded; lengths: what their chains
+    take, in nats, shape (2, by_model): the bound, and what it was for the latents that were drawn.
+    first_bits: of the others. decisions: bytes written down for close roundings.
     stack_bits: on the stack now. payload: the group's bytes, once all are done.
     """
 
@@ -45,13 +46,13 @@ class Encoded:
     first_bits: int = 0
     stack_bits: int = 0
     decisions: int = 0
-    nats: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros((2, 0)))
     payload: bytes = b""
 
     @property
     def by_model(self) -> int:
         """Number of examples that the model coded."""
-        return len(self.nats)
+        return self.lengths.shape[1]
 
 
 def encode(coder: ChainCoder, x: np.ndarray) -> Iterator[Encoded]:
@@ -74,13 +75,13 @@ def encode(coder: ChainCoder, x: np.ndarray) -> Iterator[Encoded]:
         part = x[so_far.done : so_far.done + size]
         before, decided = stack.copy(), len(rounding.decisions)
         try:
-            nats = coder.push(stack, part, rounding, len(sizes))
+            lengths = coder.push(stack, part, rounding, len(sizes))
         except ExhaustedError:
             assert size > 1, "one example needs more bits than the stack was given for it"
             stack, size = before, size // 2
             del rounding.decisions[decided:]
             continue
-        so_far.nats = np.concatenate([so_far.nats, nats])
+        so_far.lengths = np.concatenate([so_far.lengths, lengths], 1)
         sizes.append(size)
         so_far.done += size
         so_far.stack_bits, so_far.decisions = stack.bits, 8 * len(rounding.decisions)
@@ -97,7 +98,7 @@ def encode(coder: ChainCoder, x: np.ndarray) -> Iterator[Encoded]:
     alone = plain_bytes(x, coder.levels)
     if not sizes or len(alone) + _HEAD.size <= len(so_far.payload):
         so_far.payload = _HEAD.pack(n, len(alone), 0, 0) + alone
-        so_far.nats, so_far.decisions = np.zeros(0), 0
+        so_far.lengths, so_far.decisions = np.zeros((2, 0)), 0
         so_far.first_bits = so_far.stack_bits = 8 * len(alone)
     yield so_far
 
