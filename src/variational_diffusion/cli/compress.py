@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from variational_diffusion.checkpoint import Run
-from variational_diffusion.classical import code_length, code_lengths
+from variational_diffusion.classical import code_lengths, picture_lengths
 from variational_diffusion.cli.chains import chain_of, expected_errors
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
@@ -231,9 +231,7 @@ def _report(out: str, coder: ChainCoder, totals: Totals, examples: Split, as_jso
     ideal = bound * totals.examples / totals.by_model if totals.by_model else 0.0
     compared = np.asarray(examples.limit(min(_COMPARED, len(examples))).read())
     classical = code_lengths(compared, coder.levels)
-    classical["WebP or deflate, one by one"] = float(
-        np.mean([code_length(image, coder.levels) for image in compared])
-    )
+    classical |= picture_lengths(compared, coder.levels)
     if as_json:
         print_json(
             {
