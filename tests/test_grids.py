@@ -249,9 +249,9 @@ def test_predictions_are_sorted_and_keep_their_ratio_to_the_errors(factor, gener
     ratio = predicted.error[:, known] / errors.error[:, known]
     torch.testing.assert_close(ratio, torch.full_like(ratio, factor), rtol=1e-3, atol=0.0)
     torch.testing.assert_close(errors.error.mean(1), torch.full((8,), 2.0).double())
-    # of 20 groups of ε², the least is 0.002 on average and the largest 5.0
+    # of 20 groups of ε², the least is 0.0013 on average and the largest 5.58, of a mean of 1
     assert float(errors.error[:, 0].mean()) < 0.01
-    assert float(errors.error[:, -1].mean()) == pytest.approx(10, rel=0.1)
+    assert float(errors.error[:, -1].mean()) == pytest.approx(11.2, rel=0.05)
 
 
 @pytest.mark.parametrize("excess", [0.02, 0.1])
