@@ -42,14 +42,14 @@ _COMPARED = 1000  # examples that classical coders get
 class Totals:
     """What was written, in bits unless it says otherwise.
 
-    bound, drawn: what the chains of the examples that the model coded take. stack: on the stacks at
-    the end. first: of the examples coded without the model, on the stacks, too. decisions: of close
-    roundings. tables: of the groups' payloads besides.
+    nats: the bounds of the examples that the model coded. drawn: nats that the densities of their
+    latents give. stack: on the stacks at the end. first: of the examples coded without the model,
+    on the stacks, too. decisions: of close roundings.
     """
 
     examples: int = 0
     by_model: int = 0
-    bound: float = 0.0
+    nats: float = 0.0
     drawn: float = 0.0
     stack: int = 0
     first: int = 0
@@ -61,9 +61,8 @@ class Totals:
         """Count a group that is done."""
         self.examples += group.done
         self.by_model += group.by_model
-        bound, drawn = group.lengths.sum(1) / math.log(2)
-        self.bound += bound
-        self.drawn += drawn
+        self.nats += float(group.nats.sum())
+        self.drawn += group.drawn
         self.stack += group.stack_bits
         self.first += group.first_bits
         self.decisions += 8 * group.decisions
@@ -219,10 +218,10 @@ def _report(out: str, coder: ChainCoder, totals: Totals, examples: Split, as_jso
     size = Path(out).stat().st_size
     values = totals.examples * coder.dimensions
     model_bits = totals.stack - totals.first
-    bound = totals.bound
+    bound, drawn = totals.nats / math.log(2), totals.drawn / math.log(2)
     overhead = {
-        "chance of the draw": totals.drawn - bound,
-        "lattice and rounding": model_bits - totals.drawn,
+        "chance of the draw": drawn - bound,
+        "lattice and rounding": model_bits - drawn,
         "first images, without the model": totals.first
         - (bound / totals.by_model if totals.by_model else 0) * (totals.examples - totals.by_model),
         "decisions": totals.decisions,

@@ -36,23 +36,24 @@ _SPARE = 512  # bits
 class Encoded:
     """A group on its way to bytes.
 
-    done: examples so far. by_model: how many of them the model coded; lengths: what their chains
-    take, in nats, shape (2, by_model): the bound, and what it was for the latents that were drawn.
-    first_bits: of the others. decisions: bytes written down for close roundings.
-    stack_bits: on the stack now. payload: the group's bytes, once all are done.
+    done: examples so far. by_model: how many of them the model coded; nats: their bounds, shape
+    (by_model,). drawn: nats that the densities of their latents give. first_bits: of the others.
+    decisions: bytes written down for close roundings. stack_bits: on the stack now. payload: the
+    group's bytes, once all are done.
     """
 
     done: int = 0
     first_bits: int = 0
     stack_bits: int = 0
     decisions: int = 0
-    lengths: np.ndarray = field(default_factory=lambda: np.zeros((2, 0)))
+    nats: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    drawn: float = 0.0
     payload: bytes = b""
 
     @property
     def by_model(self) -> int:
         """Number of examples that the model coded."""
-        return self.lengths.shape[1]
+        return len(self.nats)
 
 
 def encode(coder: ChainCoder, x: np.ndarray) -> Iterator[Encoded]:
@@ -81,7 +82,8 @@ def encode(coder: ChainCoder, x: np.ndarray) -> Iterator[Encoded]:
             stack, size = before, size // 2
             del rounding.decisions[decided:]
             continue
-        so_far.lengths = np.concatenate([so_far.lengths, lengths], 1)
+        so_far.nats = np.concatenate([so_far.nats, lengths.bound])
+        so_far.drawn += float(lengths.drawn.sum())
         sizes.append(size)
         so_far.done += size
         so_far.stack_bits, so_far.decisions = stack.bits, 8 * len(rounding.decisions)
@@ -98,7 +100,7 @@ def encode(coder: ChainCoder, x: np.ndarray) -> Iterator[Encoded]:
     alone = plain_bytes(x, coder.levels)
     if not sizes or len(alone) + _HEAD.size <= len(so_far.payload):
         so_far.payload = _HEAD.pack(n, len(alone), 0, 0) + alone
-        so_far.lengths, so_far.decisions = np.zeros((2, 0)), 0
+        so_far.nats, so_far.drawn, so_far.decisions = np.zeros(0), 0.0, 0
         so_far.first_bits = so_far.stack_bits = 8 * len(alone)
     yield so_far
 
