@@ -138,7 +138,7 @@ class _Mark(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """What a batch took, in nats: of every example, by the densities that were drawn, for padding."""
+    """What a batch took, in nats: every example, all by the densities of the draw, padding."""
 
     nats: np.ndarray
     drawn: float
