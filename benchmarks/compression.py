@@ -292,7 +292,7 @@ def main(
 
 def sizes(told: dict[str, Any]) -> str:
     """Return the table of what the file and other coders take."""
-    bits = told["bits_per_dim"]
+    bits, bound = told["bits_per_dim"], told["bound"] or float("nan")
     rows: list[list[object]] = [
         ["the file", f"{told['bytes']:,}", f"{bits:.4f}", ""],
         [f"the bound, T = {told['steps']}", "", f"{told['bound']:.4f}", ""],
