@@ -298,8 +298,8 @@ def sizes(told: dict[str, Any]) -> str:
         [f"the bound, T = {told['steps']}", "", f"{told['bound']:.4f}", ""],
     ]
     for part, value in told["overhead"].items():
-        rows.append([f"+ {part}", "", f"{value:+.4f}", f"{value / told['bound']:+.2%}"])
-    rows[0][-1] = f"{bits / told['bound'] - 1:+.2%}"
+        rows.append([f"+ {part}", "", f"{value:+.4f}", f"{value / bound:+.2%}"])
+    rows[0][-1] = f"{bits / bound - 1:+.2%}"
     for coder, value in told["classical"].items():
         rows.append([coder, "", f"{value:.3f}", f"the file is {1 - bits / value:.1%} smaller"])
     return markdown(["", "bytes", "bits/dim", ""], rows)
