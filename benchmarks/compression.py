@@ -292,14 +292,14 @@ def main(
 
 def sizes(told: dict[str, Any]) -> str:
     """Return the table of what the file and other coders take."""
-    bits = told["bits_per_dim"]
+    bits, bound = told["bits_per_dim"], told["bound"] or float("nan")
     rows: list[list[object]] = [
         ["the file", f"{told['bytes']:,}", f"{bits:.4f}", ""],
         [f"the bound, T = {told['steps']}", "", f"{told['bound']:.4f}", ""],
     ]
     for part, value in told["overhead"].items():
-        rows.append([f"+ {part}", "", f"{value:+.4f}", f"{value / told['bound']:+.2%}"])
-    rows[0][-1] = f"{bits / told['bound'] - 1:+.2%}"
+        rows.append([f"+ {part}", "", f"{value:+.4f}", f"{value / bound:+.2%}"])
+    rows[0][-1] = f"{bits / bound - 1:+.2%}"
     for coder, value in told["classical"].items():
         rows.append([coder, "", f"{value:.3f}", f"the file is {1 - bits / value:.1%} smaller"])
     return markdown(["", "bytes", "bits/dim", ""], rows)
