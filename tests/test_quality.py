@@ -175,7 +175,7 @@ def test_errors_of_a_mean_are_those_of_a_mean():
 
 def test_nearest_examples_come_in_order():
     y = np.array([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0], [1.0, 0.0]])
-    rows, far = nearest(np.array([[0.1, 0.0], [6.0, 7.0]]), y, 3)
+    rows, far = nearest(np.array([[0.1, 0.0], [6.0, 7.0]]), [y[:1], y[1:]], 3)
     assert rows.tolist() == [[0, 3, 1], [2, 1, 3]]
     np.testing.assert_allclose(far[0], [0.1, 0.9, np.hypot(2.9, 4)])
 

@@ -71,8 +71,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """Return a SHA-256 digest of the names, types, shapes and values of tensors on the CPU."""
-    return _digest(tensors, {})
+    """Return a SHA-256 digest of the names, types, shapes and values of tensors."""
+    return _digest({name: tensor.detach().cpu() for name, tensor in tensors.items()}, {})
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

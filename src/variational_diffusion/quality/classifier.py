@@ -68,7 +68,7 @@ class Classifier(nn.Module):
         return digest_of(self.state_dict())
 
     def forward(self, examples: Shaped[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        h = in_unit_range(examples, self.levels)
+        h = in_unit_range(examples.to(self.last.weight.device), self.levels)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             h = relu(norm(convolution(h)))
         return h.mean((2, 3))
@@ -110,6 +110,7 @@ def fit_classifier(
         else:
             targets = torch.from_numpy(labels[positions].astype(np.int64))
         logits = classifier.logits(examples)
+        targets = targets.to(logits.device)
         for group in optimizer.param_groups:
             group["lr"] = _LEARNING_RATE * min(1, (step + 1) / _WARMUP) * (1 - step / steps)
         optimizer.zero_grad()

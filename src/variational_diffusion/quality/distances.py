@@ -16,7 +16,7 @@ They are of float64. Errors come from leaving out a block of both sets at a time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,17 +148,24 @@ def combined(function: Callable[..., np.ndarray | float], *estimates: Estimate) 
 
 
 def nearest(
-    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], count: int = 1
+    x: Float[np.ndarray, "n d"], parts: Iterable[np.ndarray], count: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of y nearest to each x, nearest first, and their distances: (n, count)."""
-    rows, distances = [], []
-    for far in _squares(x - y.mean(0), y - y.mean(0)):
-        some = np.argpartition(far, count - 1, axis=1)[:, :count]
-        values = np.take_along_axis(far, some, axis=1)
-        order = np.argsort(values, axis=1)
-        rows.append(np.take_along_axis(some, order, axis=1))
-        distances.append(np.sqrt(np.take_along_axis(values, order, axis=1)))
-    return np.concatenate(rows), np.concatenate(distances)
+    """Return for each x the nearest of many rows, nearest first: numbers and distances.
+
+    parts: all of them, some rows at a time and at least `count` together. Both have shape
+    (n, count).
+    """
+    rows, squares = np.empty((len(x), 0), np.int64), np.empty((len(x), 0))
+    first = 0
+    for part in parts:
+        numbers = np.broadcast_to(np.arange(first, first + len(part)), (len(x), len(part)))
+        rows = np.concatenate([rows, numbers], axis=1)
+        squares = np.concatenate([squares, np.concatenate(list(_squares(x, part)))], axis=1)
+        kept = np.argsort(squares, axis=1, kind="stable")[:, :count]
+        rows = np.take_along_axis(rows, kept, axis=1)
+        squares = np.take_along_axis(squares, kept, axis=1)
+        first += len(part)
+    return rows, np.sqrt(squares)
 
 
 def _check(x: np.ndarray, y: np.ndarray, least: int) -> None:
