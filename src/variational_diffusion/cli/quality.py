@@ -100,7 +100,7 @@ def command(
     reference = Reference(test, features, levels=levels)
     sets = {name: _some(splits[name], count) for name in ("train", "validation")}
     if given is not None:
-        what, samples = f"samples in {given}", _some(_given(given, opened), count)
+        what, samples = f"samples in {given}", _given(given, opened, count)
     else:
         what = f"samples of {sampler} in {steps} steps, seed {seed}"
         vdm = opened.load(weights).to(target)
@@ -123,10 +123,11 @@ def command(
             }
         )
         return
+    measures = found["samples"]
     print_table(
         f"{len(samples)} {what}, against {len(test)} test examples; features: {name}",
         ["", "samples", *(f"{len(examples)} {of}" for of, examples in sets.items())],
-        [(measure, *(_as_text(of[measure]) for of in found.values())) for measure in found["train"]],
+        [(measure, *(_as_text(of[measure]) for of in found.values())) for measure in measures],
     )
     if copies is not None:
         click.echo(
@@ -159,7 +160,7 @@ def _features(run: Run, wanted: str | None, device: torch.device) -> Features:
         classifier = new_classifier(split, labels).to(device)
         right: list[float] = []
         with Meter("training the classifier", "steps") as meter:
-            for share in fit_classifier(classifier, split, labels):
+            for share in fit_classifier(classifier, split, labels, steps=STEPS):
                 right.append(share)
                 meter.update(
                     len(right) / STEPS, len(right), lambda: f"{np.mean(right[-50:]):.0%} right"
@@ -175,16 +176,23 @@ def _features(run: Run, wanted: str | None, device: torch.device) -> Features:
     return classifier
 
 
-def _given(path: str, run: Run) -> Split:
-    """Return all examples of an .npy file or a folder, which must be of the model's kind."""
+def _given(path: str, run: Run, count: int) -> np.ndarray:
+    """Return examples of an .npy file or a folder, which must be of the model's kind."""
     levels, shape = run.config.data.levels, run.config.model.shape
-    split = open_dataset(DataConfig(source=path, levels=levels)).splits["train"]
-    if split.shape != shape or split.levels != levels:
+    split = open_dataset(DataConfig(source=path)).splits["train"]
+    split = replace(split, indices=np.arange(len(split.source)))
+    if split.shape != shape or (split.levels is None) != (levels is None):
         raise InputError(
             f"samples = '{path}' have shape {split.shape} and levels {split.levels}: the model in "
             f"'{run.path}' has shape {shape} and levels {levels}"
         )
-    return replace(split, indices=np.arange(len(split.source)))
+    samples = _some(split, count)
+    if levels is not None and samples.max() >= levels:
+        raise InputError(
+            f"samples = '{path}' have the value {samples.max()}: the model in '{run.path}' has "
+            f"levels 0 to {levels - 1}; save samples with vdm sample --out FILE.npy"
+        )
+    return samples
 
 
 def _some(split: Split, count: int) -> np.ndarray:
