@@ -8,7 +8,7 @@ import pytest
 import variational_diffusion
 
 LEVELS = [
-    {"errors", "graphs"},
+    {"errors", "graphs", "environment"},
     {"numerics", "lattice", "config", "files", "memory", "processes"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal"},

@@ -29,6 +29,7 @@ COMMANDS = {
     "decompress": "Bring back what vdm compress wrote, exact to the bit.",
     "data": "Show what will be read: count, shape, levels, splits, examples.",
     "plan": "What a run will take: operations, memory, time and energy on named hardware.",
+    "doctor": "What is installed, which device there is, and what is missing.",
     "demo": "Train, evaluate and sample on handwritten digits, in a few minutes.",
 }
 
