@@ -12,7 +12,8 @@ LEVELS = [
     {"numerics", "lattice", "config", "files", "memory", "processes"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal"},
-    {"decoders", "networks", "objective", "sampling", "grids", "flow"},
+    {"decoders", "networks", "objective", "denoiser", "grids", "flow"},
+    {"sampling"},
     {"model"},
     {"training", "likelihood", "profile", "sharding", "heads", "compression"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan"},
