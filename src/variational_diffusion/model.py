@@ -20,16 +20,15 @@ from torch import Tensor, nn
 from variational_diffusion import grids, objective, process
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import DECODERS, Discretized, Gaussian
-from variational_diffusion.denoiser import Denoised, Denoiser
 from variational_diffusion.errors import InputError
 from variational_diffusion.networks import NETWORKS
-from variational_diffusion.numerics import expand, randn_like
+from variational_diffusion.numerics import Normal, expand, randn_like
 from variational_diffusion.objective import Bound, Draws
-from variational_diffusion.sampling import Sampler, named
+from variational_diffusion.sampling import Clipped, Denoised, Sampler, named
 from variational_diffusion.schedules import SCHEDULES, Schedule
 
 
-class VDM(nn.Module, Denoiser):
+class VDM(nn.Module):
     """A variational diffusion model of arrays of one shape.
 
     network: any module called as network(z, gamma, conditioning=None), gamma of shape (batch,),
@@ -156,6 +155,48 @@ class VDM(nn.Module, Denoiser):
             return Denoised(noise=output, x=(z - sigma * output) / alpha)
         return Denoised(noise=alpha * output + sigma * z, x=alpha * z - sigma * output)
 
+    def reverse(
+        self,
+        z_t: Float[Tensor, "batch *shape"],
+        gamma_t: process.Gamma,
+        gamma_s: process.Gamma,
+        conditioning: Tensor | None = None,
+    ) -> Normal:
+        """Return p(z_s|z_t) = q(z_s|z_t, x = x̂(z_t; γ_t)) (VDM section 3.3).
+
+        With `reverse_errors`, its variance is the best for them instead: `process.widened`.
+        """
+        noise, x = self.denoise(z_t, gamma_t, conditioning)
+        posterior = process.q_s_given_t(z_t, x, gamma_s, gamma_t)
+        if self.reverse_errors is None:
+            return posterior
+        assumed = self.reverse_errors(z_t, gamma_t.expand(len(z_t)), noise)
+        return process.widened(posterior, gamma_s, gamma_t, assumed)
+
+    def drift(
+        self,
+        z: Float[Tensor, "batch *shape"],
+        gamma: process.Gamma,
+        conditioning: Tensor | None = None,
+    ) -> Float[Tensor, "batch *shape"]:
+        """Return dz/dγ of the probability-flow ODE, −½ sigma² z + ½ sigma ε̂(z; γ)."""
+        noise = self.denoise(z, gamma, conditioning).noise
+        sigma = expand(process.sigma(gamma.expand(z.shape[0])), z)
+        return 0.5 * sigma * (noise - sigma * z)
+
+    def clipped(self, quantile: float = 0.0) -> VDM:
+        """Return this model with x̂ kept in the range of its levels: see `sampling.Clipped`.
+
+        Whatever takes a model takes it. It shares its parts with this one.
+        """
+        if not isinstance(self.decoder, Discretized):
+            raise InputError("clip: real-valued data have no range; only x̂ of levels is clipped")
+        limit = 1 - 1 / self.decoder.levels
+        network = Clipped(self.network, self.prediction, limit, quantile)
+        model = VDM(network, self.schedule, self.decoder, self.shape, self.prediction)
+        model.autocast, model.reverse_errors = self.autocast, self.reverse_errors
+        return model.train(self.training)
+
     def trajectory(
         self,
         n: int,
@@ -163,7 +204,6 @@ class VDM(nn.Module, Denoiser):
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
         sampler: str | Sampler = "ancestral",
-        denoiser: Denoiser | None = None,
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Float[Tensor, "n *shape"]]]:
@@ -171,7 +211,6 @@ class VDM(nn.Module, Denoiser):
 
         steps: number of sampler steps, uniform in t. gammas: the grid in place of `steps`, from
         γ_1 down to γ_0. sampler: a name in `SAMPLERS`, or what is called like its entries.
-        denoiser: what is sampled in place of the model, such as `Clipped(model, 1.0)`.
         """
         if (steps is None) == (gammas is None):
             raise InputError(f"steps = {steps} and gammas = {gammas}: give one of them")
@@ -182,8 +221,7 @@ class VDM(nn.Module, Denoiser):
         shape = (n, *self.shape)
         z = torch.randn(shape, generator=generator, dtype=gammas.dtype, device=gammas.device)
         yield gammas[0], z
-        through = self if denoiser is None else denoiser
-        path = carry(through, z, gammas, conditioning=conditioning, generator=generator)
+        path = carry(self, z, gammas, conditioning=conditioning, generator=generator)
         yield from zip(gammas[1:], path, strict=True)
 
     @torch.no_grad()
@@ -194,7 +232,6 @@ class VDM(nn.Module, Denoiser):
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
         sampler: str | Sampler = "ancestral",
-        denoiser: Denoiser | None = None,
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Shaped[Tensor, "n *shape"]:
@@ -207,7 +244,6 @@ class VDM(nn.Module, Denoiser):
             steps=steps,
             gammas=gammas,
             sampler=sampler,
-            denoiser=denoiser,
             conditioning=conditioning,
             generator=generator,
         )

@@ -30,9 +30,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from variational_diffusion.denoiser import Denoiser
 from variational_diffusion.errors import InputError
 from variational_diffusion.numerics import randn_like
+from variational_diffusion.sampling.contract import ReverseProcess
 
 _LONGEST_GROWTH = 2.0
 
@@ -75,7 +75,7 @@ class Multistep:
 
     def __call__(
         self,
-        model: Denoiser,
+        model: ReverseProcess,
         z: Float[Tensor, "batch *shape"],
         gammas: Float[Tensor, " levels"],
         *,

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from variational_diffusion import flow, process
-from variational_diffusion.denoiser import Denoiser
+from variational_diffusion.sampling.contract import ReverseProcess
 
 
 def ancestral(
-    model: Denoiser,
+    model: ReverseProcess,
     z: Float[Tensor, "batch *shape"],
     gammas: Float[Tensor, " levels"],
     *,
@@ -32,7 +32,7 @@ def ancestral(
 
 
 def heun(
-    model: Denoiser,
+    model: ReverseProcess,
     z: Float[Tensor, "batch *shape"],
     gammas: Float[Tensor, " levels"],
     *,
@@ -67,7 +67,7 @@ class Adaptive:
 
     def __call__(
         self,
-        model: Denoiser,
+        model: ReverseProcess,
         z: Float[Tensor, "batch *shape"],
         gammas: Float[Tensor, " levels"],
         *,
