@@ -12,7 +12,8 @@ LEVELS = [
     {"numerics", "lattice", "config", "files", "memory", "processes"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal"},
-    {"decoders", "networks", "objective", "sampling", "grids", "flow", "quality"},
+    {"decoders", "networks", "objective", "grids", "flow", "quality"},
+    {"sampling"},
     {"model"},
     {"training", "likelihood", "profile", "sharding", "heads", "compression"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan"},
