@@ -34,6 +34,9 @@ _STYLE: Any = {
     "lines.linewidth": 1.6,
 }
 _SIZE = (4.8, 3.0)
+_MARGINS = {"left": 0.15, "right": 0.98, "bottom": 0.15, "top": 0.97}
+"""The same for all, so that axes beside each other are in line."""
+
 _SCHEDULES = {
     "learned": (COLOURS["blue"], "-"),
     "linear": (COLOURS["grey"], "--"),
@@ -167,8 +170,8 @@ def scatter_figure(values: dict[str, np.ndarray]) -> Figure:
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=_SIZE)
+        axes = figure.subplots(gridspec_kw=_MARGINS)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
     axes.xaxis.set_major_locator(MaxNLocator(6))

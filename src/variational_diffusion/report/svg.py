@@ -65,6 +65,7 @@ def _localise(element: ElementTree.Element, name: str) -> None:
         elif key == _HREF:
             element.set(key, value.replace("#", f"#{name}-", 1))
         elif key == "style":
-            element.set(key, re.sub(r"font: ([\d.]+px) [^;]*", r"font-size: \1", value))
+            sized = re.sub(r"font: ([\d.]+px) [^;]*", r"font-size: \1", value)
+            element.set(key, re.sub(r"font-family: [^;]*; ", "", sized))
         elif value.startswith("url(#"):
             element.set(key, value.replace("url(#", f"url(#{name}-"))

@@ -338,7 +338,7 @@ def extreme_pictures(examples: Section, look: Look) -> list[Picture]:
                 *drawn.size,
                 f"{title.capitalize()} likely: {means[rows].min():.2f} to "
                 f"{means[rows].max():.2f} bits/dim. Maps from {low:.2f} (dark) to {high:.2f} "
-                "(light) bits a pixel, by {examples.values['draws']} evaluations of the network.",
+                f"(light) bits a pixel, by {examples.values['draws']} evaluations of the network.",
             )
         )
     return found
