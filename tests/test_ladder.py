@@ -17,7 +17,7 @@ LEVELS = [
     {"model"},
     {"training", "likelihood", "profile", "sharding", "heads", "compression"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan"},
-    {"snapshots"},
+    {"snapshots", "report"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""
