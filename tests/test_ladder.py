@@ -12,11 +12,12 @@ LEVELS = [
     {"numerics", "lattice", "config", "files", "memory", "processes"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal"},
-    {"decoders", "networks", "objective", "sampling", "grids", "flow"},
+    {"decoders", "networks", "objective", "grids", "flow", "quality"},
+    {"sampling"},
     {"model"},
     {"training", "likelihood", "profile", "sharding", "heads", "compression"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan"},
-    {"snapshots"},
+    {"snapshots", "report"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""

@@ -17,6 +17,7 @@ from variational_diffusion.data.loader import training_batches
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import (
     GRIDS,
+    MEASURED,
     VARIANCES,
     Gammas,
     NoiseErrors,
@@ -46,8 +47,9 @@ def chain_options(command: Command) -> Command:
         ),
         click.option(
             "--grid",
-            type=click.Choice(GRIDS),
-            help="Of the steps: uniform in time (default), in gamma, or for the least bound.",
+            type=click.Choice(list(GRIDS)),
+            help="Of the steps: uniform in time (default), in gamma, in a power of sigma/alpha "
+            "(karras), for equal errors along the flow, or for the least bound (optimal).",
         ),
         click.option("--steps", type=click.IntRange(1), help="Steps T of the chain."),
     ):
@@ -67,12 +69,26 @@ def chain_of(run: Run, vdm: VDM, weights: str, options: dict[str, Any]) -> Gamma
     kept in the run: on training examples they would be too small.
     """
     grid, variance = options["grid"] or "time", options["variance"] or "posterior"
+    return grid_of(run, vdm, weights, grid, variance, options["steps"])
+
+
+def grid_of(
+    run: Run,
+    vdm: VDM,
+    weights: str,
+    grid: str,
+    variance: str,
+    steps: int,
+    stop: float | None = None,
+) -> Gammas:
+    """Give the model a reverse variance of `VARIANCES`; return a grid of `GRIDS` for it."""
     widen(run, vdm, weights, variance)
-    if grid != "optimal":
-        return step_grid(grid, vdm.schedule, options["steps"])
-    return step_grid(
-        grid, vdm.schedule, options["steps"], *expected_errors(run, vdm, weights, variance)
-    )
+    measured: tuple[NoiseErrors | None, NoiseErrors | None] = (None, None)
+    if grid == "optimal":
+        measured = expected_errors(run, vdm, weights, variance)
+    elif grid in MEASURED:
+        measured = measured_errors(run, vdm, weights), None
+    return step_grid(grid, vdm.schedule, steps, *measured, stop=stop)
 
 
 def expected_errors(
