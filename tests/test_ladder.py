@@ -12,11 +12,11 @@ LEVELS = [
     {"numerics", "lattice", "config", "files", "memory", "processes"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal"},
-    {"decoders", "networks", "objective", "sampling", "grids", "flow"},
+    {"decoders", "networks", "objective", "sampling", "grids", "flow", "hub"},
     {"model"},
-    {"training", "likelihood", "profile", "sharding", "heads", "compression"},
+    {"training", "likelihood", "profile", "sharding", "heads", "compression", "interchange"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan"},
-    {"snapshots"},
+    {"snapshots", "evaluations"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""
