@@ -277,17 +277,13 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         Raises InputError when there is no such model, and when its files are damaged.
         """
         folder = hub.fetch(str(pretrained_model_name_or_path), **options)
-        return super().from_pretrained(folder)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **_: Any) -> VDM:
-        config, tensors = hub.read_folder(Path(model_id))
+        config, tensors = hub.read_folder(folder)
         vdm = build(config)
         try:
             vdm.load_state_dict(tensors)
         except RuntimeError as error:
             raise InputError(
-                f"'{model_id}': {hub.WEIGHTS} does not fit {hub.CONFIG}: the two belong to "
+                f"'{folder}': {hub.WEIGHTS} does not fit {hub.CONFIG}: the two belong to "
                 "different models, restore the pair"
             ) from error
         return vdm.eval().requires_grad_(False)

@@ -1,8 +1,8 @@
 """Models of diffusers as networks here, and models of this package in pipelines of diffusers.
 
 `DiffusersNetwork` makes a UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel the network of
-a VDM. `Denoiser` is a trained VDM as what a pipeline calls its unet, `GammaScheduler` its scheduler,
-and `pipeline` the two together as diffusers' DDPMPipeline.
+a VDM. `Denoiser` is a trained VDM as what a pipeline calls its unet, `GammaScheduler` is its
+scheduler, and `pipeline` the two together as diffusers' DDPMPipeline.
 """
 
 from __future__ import annotations
