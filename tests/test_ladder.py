@@ -8,15 +8,16 @@ import pytest
 import variational_diffusion
 
 LEVELS = [
-    {"errors", "graphs"},
+    {"errors", "graphs", "environment"},
     {"numerics", "lattice", "config", "files", "memory", "processes"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal"},
-    {"decoders", "networks", "objective", "sampling", "grids", "flow", "hub"},
+    {"decoders", "networks", "objective", "grids", "flow", "quality", "hub"},
+    {"sampling"},
     {"model"},
     {"training", "likelihood", "profile", "sharding", "heads", "compression", "interchange"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan"},
-    {"snapshots", "evaluations"},
+    {"snapshots", "report", "evaluations"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_downloa
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
+from variational_diffusion import environment
 from variational_diffusion.config import ModelConfig, validated
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic
@@ -28,7 +28,7 @@ from variational_diffusion.tensors import read_tensors, write_tensors
 FORMAT = 1
 """Version of the folder; one of a newer version is refused."""
 
-LIBRARY = "variational-diffusion"
+LIBRARY = environment.DISTRIBUTION
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 Evaluations = Sequence[Mapping[str, Any]]
@@ -40,7 +40,7 @@ def write_folder(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor
     values = {
         "format": FORMAT,
         "library_name": LIBRARY,
-        "version": version(LIBRARY),
+        "version": environment.version(),
         "model": config.model_dump(mode="json"),
     }
     with atomic(folder / CONFIG, overwrite=True) as temporary:
