@@ -6,6 +6,7 @@
     best.safetensors      the average when the validation was best
     state/00001200.safetensors    all of training after step 1200, in one file
     metrics.jsonl         one JSON object a line, each with a checksum
+    evaluations.jsonl     what vdm evaluate measured of which weights; see `evaluations`
     averages/00001200.safetensors    two averages of step 1200; see `snapshots`
     ema-0.07.safetensors  an average of another width, made of them by `vdm ema`
     errors-ema.safetensors    measured errors of ε̂ for these weights, once a command needed them
