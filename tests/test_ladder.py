@@ -8,11 +8,11 @@ import pytest
 import variational_diffusion
 
 LEVELS = [
-    {"errors", "graphs"},
+    {"errors", "graphs", "environment"},
     {"numerics", "lattice", "config", "files", "memory", "processes"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal"},
-    {"decoders", "networks", "objective", "grids", "flow"},
+    {"decoders", "networks", "objective", "grids", "flow", "quality"},
     {"sampling"},
     {"model"},
     {"training", "likelihood", "profile", "sharding", "heads", "compression"},

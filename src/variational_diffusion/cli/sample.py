@@ -25,7 +25,7 @@ from variational_diffusion.grids import Gammas, uniform_in_time
 from variational_diffusion.likelihood import Infinite, evaluate, example_columns
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
-from variational_diffusion.pictures import animation, save_image, save_sheet
+from variational_diffusion.pictures import animation, check_animation, save_image, save_sheet
 from variational_diffusion.processes import ALONE, DAYS, Place, processes, sum_over_processes
 from variational_diffusion.sampling import Sampler
 
@@ -48,7 +48,7 @@ _BATCH = 250
     is_flag=True,
     help="Also write the bits per dimension of every sample, as .csv beside it.",
 )
-@click.option("--animate", help="Also write the reverse process as this .gif.")
+@click.option("--animate", help="Also write z_t and x̂ on the way as this .gif, .webp or .mp4.")
 @weights_option
 @speed_options
 @device_options
@@ -125,6 +125,9 @@ def draw(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw examples with a progress bar; return them and up to `frames` + 1 stages of the way.
 
+    A stage is of shape (2, n, *shape): z, and beside it x̂(z), which takes one more evaluation of
+    the network.
+
     They are drawn in parts of 250, each with its own generator, which several processes share out;
     all of them get all examples. The stages are those of the first part, in the leading process.
     sampler, steps, gammas: as in `VDM.trajectory`.
@@ -148,7 +151,9 @@ def draw(
             path = vdm.trajectory(sizes[part], gammas=gammas, sampler=sampler, generator=generator)
             for step, (gamma, z) in enumerate(path):
                 if frames and part == 0 and step * frames // steps > (step - 1) * frames // steps:
-                    kept.append(vdm.decoder.decode(z))
+                    estimate = vdm.denoise(z, gamma).x
+                    shown = [vdm.decoder.decode(values) for values in (z, estimate)]
+                    kept.append(torch.stack(shown))
                 if meter is not None:
                     share = (done + step / steps) / len(own)
                     note = partial("γ = {:.1f}".format, float(gamma))
@@ -157,8 +162,8 @@ def draw(
             whole[rows] = vdm.decoder.sample(z, gamma, generator)
     samples = sum_over_processes(whole).cpu().numpy()
     stages = [stage.cpu().numpy() for stage in kept]
-    stages += [samples[: sizes[0]]] * (len(kept) // 4)
-    return samples, np.stack(stages) if stages else np.empty((0, *samples.shape))
+    stages += [np.stack([samples[: sizes[0]]] * 2)] if kept else []
+    return samples, np.stack(stages) if stages else np.empty((0, 2, *samples.shape))
 
 
 def likelihoods(vdm: VDM, samples: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
@@ -199,5 +204,5 @@ def _check_targets(path: Path, animate: str | None, is_image: bool) -> None:
         raise InputError(f"out = '{path}' exists: give another --out")
     if path.is_dir() and any(path.iterdir()):
         raise InputError(f"out = '{path}' is not empty: give another --out")
-    if animate and (Path(animate).suffix != ".gif" or Path(animate).exists()):
-        raise InputError(f"animate = '{animate}': give the name of a new .gif file")
+    if animate:
+        check_animation(animate)
