@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import pairwise, product
 
 import click
 import numpy as np
@@ -32,7 +32,14 @@ from variational_diffusion.cli.quality import features_for
 from variational_diffusion.cli.sample import draw
 from variational_diffusion.data import open_dataset
 from variational_diffusion.decoders import Discretized
-from variational_diffusion.grids import GRIDS, Gammas, step_grid, uniform_in_gamma, uniform_in_time
+from variational_diffusion.grids import (
+    GRIDS,
+    Gammas,
+    NoiseErrors,
+    step_grid,
+    uniform_in_gamma,
+    uniform_in_time,
+)
 from variational_diffusion.model import VDM
 from variational_diffusion.quality import Estimate, Reference, combined
 from variational_diffusion.sampling import SAMPLERS, Multistep
@@ -53,6 +60,7 @@ _PARTS = ["distance", "flow", "bound", "overhead"]
 @click.option("--n", "count", type=click.IntRange(40), default=1000, show_default=True)
 @click.option("--flow-n", "flow_count", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--limit", type=click.IntRange(2), default=100, help="Examples of the bounds.")
+@click.option("--repeats", type=click.IntRange(1), default=11, help="Of the overhead.")
 @click.option("--ancestral", help="An .npy file of samples in 1,000 ancestral steps.")
 @click.option("--ancestral-steps", type=click.IntRange(1), default=1000, show_default=True)
 @threads_option
@@ -67,6 +75,7 @@ def main(
     count: int,
     flow_count: int,
     limit: int,
+    repeats: int,
     ancestral: str | None,
     ancestral_steps: int,
     threads: int,
@@ -89,13 +98,13 @@ def main(
         tables.append(distances(opened, vdm, chosen, grid, count, ancestral, ancestral_steps))
     if "flow" in parts:
         still = [each for each in chosen if each[0] in _DRAWS_NOTHING]
-        tables.append(along_the_flow(vdm, still, grid, flow_count))
+        tables.append(along_the_flow(vdm, still, grid, errors, flow_count))
     if "bound" in parts:
         steps = sorted({*counts, 50, 100}) if limit > 20 else list(counts)
         laid = ("time", "gamma", "optimal")
         tables.append(bounds(opened, vdm, steps, laid, ["posterior"], limit))
     if "overhead" in parts:
-        tables.append(overhead(vdm))
+        tables.append(overhead(vdm, repeats))
     report("\n\n".join(tables), log=log)
 
 
@@ -140,7 +149,11 @@ def row(choice: Choice, found: dict[str, Estimate], standard: dict[str, Estimate
 
 
 def along_the_flow(
-    vdm: VDM, chosen: Sequence[Choice], grid: Callable[[str, int, float], Gammas], count: int
+    vdm: VDM,
+    chosen: Sequence[Choice],
+    grid: Callable[[str, int, float], Gammas],
+    errors: NoiseErrors,
+    count: int,
 ) -> str:
     """Return the table of root mean squares of x less the flow's x, in levels."""
     assert isinstance(vdm.decoder, Discretized)
@@ -153,7 +166,8 @@ def along_the_flow(
         *_, z_0 = sampler(vdm, z, gammas)  # type: ignore[misc]
         return z_0 / alpha_0
 
-    exact = end(_EXACT, gammas)
+    every = [(gammas[0], z), *zip(gammas[1:], _EXACT(vdm, z, gammas), strict=True)]
+    exact = every[-1][1] / alpha_0
     rows: list[list[object]] = []
     for choice in chosen:
         name, steps, laid, levels = choice
@@ -163,10 +177,26 @@ def along_the_flow(
         rows.append([*choice, f"{error:.2f}", f"{size.median():.2f}"])
         print(rows[-1], flush=True)
     header = ["sampler", "steps", "grid", "from levels", "levels off (rms)", "median image"]
-    return f"{count} images along the flow\n\n{markdown(header, rows)}"
+    table = f"{count} images along the flow\n\n{markdown(header, rows)}"
+    return f"{table}\n\n{speeds(vdm, every[:: _EXACT_STEPS // 20], errors)}"
 
 
-def overhead(vdm: VDM, count: int = 8, steps: int = 10, repeats: int = 11) -> str:
+def speeds(vdm: VDM, way: Sequence[tuple[Tensor, Tensor]], errors: NoiseErrors) -> str:
+    """Return how fast x̂ moves along the flow, and what measured errors say of Gaussian data."""
+    known = [(gamma, vdm.denoise(z, gamma).x) for gamma, z in way]
+    rows: list[list[object]] = []
+    for (gamma_t, x_t), (gamma_s, x_s) in pairwise(known):
+        middle = 0.5 * (gamma_t + gamma_s)
+        ratio = torch.exp(0.5 * middle)
+        speed = (x_s - x_t).square().mean().sqrt() / (0.5 * (gamma_t - gamma_s)) / ratio
+        m = errors.at(middle).clamp(0, 1)
+        gaussian = (m.square() * (1 - m)).mean().sqrt()
+        rows.append([f"{middle:.2f}", f"{speed:.3f}", f"{gaussian:.3f}"])
+    header = ["γ", "measured", "from m(γ), for Gaussian data"]
+    return f"root mean square of dx̂/dλ over sigma/alpha\n\n{markdown(header, rows)}"
+
+
+def overhead(vdm: VDM, repeats: int, count: int = 8, steps: int = 10) -> str:
     """Return the time of each sampler over that of the evaluations it makes."""
     gammas = uniform_in_gamma(vdm.schedule, steps)
     z = torch.randn(count, *vdm.shape, device=gammas.device)
