@@ -20,17 +20,11 @@ import torch
 from common import log_option, markdown, report, threads_option
 
 from variational_diffusion.checkpoint import Run
-from variational_diffusion.cli.chains import measured_errors, widen
+from variational_diffusion.cli.chains import expected_errors, widen
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluate_rounds
 from variational_diffusion.cli.examples import chosen_examples
-from variational_diffusion.grids import (
-    GRIDS,
-    VARIANCES,
-    assumed_errors,
-    expected_diffusion,
-    step_grid,
-)
+from variational_diffusion.grids import GRIDS, VARIANCES, expected_diffusion, step_grid
 from variational_diffusion.likelihood import Chain, Infinite, summarize
 from variational_diffusion.model import VDM
 
@@ -62,7 +56,6 @@ def bounds(
     limit: int,
 ) -> str:
     """Return the table of chains with these numbers of steps, grids and reverse variances."""
-    errors = measured_errors(opened, vdm, "ema")
     examples = chosen_examples(opened, None, "test", limit)
 
     def bits(estimator: Infinite | Chain) -> tuple[float, float, dict[str, float]]:
@@ -74,7 +67,7 @@ def bounds(
     ends = terms["prior"] + terms["reconstruction"]
     rows: list[list[object]] = []
     for steps, grid, variance in product(counts, laid, variances):
-        assumed = assumed_errors(variance, errors)
+        errors, assumed = expected_errors(opened, vdm, "ema", variance)
         gammas = step_grid(grid, vdm.schedule, steps, errors, assumed)
         widen(opened, vdm, "ema", variance)
         value, error, _ = bits(Chain(gammas))
@@ -86,7 +79,7 @@ def bounds(
                 variance,
                 f"{value:.3f} ± {error:.3f}",
                 f"{value / limit_bits - 1:+.1%}",
-                f"{expected + ends:.3f}" if variance != "predicted" else "",
+                f"{expected + ends:.3f}",
             ]
         )
         print(rows[-1], flush=True)

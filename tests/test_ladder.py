@@ -12,12 +12,12 @@ LEVELS = [
     {"numerics", "lattice", "config", "files", "memory", "processes"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal"},
-    {"decoders", "networks", "objective", "grids", "flow", "quality"},
+    {"decoders", "networks", "objective", "grids", "flow", "quality", "hub"},
     {"sampling"},
     {"model"},
-    {"training", "likelihood", "profile", "sharding", "heads", "compression"},
+    {"training", "likelihood", "profile", "sharding", "heads", "compression", "interchange"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan"},
-    {"snapshots"},
+    {"snapshots", "report", "evaluations"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""
