@@ -9,7 +9,7 @@ import variational_diffusion
 
 LEVELS = [
     {"errors", "graphs"},
-    {"numerics", "lattice", "config", "files", "memory", "processes"},
+    {"numerics", "lattice", "config", "files", "memory", "processes", "weightings"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal"},
     {"decoders", "networks", "objective", "sampling", "grids", "flow"},
