@@ -10,12 +10,22 @@ import variational_diffusion
 LEVELS = [
     {"errors", "graphs"},
     {"numerics", "lattice", "config", "files", "memory", "processes", "weightings"},
-    {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
+    {
+        "schedules",
+        "process",
+        "data",
+        "ema",
+        "posthoc",
+        "classical",
+        "pictures",
+        "tracking",
+        "measurements",
+    }
     | {"optimizers", "tensors", "journal"},
     {"decoders", "networks", "objective", "sampling", "grids", "flow"},
     {"model"},
     {"training", "likelihood", "profile", "sharding", "heads", "compression"},
-    {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan"},
+    {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan", "editing"},
     {"snapshots"},
     {"cli"},
 ]

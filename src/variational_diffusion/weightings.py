@@ -35,12 +35,12 @@ _EDM_HIGHEST = 3.3077775163808885  # the root of d log w/dγ
 
 
 def sigmoid(gamma: Tensor) -> Tensor:
-    """Return w = sigmoid(γ + 2): that of the bound for coarse structure, little for fine noise."""
+    """Return the sigmoid of γ + 2: as the bound for coarse structure, little for the finest."""
     return torch.sigmoid(gamma + _SIGMOID_SHIFT)
 
 
 def velocity(gamma: Tensor) -> Tensor:
-    """Return w = e^{γ/2}: ‖v − v̂‖² with the cosine schedule, and flow matching on straight paths."""
+    """Return w = e^{γ/2}: ‖v − v̂‖² with the cosine schedule, or flow matching on straight lines."""
     return torch.exp(0.5 * gamma)
 
 
