@@ -20,7 +20,7 @@ from itertools import pairwise
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
-from torch.func import jvp
+from torch.autograd.functional import jvp
 
 from variational_diffusion import flow, process
 from variational_diffusion.decoders import Discretized
@@ -38,7 +38,7 @@ def to_data(model: VDM, z_0: Float[Tensor, "batch *shape"]) -> Shaped[Tensor, "b
     return model.decoder.decode(z_0 / process.alpha(model.schedule.gamma_0.detach()))
 
 
-def below(gammas: Gammas, gamma: float) -> Gammas:
+def below(gammas: Gammas, gamma: float) -> Float[Tensor, " fewer"]:
     """Return a grid from `gamma` down to γ_0 with the values of another grid that lie below it."""
     high, low = float(gammas[0]), float(gammas[-1])
     if not low < gamma <= high:
@@ -53,7 +53,7 @@ def below(gammas: Gammas, gamma: float) -> Gammas:
 def inpaint(
     model: VDM,
     x: Shaped[Tensor, "batch *shape"],
-    mask: Bool[Tensor, "*shape"],
+    mask: Bool[Tensor, ...],
     gammas: Gammas,
     *,
     repeats: int = 1,
@@ -108,7 +108,7 @@ def posterior_samples(
     measurement: Measurement,
     gammas: Gammas,
     *,
-    iterations: int = 3,
+    iterations: int = 1,
     conditioning: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Float[Tensor, "batch *shape"]]:
@@ -121,11 +121,13 @@ def posterior_samples(
         E[x|z, y] = x̂ + V A'ᵀ C⁻¹ (y − A(x̂)),    C = noise² I + A' V A'ᵀ.
 
     C⁻¹ is taken by conjugate gradients, each iteration a backward pass through the network. One
-    iteration moves x̂ along ∇_z ‖y − A(x̂)‖², which is DPS, with the length that fits best.
+    iteration moves x̂ along −∇_z ‖y − A(x̂)‖², which is DPS, by the length that fits best where DPS
+    has a number to be set.
 
-    For data that are normal, of any covariance, and linear A, the samples have the distribution
-    p(x|y) in the limit of many steps, once there are as many iterations as y has entries. For all
-    other data they do not: the spread of p(x|y) is only right as far as x given z is normal.
+    For data that are normal, of any covariance, an exact x̂ and linear A, the samples follow p(x|y)
+    in the limit of many steps, once there are as many iterations as y has entries. Otherwise they
+    do not: one iteration agrees with y and looks like the data, and its spread is not that of
+    p(x|y). The ∂x̂/∂z of a trained network is not symmetric, and more iterations can then diverge.
 
     y: one measurement for each example that is drawn. gammas: from γ_1 down to γ_0. Yields z for
     each value of the grid but the first.
@@ -172,7 +174,7 @@ def _informed(
         return scale * row
 
     def covariance(u: Tensor) -> Tensor:
-        moved = jvp(measurement.function, (x.detach(),), (pulled_back(u),))[1]
+        moved = jvp(measurement.function, x.detach(), pulled_back(u))[1]
         return measurement.noise**2 * u + moved
 
     weights = _conjugate_gradients(covariance, y - predicted.detach(), iterations)

@@ -45,7 +45,7 @@ class Measurement:
         return exact + self.noise * randn_like(exact, generator)
 
 
-def mask(shape: Shape, mask: Bool[Tensor, "*shape"]) -> Function:
+def mask(shape: Shape, mask: Bool[Tensor, ...]) -> Function:
     """Return A that sees the entries of x where the mask is false, as one vector."""
     if tuple(mask.shape) != shape:
         raise InputError(f"mask has shape {tuple(mask.shape)}: it takes that of the data, {shape}")

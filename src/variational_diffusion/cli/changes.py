@@ -1,4 +1,4 @@
-"""The work of `vdm edit` that its tasks share: what is changed, how results are drawn and written."""
+"""What the tasks of `vdm edit` share: their examples, the drawing, and the writing of results."""
 
 from __future__ import annotations
 

@@ -79,12 +79,6 @@ def inpaint(mask: str, repeats: int, jump: int, steps: int, draws: int, **shared
 @click.option(
     "--measured", is_flag=True, help="DATA are measurements already, not what is measured."
 )
-@click.option(
-    "--iterations",
-    type=click.IntRange(1),
-    default=3,
-    help="Backward passes a step that fit the measurement (default 3).",
-)
 @_steps
 @_draws
 @task_options
@@ -92,7 +86,6 @@ def restore(
     measurement: str,
     noise: float,
     measured: bool,
-    iterations: int,
     steps: int,
     draws: int,
     factor: int | None,
@@ -117,9 +110,7 @@ def restore(
     gammas = grids.uniform_in_time(job.vdm.schedule, steps).detach()
 
     def path(y: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        return editing.posterior_samples(
-            job.vdm, y, seen, gammas, iterations=iterations, generator=generator
-        )
+        return editing.posterior_samples(job.vdm, y, seen, gammas, generator=generator)
 
     results = job.drawn(y, path, steps=steps, draws=draws)
     residual = function(job.vdm.encode(results[:, 0])) - y
