@@ -126,8 +126,9 @@ def posterior_samples(
 
     For data that are normal, of any covariance, an exact x̂ and linear A, the samples follow p(x|y)
     in the limit of many steps, once there are as many iterations as y has entries. Otherwise they
-    do not: one iteration agrees with y and looks like the data, and its spread is not that of
-    p(x|y). The ∂x̂/∂z of a trained network is not symmetric, and more iterations can then diverge.
+    do not: samples agree with y and look like the data, and their spread is not that of p(x|y).
+    E[x|z, y] of discrete data is kept in (−1, 1), where it lies: the ∂x̂/∂z of a trained network is
+    not symmetric, and without that more than one iteration diverges.
 
     y: one measurement for each example that is drawn. gammas: from γ_1 down to γ_0. Yields z for
     each value of the grid but the first.
@@ -178,7 +179,8 @@ def _informed(
         return measurement.noise**2 * u + moved
 
     weights = _conjugate_gradients(covariance, y - predicted.detach(), iterations)
-    return x.detach() + pulled_back(weights)
+    informed = x.detach() + pulled_back(weights)
+    return informed.clamp(-1, 1) if isinstance(model.decoder, Discretized) else informed
 
 
 def _conjugate_gradients(
