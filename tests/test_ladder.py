@@ -8,25 +8,16 @@ import pytest
 import variational_diffusion
 
 LEVELS = [
-    {"errors", "graphs"},
+    {"errors", "graphs", "environment"},
     {"numerics", "lattice", "config", "files", "memory", "processes", "weightings"},
-    {
-        "schedules",
-        "process",
-        "data",
-        "ema",
-        "posthoc",
-        "classical",
-        "pictures",
-        "tracking",
-        "measurements",
-    }
-    | {"optimizers", "tensors", "journal"},
-    {"decoders", "networks", "objective", "sampling", "grids", "flow"},
+    {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
+    | {"optimizers", "tensors", "journal", "measurements"},
+    {"decoders", "networks", "objective", "grids", "flow", "quality"},
+    {"sampling"},
     {"model"},
     {"training", "likelihood", "profile", "sharding", "heads", "compression"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan", "editing"},
-    {"snapshots"},
+    {"snapshots", "report"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""

@@ -30,7 +30,7 @@ from variational_diffusion.likelihood.dequantisation import none, truncated_norm
 from variational_diffusion.measurements import Measurement
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import expand, randn_like, sum_per_example
-from variational_diffusion.sampling import SAMPLERS
+from variational_diffusion.sampling import Sampler, named
 
 
 def to_data(model: VDM, z_0: Float[Tensor, "batch *shape"]) -> Shaped[Tensor, "batch *shape"]:
@@ -202,12 +202,13 @@ def _conjugate_gradients(
     return u
 
 
+@torch.no_grad()
 def variations(
     model: VDM,
     x: Shaped[Tensor, "batch *shape"],
     gammas: Gammas,
     *,
-    sampler: str = "ancestral",
+    sampler: str | Sampler = "ancestral",
     conditioning: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Float[Tensor, "batch *shape"]]:
@@ -215,19 +216,15 @@ def variations(
 
     The result follows the model's p(x|z_γ) for z_γ ~ q(z_γ|x): it keeps what z_γ still shows of x.
 
-    gammas: from the level of the noise, see `below`, down to γ_0. sampler: a name in `SAMPLERS`.
-    Yields z for each value of the grid but the first.
+    gammas: from the level of the noise, see `below`, down to γ_0. sampler: a name in `SAMPLERS`,
+    or what is called like its entries. Yields z for each value of the grid but the first.
 
     Source: Meng et al., "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential
     Equations" (2022), algorithm 1.
     """
-    if sampler not in SAMPLERS:
-        raise InputError(f"sampler = {sampler!r}: known are {', '.join(SAMPLERS)}")
-    with torch.no_grad():
-        z = process.q_t(model.encode(x), gammas[0]).sample(generator)
-        yield from SAMPLERS[sampler](
-            model, z, gammas, conditioning=conditioning, generator=generator
-        )
+    carry = named(sampler) if isinstance(sampler, str) else sampler
+    z = process.q_t(model.encode(x), gammas[0]).sample(generator)
+    yield from carry(model, z, gammas, conditioning=conditioning, generator=generator)
 
 
 def encode(

@@ -16,6 +16,7 @@ from variational_diffusion.cli.changes import Job, middle, read_mask, task_optio
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.errors import InputError
 from variational_diffusion.measurements import MEASUREMENTS, Measurement
+from variational_diffusion.sampling import SAMPLERS, named
 
 
 @click.group()
@@ -119,16 +120,18 @@ def restore(
 
 @command.command()
 @click.option("--gamma", type=float, required=True, help="The level of noise to go up to.")
+@click.option("--sampler", default="ancestral", help=f"One of: {', '.join(SAMPLERS)}.")
 @_steps
 @_draws
 @task_options
-def vary(gamma: float, steps: int, draws: int, **shared: Any) -> None:
+def vary(gamma: float, sampler: str, steps: int, draws: int, **shared: Any) -> None:
     """Put noise on examples up to a level γ and take it off again: more noise, more change."""
+    carry = named(sampler)
     job = Job.start("vary", **shared)
     gammas = editing.below(grids.uniform_in_time(job.vdm.schedule, steps).detach(), gamma)
 
     def path(x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        return editing.variations(job.vdm, x, gammas, generator=generator)
+        return editing.variations(job.vdm, x, gammas, sampler=carry, generator=generator)
 
     x = job.examples()
     job.write(x, None, job.drawn(x, path, steps=len(gammas) - 1, draws=draws))
