@@ -9,10 +9,10 @@ import variational_diffusion
 
 LEVELS = [
     {"errors", "graphs"},
-    {"numerics", "lattice", "config", "files", "memory", "processes"},
+    {"numerics", "lattice", "config", "files", "memory", "processes", "conditions"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal"},
-    {"decoders", "networks", "objective", "sampling", "grids", "flow"},
+    {"decoders", "networks", "objective", "sampling", "grids", "flow", "guidance"},
     {"model"},
     {"training", "likelihood", "profile", "sharding", "heads", "compression"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan"},

@@ -18,9 +18,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from variational_diffusion import grids, objective, process
+from variational_diffusion.conditions import CONDITIONS, Arrays, Batch, Labels, parted
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import DECODERS, Discretized, Gaussian
 from variational_diffusion.errors import InputError
+from variational_diffusion.guidance import EVERYWHERE, Guided
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.numerics import Normal, expand, randn_like
 from variational_diffusion.objective import Bound, Draws
@@ -40,6 +42,7 @@ class VDM(nn.Module):
 
     network: any module called as network(z, gamma, conditioning=None), gamma of shape (batch,),
         with a result of the shape of z.
+    condition: how values of a condition become the network's conditioning; None: it takes none.
     autocast: dtype that torch's autocast gives to the network's products, such as torch.bfloat16;
         None, the default: the network runs in its own. The built-in networks keep their first and
         last layers out of it. Nothing outside the network is ever in a lower precision.
@@ -54,6 +57,7 @@ class VDM(nn.Module):
         decoder: Discretized | Gaussian,
         shape: tuple[int, ...],
         prediction: str = "velocity",
+        condition: Labels | Arrays | None = None,
     ) -> None:
         super().__init__()
         if prediction not in ("noise", "velocity"):
@@ -63,6 +67,7 @@ class VDM(nn.Module):
         self.decoder = decoder
         self.shape = tuple(shape)
         self.prediction = prediction
+        self.condition = condition
         self.autocast: torch.dtype | None = None
         self.reverse_errors: grids.NoiseErrors | grids.PredictedErrors | None = None
 
@@ -88,6 +93,8 @@ class VDM(nn.Module):
             many steps.
         gammas: the grid of such a model in place of `steps`, from γ_1 down to γ_0.
         draws: times and noise; by default those of `draw`.
+        conditioning: what the network is given, encoded; None: the bound on −log p(x) without a
+            condition. Of a model by `given`, it is the one on −log p(x|c).
         """
         self._check_shape(x)
         if steps is not None:
@@ -136,6 +143,41 @@ class VDM(nn.Module):
             times = objective.low_discrepancy_times(count, generator, like=like)
         noise = randn_like(like.new_empty(count, *self.shape), generator)
         return Draws(times, noise, noise_0=randn_like(noise, generator))
+
+    def given(
+        self,
+        condition: Shaped[Tensor, "batch *value"] | None,
+        *,
+        guidance: float = 1.0,
+        interval: tuple[float, float] = EVERYWHERE,
+    ) -> VDM:
+        """Return the model of p(x|c): this one with the condition filled in.
+
+        Whatever takes a model takes it: samplers, estimators, the ODE. It shares its parts with
+        this one.
+
+        condition: values of the condition, one for each row of the batches to come, or one for
+            all; None: of p(x), which is this model.
+        guidance, interval: see `guidance.Guided`; with a weight other than 1, samples and the ODE
+            are of the guided process, and there is no bound for it.
+        """
+        if condition is None:
+            return self
+        if self.condition is None:
+            raise InputError(
+                "condition: this model is unconditional; train one with --condition label"
+            )
+        like = self.schedule.initial_end_points
+        encoded = self.condition.encode(condition.to(like.device)).to(like.dtype)
+        network = Guided(self.network, encoded, guidance, interval)
+        model = VDM(network, self.schedule, self.decoder, self.shape, self.prediction)
+        model.autocast, model.reverse_errors = self.autocast, self.reverse_errors
+        return model.train(self.training)
+
+    def given_in(self, batch: Batch) -> tuple[VDM, Tensor]:
+        """Return the model given the conditions of a batch, and its examples, on its device."""
+        x, condition = parted(batch)
+        return self.given(condition), x.to(self.schedule.initial_end_points.device)
 
     def encode(self, x: Shaped[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """Return data as the decoder encodes it, in the precision of the model."""
@@ -266,6 +308,9 @@ def build(config: ModelConfig, *, seed: int = 0) -> VDM:
             decoder=_construct("decoder", DECODERS, config.decoder),
             shape=config.shape,
             prediction=config.prediction,
+            condition=None
+            if config.condition is None
+            else _construct("condition", CONDITIONS, config.condition),
         )
 
 

@@ -227,19 +227,21 @@ def evaluate_rounds(
         while not done.stopped:
             number = len(done.rounds)
             own: dict[int, Estimate] = {}
-            for x, b in zip(
+            for batch, b in zip(
                 ordered_batches(split, batch_size, part=place),
                 range(place.rank, len(sizes), place.processes),
                 strict=True,
             ):
                 generator = torch.Generator(device).manual_seed(derived_seed(seed, number, b))
-                own[b] = estimator(vdm, x.to(device), generator)
+                model, x = vdm.given_in(batch)
+                own[b] = estimator(model, x, generator)
                 if meter is not None:
                     _show(meter, own, done, rounds, len(sizes) / place.processes, vdm.dimensions)
                 if stopped():
                     break
             if together and len(own) < most:
-                estimator(vdm, split.__getitems__([0]).to(device))
+                model, x = vdm.given_in(split.__getitems__([0]))
+                estimator(model, x)
             estimates = _gathered(own, sizes, estimator, place, device)
             done.rounds.append(estimates)
             done.stopped = len(estimates) < len(sizes)
@@ -268,15 +270,14 @@ def evaluate_split(
 
 def write_maps(vdm: VDM, split: Split, path: str, *, seed: int) -> None:
     """Write a sheet: every example beside a map of its bits, dark for few and light for many."""
-    x = next(ordered_batches(split, len(split)))
-    device = vdm.schedule.gamma_0.device
-    generator = torch.Generator(device).manual_seed(seed)
-    bits = bits_of_entries(vdm, x.to(device), generator=generator).cpu().double().numpy()
+    model, x = vdm.given_in(next(ordered_batches(split, len(split))))
+    generator = torch.Generator(x.device).manual_seed(seed)
+    bits = bits_of_entries(model, x, generator=generator).cpu().double().numpy()
     bits = bits.mean(1, keepdims=True)  # over the channels
     low, high = np.quantile(bits, [0.01, 0.99])
     shown = np.clip((bits - low) / max(high - low, 1e-9), 0, 1).repeat(x.shape[1], axis=1)
     levels = vdm.decoder.levels if isinstance(vdm.decoder, Discretized) else None
-    images = x.double().numpy()
+    images = x.cpu().double().numpy()
     least, most = (0.0, levels - 1.0) if levels else (images.min(), images.max())
     images = (images - least) / max(most - least, 1e-9)
     pairs = np.stack([images, shown], axis=1).reshape(-1, *x.shape[1:])

@@ -9,6 +9,7 @@ from pathlib import Path
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.arrays import open_array
 from variational_diffusion.data.augment import Augmentation
+from variational_diffusion.data.beside import DEGRADATIONS
 from variational_diffusion.data.dataset import SPLITS, Dataset
 from variational_diffusion.data.digits import open_digits
 from variational_diffusion.data.folder import kind_of, open_folder
@@ -63,9 +64,18 @@ def open_dataset(config: DataConfig) -> Dataset:
             f"{name} = {getattr(config, name)} is for streaming; give --streaming, or leave out "
             f"--{name.replace('_', '-')}"
         )
-    dataset = opener(config)
     augmentation = Augmentation.of(config)
-    return dataset if augmentation is None else dataset.augmented(augmentation)
+    if augmentation is not None and (config.condition or "").startswith("image"):
+        raise InputError(
+            f"condition = '{config.condition}': its images are not flipped or cropped with the "
+            "examples; leave out --flip and --crop"
+        )
+    dataset = opener(config)
+    if augmentation is not None:
+        dataset = dataset.augmented(augmentation)
+    if config.condition in DEGRADATIONS:
+        dataset = dataset.degraded(config.condition)
+    return dataset
 
 
 def _open_hub(config: DataConfig) -> Dataset:

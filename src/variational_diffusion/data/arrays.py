@@ -12,6 +12,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from variational_diffusion.config import DataConfig
+from variational_diffusion.data.beside import KINDS, asked, labels_of, names_of
 from variational_diffusion.data.dataset import Dataset
 from variational_diffusion.data.source import MAX_LEVELS, channels_first, verify
 from variational_diffusion.data.splits import random_splits
@@ -91,15 +92,61 @@ def open_array(config: DataConfig) -> Dataset:
     file with several arrays when `config.array` names none, and as `ArraySource` does.
     """
     path = Path(config.source).expanduser().resolve()
+    conditions, labels = None, None
     if path.suffix.lower() == ".npz":
-        array, name = _from_npz(path, config.array)
+        wanted = asked(config, KINDS)
+        beside = None if wanted is None else wanted.name or "label"
+        array, name = _from_npz(path, config.array, beside)
+        if wanted is not None and beside is not None:
+            values, named = _from_npz(path, beside)
+            conditions, labels = _beside(values, named, wanted.kind, array, name)
     else:
+        asked(config, [])
         array, name = _from_npy(path), path.name
     source = ArraySource(array, name, levels=config.levels, value_range=config.value_range)
     splits = random_splits(
-        source, validation=config.validation, test=config.test, seed=config.split_seed
+        source,
+        validation=config.validation,
+        test=config.test,
+        seed=config.split_seed,
+        conditions=conditions,
     )
-    return Dataset(str(path), splits)
+    return Dataset(str(path), splits, labels=labels)
+
+
+def _beside(
+    values: np.ndarray, named: str, kind: str, array: np.ndarray, name: str
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Return what the examples of `array` are conditioned on, and the names of labels."""
+    if values.ndim == 0 or len(values) != len(array):
+        raise InputError(
+            f"{named} has shape {values.shape}, and {name} {array.shape}: one condition for each "
+            "example is needed; save arrays of one length"
+        )
+    if kind == "label":
+        if values.ndim != 1 or values.dtype.kind not in "biuU":
+            raise InputError(
+                f"{named} holds {values.dtype} of shape {values.shape}: labels are whole numbers "
+                "or text, one for each example"
+            )
+        names = names_of(values)
+        return labels_of(values.tolist(), names), names
+    if kind == "vector" and values.ndim == 1:
+        values = values[:, None]
+    conditions = channels_first(values, named)
+    if kind == "image":
+        of_examples = channels_first(array, name)
+        if conditions.ndim != 4 or conditions.shape[2:] != of_examples.shape[2:]:
+            raise InputError(
+                f"{named} has shape {values.shape}, and {name} {array.shape}: images to condition "
+                "on have the height and width of the examples; resample them"
+            )
+    elif conditions.ndim != 2:
+        raise InputError(f"{named} has shape {values.shape}: vectors are of shape (n, d)")
+    if conditions.dtype.kind not in "biuf" or not np.isfinite(conditions).all():
+        raise InputError(f"{named} holds {values.dtype}: finite numbers are allowed")
+    kept = conditions if conditions.dtype == np.uint8 else conditions.astype(np.float32)
+    return np.ascontiguousarray(kept), None
 
 
 def _from_npy(path: Path) -> np.ndarray:
@@ -111,12 +158,13 @@ def _from_npy(path: Path) -> np.ndarray:
     return array
 
 
-def _from_npz(path: Path, wanted: str | None) -> tuple[np.ndarray, str]:
+def _from_npz(path: Path, wanted: str | None, beside: str | None = None) -> tuple[np.ndarray, str]:
+    """Return an array and its name: the wanted one, or the only one that is not `beside`."""
     with _reading(path), path.open("rb") as file:  # numpy leaves a damaged file open
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise InputError(f"{path.name} is a .npy file by its contents; rename it to .npy")
-        names = sorted(archive.files)
+        names = sorted(name for name in archive.files if name != beside)
         if wanted is None and len(names) == 1:
             wanted = names[0]
         if wanted not in names:

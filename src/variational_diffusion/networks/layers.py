@@ -85,6 +85,17 @@ def inputs_per_channel(levels: int | None) -> int:
     return 1 if levels is None else 4
 
 
+def with_image(
+    inputs: Float[Tensor, "batch inputs *space"], conditioning: Tensor | None, channels: int
+) -> Float[Tensor, "batch all *space"]:
+    """Append the channels of an image to condition on, zeros when there is none."""
+    if not channels:
+        return inputs
+    if conditioning is None:
+        conditioning = inputs.new_zeros(len(inputs), channels, *inputs.shape[2:])
+    return torch.cat([inputs, conditioning], dim=1)
+
+
 class NoiseLevelEmbedding(nn.Module):
     """γ, and a vector to condition on, as a vector of 4 · width entries (VDM appendix B).
 
@@ -109,7 +120,7 @@ class NoiseLevelEmbedding(nn.Module):
         u = (gamma - self.gamma_min) / (self.gamma_max - self.gamma_min)
         k = torch.arange(self.frequencies, dtype=gamma.dtype, device=gamma.device)
         angles = 1000 * u[:, None] * torch.exp(k * (-math.log(10_000) / (self.frequencies - 1)))
-        if conditioning is None:
+        if conditioning is None or not self.conditioning_size:
             conditioning = gamma.new_zeros(gamma.shape[0], self.conditioning_size)
         embedding = torch.cat([angles.sin(), angles.cos(), conditioning], dim=1)
         return silu(self.dense_1(silu(self.dense_0(embedding))))
