@@ -15,7 +15,7 @@ LEVELS = [
     {"decoders", "networks", "objective", "sampling", "grids", "flow", "guidance"},
     {"model"},
     {"training", "likelihood", "profile", "sharding", "heads", "compression"},
-    {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan"},
+    {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan", "classification"},
     {"snapshots"},
     {"cli"},
 ]

@@ -24,6 +24,7 @@ COMMANDS = {
     "variance": "Train a small network that predicts the reverse variance, for few steps.",
     "schedule": "What the noise schedule has learned: variances in a table, and a figure.",
     "sample": "Draw examples: a sheet, single files, an array, an animation.",
+    "classify": "The class under which each example is most likely, and how often that is right.",
     "compress": "Compress examples without loss, to about their bits per dimension.",
     "decompress": "Bring back what vdm compress wrote, exact to the bit.",
     "data": "Show what will be read: count, shape, levels, splits, examples.",

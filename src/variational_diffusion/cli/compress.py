@@ -16,7 +16,12 @@ from variational_diffusion.classical import code_length, code_lengths
 from variational_diffusion.cli.chains import chain_of, measured_errors
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import chosen_examples, everything, examples_options
+from variational_diffusion.cli.examples import (
+    check_free,
+    chosen_examples,
+    everything,
+    examples_options,
+)
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.compression import (
     MAX_GROUP,
@@ -116,7 +121,8 @@ def command(
     """Compress examples without loss by the model in RUN.
 
     DATA is anything of the model's kind, all of it; left out, --split of RUN's own data. The file
-    needs the model to be read: vdm decompress RUN FILE --out FOLDER.
+    needs the model to be read: vdm decompress RUN FILE --out FOLDER. A model with conditions
+    compresses without them.
     """
     target = use_device(device, threads)
     _check_target(out)
@@ -127,7 +133,8 @@ def command(
             f"run = '{run}' is a model of real values: lossless compression is for integers"
         )
     choose = chosen_examples if data is None else everything
-    examples = choose(opened, data, split, limit)
+    check_free(opened)
+    examples = choose(opened, data, split, limit, condition="none")
     variance = variance or _best_variance(opened, weights)
     gammas = chain_of(
         opened,

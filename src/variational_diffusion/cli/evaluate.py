@@ -14,7 +14,12 @@ from variational_diffusion.cli.chains import chain_of, chain_options, is_chain_o
 from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
-from variational_diffusion.cli.examples import chosen_examples, examples_options
+from variational_diffusion.cli.examples import (
+    check_free,
+    chosen_examples,
+    condition_option,
+    examples_options,
+)
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.data import Split
@@ -98,6 +103,7 @@ _MAPS = 64
 @click.option("--batch-size", type=click.IntRange(1), default=250, help="Examples at once.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the estimate.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@condition_option
 @weights_option
 @speed_options
 @device_options
@@ -114,6 +120,7 @@ def command(
     batch_size: int,
     seed: int,
     as_json: bool,
+    condition: str,
     weights: str,
     compile_mode: str,
     channels_last: bool,
@@ -122,6 +129,9 @@ def command(
     **options: Any,
 ) -> None:
     """Estimate −log p(x) of DATA under the model in RUN, in bits per dimension.
+
+    Of a model with conditions it is −log p(x|c), of the examples' own conditions; --condition none
+    leaves them out.
 
     DATA is read with the options that the run was trained with; without it, the run's own data
     are. Started by torchrun, the processes share the batches out; the figures do not change.
@@ -133,7 +143,9 @@ def command(
     opened = Run.open(run)
     vdm = opened.load(weights).to(target)
     speed_up(vdm, compile_mode=compile_mode, channels_last=channels_last)
-    examples = chosen_examples(opened, data, split, limit)
+    if condition == "none":
+        check_free(opened)
+    examples = chosen_examples(opened, data, split, limit, condition=condition)
     if rounds is None:
         rounds = 1 if estimator in ("ode", "importance") else 2
     with processes(target, DAYS) as place:
@@ -163,12 +175,14 @@ def command(
             click.echo(f"maps: {maps}", err=True)
     summary = summarize(*done.rounds, dimensions=vdm.dimensions)
     steps = options["steps"]
+    conditioned = opened.config.data.condition if condition == "own" else None
     if as_json:
         print_json(
             {
                 "estimator": estimator,
                 "split": split,
                 **summary.as_json(),
+                "condition": conditioned,
                 "levels": opened.config.data.levels,
                 "shape": list(vdm.shape),
                 "weights": weights,
@@ -178,6 +192,8 @@ def command(
         )
         return
     chain = "" if steps is None else f", {steps} steps"
+    if conditioned is not None:
+        chain += f", given the {conditioned}"
     print_table(
         f"{run}: {split} split, {weights} weights, {estimator}{chain}",
         ["", ""],

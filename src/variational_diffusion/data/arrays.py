@@ -102,7 +102,7 @@ def open_array(config: DataConfig) -> Dataset:
             conditions, labels = _beside(values, named, wanted.kind, array, name)
     else:
         asked(config, [])
-        array, name = _from_npy(path), path.name
+        array, name = read_npy(path), path.name
     source = ArraySource(array, name, levels=config.levels, value_range=config.value_range)
     splits = random_splits(
         source,
@@ -149,7 +149,8 @@ def _beside(
     return np.ascontiguousarray(kept), None
 
 
-def _from_npy(path: Path) -> np.ndarray:
+def read_npy(path: Path) -> np.ndarray:
+    """Return the array of a .npy file, mapped into memory; raise `InputError` for another file."""
     with _reading(path):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     if isinstance(array, NpzFile):
