@@ -78,24 +78,24 @@ class Arrays(nn.Module):
     The ones are one more entry of a vector and one more channel of an image: the condition whose
     values are all the mean is another than none.
 
-    shape: of one value, (n,) or (channels, height, width). location, scale: of each entry of its
-    first axis.
+    value_shape: of one value, (n,) or (channels, height, width).
+    location, scale: of each entry of its first axis.
     """
 
     location: Tensor
     scale: Tensor
 
     def __init__(
-        self, shape: Sequence[int], location: Sequence[float], scale: Sequence[float]
+        self, value_shape: Sequence[int], location: Sequence[float], scale: Sequence[float]
     ) -> None:
         super().__init__()
-        if not len(location) == len(scale) == shape[0] or min(scale) <= 0:
+        if not len(location) == len(scale) == value_shape[0] or min(scale) <= 0:
             raise InputError(
-                f"shape = {list(shape)}, location = {list(location)}, scale = {list(scale)}: give "
-                "a location and a positive scale for each entry of the first axis"
+                f"location = {list(location)}, scale = {list(scale)}: give {value_shape[0]} of "
+                "each, one for each entry of the first axis, and positive scales"
             )
-        self.value_shape = tuple(shape)
-        self.shape: tuple[int, ...] = (shape[0] + 1, *shape[1:])
+        self.value_shape = tuple(value_shape)
+        self.shape: tuple[int, ...] = (value_shape[0] + 1, *value_shape[1:])
         self.register_buffer("location", torch.tensor(list(location)), persistent=False)
         self.register_buffer("scale", torch.tensor(list(scale)), persistent=False)
 

@@ -259,7 +259,7 @@ def _condition(dataset: Dataset) -> Component | None:
     location, scale = mean_and_std([values.numpy()])
     scale[scale == 0] = 1.0
     options = {"location": location.tolist(), "scale": scale.tolist()}
-    return Component(name="array", options={"shape": list(values.shape[1:]), **options})
+    return Component(name="array", options={"value_shape": list(values.shape[1:]), **options})
 
 
 def _conditioned(network: str, condition: Component) -> dict[str, int]:

@@ -145,7 +145,7 @@ def _values(
             f"{condition.value_shape}; give --conditions FILE.npy"
         )
     if file is not None:
-        values = as_tensor(read_npy(Path(file)))
+        values = as_tensor(np.array(read_npy(Path(file))))
         if tuple(values.shape[1:]) != condition.value_shape or not len(values):
             raise InputError(
                 f"conditions = '{file}' has shape {tuple(values.shape)}: the model takes one or "

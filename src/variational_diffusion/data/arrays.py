@@ -130,7 +130,7 @@ def _beside(
                 "or text, one for each example"
             )
         names = names_of(values)
-        return labels_of(values.tolist(), names), names
+        return labels_of(values, names), names
     if kind == "vector" and values.ndim == 1:
         values = values[:, None]
     conditions = channels_first(values, named)

@@ -21,7 +21,8 @@ from variational_diffusion.errors import InputError
 
 KINDS = ("label", "vector", "image")
 
-Images = Shaped[Tensor, "batch c h w"]
+Images = Shaped[Tensor, "batch channels h w"]
+Degraded = Shaped[Tensor, "batch others h w"]
 
 
 class Asked(NamedTuple):
@@ -65,13 +66,14 @@ def names_of(values: Iterable[Any]) -> tuple[str, ...]:
     return tuple(sorted({str(value) for value in values}, key=_natural))
 
 
-def labels_of(values: Sequence[Any], names: Sequence[str]) -> np.ndarray:
+def labels_of(values: Iterable[Any], names: Sequence[str]) -> np.ndarray:
     """Return the number of each label among the names, int64; raise `InputError` for others."""
     number = {name: k for k, name in enumerate(names)}
-    missing = sorted({str(value) for value in values} - number.keys(), key=_natural)
+    found = [str(value) for value in values]
+    missing = sorted(set(found) - number.keys(), key=_natural)
     if missing:
         raise InputError(f"label = '{missing[0]}': known are {', '.join(names)}")
-    return np.array([number[str(value)] for value in values], np.int64)
+    return np.array([number[name] for name in found], np.int64)
 
 
 def conditions_of(values: Sequence[Any], labels: Sequence[str] | None) -> np.ndarray:
@@ -98,15 +100,15 @@ def _natural(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if re.fullmatch(r"\d{1,18}", name) else (1, 0, name)
 
 
-def grey(x: Images) -> Images:
+def grey(x: Images) -> Degraded:
     """Return the mean over the channels, one channel: to colour images."""
     return x.float().mean(1, keepdim=True)
 
 
-def coarse(factor: int) -> Callable[[Images], Images]:
+def coarse(factor: int) -> Callable[[Images], Degraded]:
     """Return what replaces squares of so many pixels by their mean: to enlarge images."""
 
-    def degrade(x: Images) -> Images:
+    def degrade(x: Images) -> Degraded:
         small = avg_pool2d(x.float(), factor, ceil_mode=True)
         large = small.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
         return large[..., : x.shape[2], : x.shape[3]]
@@ -114,13 +116,13 @@ def coarse(factor: int) -> Callable[[Images], Images]:
     return degrade
 
 
-def hidden(rows: tuple[float, float], columns: tuple[float, float]) -> Callable[[Images], Images]:
+def hidden(rows: tuple[float, float], columns: tuple[float, float]) -> Callable[[Images], Degraded]:
     """Return what hides a part of an image, given in shares of its sides: to fill images in.
 
     Hidden pixels are zero, and one more channel is 1 where a pixel is hidden.
     """
 
-    def degrade(x: Images) -> Images:
+    def degrade(x: Images) -> Degraded:
         mask = torch.zeros_like(x[:, :1], dtype=torch.float32)
         (top, bottom), (left, right) = (
             [round(share * side) for share in shares]
@@ -132,7 +134,7 @@ def hidden(rows: tuple[float, float], columns: tuple[float, float]) -> Callable[
     return degrade
 
 
-DEGRADATIONS: dict[str, Callable[[Images], Images]] = {
+DEGRADATIONS: dict[str, Callable[[Images], Degraded]] = {
     "grey": grey,
     "coarse-2": coarse(2),
     "coarse-4": coarse(4),

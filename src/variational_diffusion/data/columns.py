@@ -133,9 +133,15 @@ def _is_vector(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
-def choose_column(schema: pa.Schema, wanted: str | None, label: str) -> str:
-    """Return the name of the column of examples: `wanted`, or the only one that can be."""
-    possible = [entry.name for entry in schema if _is_examples(entry.type)]
+def choose_column(
+    schema: pa.Schema, wanted: str | None, label: str, beside: Beside | None = None
+) -> str:
+    """Return the name of the column of examples: `wanted`, or the only one that can be.
+
+    beside: the column of their conditions, which is none of examples.
+    """
+    taken = None if beside is None else beside.column
+    possible = [e.name for e in schema if _is_examples(e.type) and e.name != taken]
     if wanted is None and len(possible) == 1:
         return possible[0]
     if wanted is not None and wanted in possible:

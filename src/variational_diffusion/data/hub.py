@@ -107,7 +107,7 @@ def _opened(builder: Any, config: DataConfig, label: str) -> Dataset:
         schema = parts["train"].features.arrow_schema
         wanted = asked(config, ["label", "vector"])
         beside = beside_column(parts["train"].features, wanted, label)
-        column = choose_column(schema, config.column, label)
+        column = choose_column(schema, config.column, label, beside)
     options: dict[str, Any] = {"files": kind == "imagefolder", "beside": beside}
     if config.streaming:
         names = None if beside is None else beside.names

@@ -120,7 +120,7 @@ class NoiseLevelEmbedding(nn.Module):
         u = (gamma - self.gamma_min) / (self.gamma_max - self.gamma_min)
         k = torch.arange(self.frequencies, dtype=gamma.dtype, device=gamma.device)
         angles = 1000 * u[:, None] * torch.exp(k * (-math.log(10_000) / (self.frequencies - 1)))
-        if conditioning is None or not self.conditioning_size:
+        if conditioning is None:
             conditioning = gamma.new_zeros(gamma.shape[0], self.conditioning_size)
         embedding = torch.cat([angles.sin(), angles.cos(), conditioning], dim=1)
         return silu(self.dense_1(silu(self.dense_0(embedding))))

@@ -99,9 +99,10 @@ class Transformer(nn.Module):
         conditioning: Float[Tensor, "batch *condition"] | None = None,
     ) -> Float[Tensor, "batch c h w"]:
         with full_precision(z):
-            embedding = self.embedding(gamma, conditioning)
+            channels = self.conditioning_channels
+            embedding = self.embedding(gamma, None if channels else conditioning)
             inputs = with_features(z, gamma, self.levels)
-            h = self.conv_in(with_image(inputs, conditioning, self.conditioning_channels))
+            h = self.conv_in(with_image(inputs, conditioning, channels))
         h = self.before(h, embedding)
         height, width = z.shape[-2:]
         rows, columns = self.grid

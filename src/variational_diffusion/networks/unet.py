@@ -91,9 +91,10 @@ class UNet(nn.Module):
         conditioning: Float[Tensor, "batch *condition"] | None = None,
     ) -> Float[Tensor, "batch c h w"]:
         with full_precision(z):
-            embedding = self.embedding(gamma, conditioning)
+            channels = self.conditioning_channels
+            embedding = self.embedding(gamma, None if channels else conditioning)
             inputs = with_features(z, gamma, self.levels)
-            h = self.conv_in(with_image(inputs, conditioning, self.conditioning_channels))
+            h = self.conv_in(with_image(inputs, conditioning, channels))
         skips = []
         for i, blocks in enumerate(self.down):
             h = blocks(h, embedding)
