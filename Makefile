@@ -1,12 +1,13 @@
-# make demo   a model of handwritten digits: trained, evaluated, sampled, in a few minutes
-# make test   style, types and tests
-# make bench  every benchmark, shortened: that they run, not what they measure
+# make demo     a model of handwritten digits: trained, evaluated, sampled, in a few minutes
+# make test     style, types and tests
+# make bench    every benchmark, shortened: that they run, not what they measure
+# make package  wheel and sdist, installed into an empty environment and run there
 # All set up .venv first. Another interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench install wheel clean
+.PHONY: demo test bench install wheel package clean
 
 demo: install
 	@$(BIN)/vdm demo
@@ -45,7 +46,19 @@ install: .venv/installed
 	@touch $@
 
 wheel: install
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	rm -rf dist
+	$(BIN)/hatchling build --directory dist
+
+package: wheel
+	rm -rf .venv/empty
+	$(PYTHON) -m venv .venv/empty
+	.venv/empty/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cd .venv/empty && bin/vdm doctor
+	cd .venv/empty && bin/vdm train digits --run run --steps 20 --threads 1 --json
+	cd .venv/empty && bin/vdm evaluate run --limit 20 --threads 1 --json
+	cd .venv/empty && bin/vdm sample run --n 4 --steps 4 --out sheet.png
+	.venv/empty/bin/python -m pip install -qq --disable-pip-version-check --no-deps --force-reinstall dist/*.tar.gz
+	cd .venv/empty && bin/vdm --version
 
 clean:
 	rm -rf .venv dist

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ from PIL import Image
 from variational_diffusion import training
 from variational_diffusion.cli import COMMANDS, run
 from variational_diffusion.cli import data as data_command
+from variational_diffusion.cli import quality as quality_command
 from variational_diffusion.cli import session as session_module
 from variational_diffusion.errors import DivergedError
+from variational_diffusion.grids import GRIDS
 from variational_diffusion.model import VDM
+from variational_diffusion.sampling import SAMPLERS
 from variational_diffusion.schedules import SCHEDULES
 from variational_diffusion.tensors import read_tensors
 
@@ -283,6 +287,73 @@ def test_evaluate_prints_the_object_of_the_contract(capsys, trained):
     assert "±" in output(capsys, ["evaluate", trained, "digits", "--limit", "20"]).out
 
 
+def test_quality_compares_with_test_examples_and_with_what_is_possible(capsys, trained, tmp_path):
+    samples = str(tmp_path / "samples.npy")
+    output(capsys, ["sample", trained, "--n", "60", "--steps", "4", "--out", samples])
+    sheet = tmp_path / "nearest.png"
+    common = ["quality", trained, "--samples", samples, "--n", "60"]
+    pixels = [*common, "--features", "pixels", "--json"]
+    result = json.loads(output(capsys, [*pixels, "--nearest", str(sheet)]).out)
+    assert result["samples"] == result["reference"]["examples"] == 60
+    # noise in the place of digits, seen by every measure but precision and recall of pixels
+    for measure in ("FID", "KID", "SW pixels", "SW patches"):
+        of = {name: rows[measure] for name, rows in result["distances"].items()}
+        assert of["samples"]["value"] > of["train"]["value"] + 5 * of["train"]["standard_error"]
+        assert of["samples"]["value"] > of["validation"]["value"]
+    assert result["nearest"]["share"] == 0
+    assert result["nearest"]["samples"] > result["nearest"]["test"] > 0
+    with Image.open(sheet) as image:
+        assert image.size == (8 * 66 + 2, 8 * 66 + 2)
+    drawn = output(
+        capsys, ["quality", trained, "--n", "60", "--steps", "4", "--features", "pixels"]
+    )
+    assert "60 samples of ancestral in 4 steps, seed 0, against 60 test examples" in drawn.out
+    images = output(capsys, [*pixels[:2], samples, *pixels[2:]])  # the samples are the data now
+    assert json.loads(images.out)["distances"]["samples"]["FID"]["value"] < 1e-9
+
+
+def test_quality_trains_a_classifier_once(capsys, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(quality_command, "STEPS", 20)
+    common = ["quality", trained, "--n", "60", "--steps", "2", "--json"]
+    first = json.loads(output(capsys, common).out)
+    written = (Path(trained) / "quality-classifier.safetensors").stat()
+    again = json.loads(output(capsys, common).out)
+    assert (Path(trained) / "quality-classifier.safetensors").stat() == written
+    assert first == again
+    assert first["features"]["name"] == "classifier"
+    file = str(Path(trained) / "quality-classifier.safetensors")
+    assert json.loads(output(capsys, [*common, "--features", file]).out) == first
+    assert read_tensors(Path(file))[1]["learned"] == "labels"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n", "20"], r"20 samples and 20 examples: .*give --n 40 or more"),
+        (["--features", "resnet"], r"features = 'resnet': known are classifier, inception, pixels"),
+        (["--samples", "none.npy"], r"'none\.npy' is no known name"),
+        (
+            ["--samples", "wide.npy"],
+            r"'wide\.npy' have shape \(1, 8, 9\) and levels 256: the model",
+        ),
+        (
+            ["--samples", "bright.npy"],
+            r"'bright\.npy' have the value 17: .* has levels 0 to 16; save",
+        ),
+        (["--nearest", "sheet.gif"], r"nearest = 'sheet\.gif': give a name that ends in \.png"),
+        (["--sampler", "best"], r"sampler = 'best': known are ancestral"),
+    ],
+)
+def test_quality_says_what_is_wrong(capsys, trained, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    np.save("wide.npy", np.zeros((60, 8, 9), np.uint8))
+    np.save("bright.npy", np.full((60, 8, 8), 17, np.uint8))
+    common = ["quality", trained, "--features", "pixels", "--steps", "2", "--n", "60"]
+    error = output(capsys, [*common, *arguments], code=2).err
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+
+
 def test_sample_writes_a_sheet_files_an_array_and_an_animation(capsys, trained, tmp_path):
     common = ["sample", trained, "--n", "5", "--steps", "4"]
     sheet, film = tmp_path / "sheet.png", tmp_path / "film.gif"
@@ -290,6 +361,7 @@ def test_sample_writes_a_sheet_files_an_array_and_an_animation(capsys, trained, 
     with Image.open(sheet) as image, Image.open(film) as frames:
         assert image.size[0] > 64
         assert frames.n_frames > 3
+        assert frames.size[0] == 2 * image.size[0] + 8  # z_t, and beside it its estimate of x
     output(capsys, [*common, "--out", str(tmp_path / "a.npy")])
     output(capsys, [*common, "--out", str(tmp_path / "b.npy")])
     first, second = np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy")
@@ -303,6 +375,25 @@ def test_sample_writes_a_sheet_files_an_array_and_an_animation(capsys, trained, 
         path = output(capsys, common).out.strip()
         assert path.startswith(trained)
     assert path.endswith("-2.png")
+
+
+def test_sample_takes_every_sampler_and_grid(capsys, trained, tmp_path):
+    common = ["sample", trained, "--n", "3", "--steps", "3"]
+    drawn = {}
+    for i, options in enumerate(
+        (
+            *(["--sampler", name] for name in SAMPLERS),
+            *(["--grid", name] for name in GRIDS if name != "gamma"),
+            ["--eta", "0.5"],
+            ["--clip", "0.9"],
+            ["--stop-early", "0"],
+            ["--sampler", "ancestral", "--variance", "position"],
+        )
+    ):
+        path = tmp_path / f"{i}.npy"
+        output(capsys, [*common, *options, "--out", str(path)])
+        drawn[" ".join(options)] = np.load(path).tobytes()
+    assert len(set(drawn.values())) == len(drawn)  # every option is felt
 
 
 def test_the_demo_ends_with_its_table(capsys, tmp_path):
@@ -415,7 +506,15 @@ def test_mistakes_with_a_trained_run(capsys, trained, tmp_path):
     taken.write_bytes(b"mine")
     np.save(tmp_path / "other.npy", np.zeros((50, 4, 4), np.uint8))
     for arguments, message in (
-        (["sample", trained, "--sampler", "euler"], "euler"),
+        (["sample", trained, "--sampler", "euler"], "'euler': known are ancestral, ddim"),
+        (["sample", trained, "--steps", "0"], "0"),
+        (["sample", trained, "--grid", "cosine"], "'time', 'gamma', 'karras', 'equal-error'"),
+        (["sample", trained, "--eta", "2"], "eta = 2.0: give 0 (deterministic) to 1"),
+        (["sample", trained, "--sampler", "heun", "--eta", "1"], "heun has none; it is for ddim"),
+        (["sample", trained, "--variance", "scalar"], "type --sampler ancestral"),
+        (["sample", trained, "--stop-early", "999"], "levels; give a number between, or 0"),
+        (["sample", trained, "--stop-early", "2", "--steps", "1"], "takes two steps or more"),
+        (["sample", trained, "--clip", "1.5"], "1.5"),
         (["sample", trained, "--out", str(taken)], "exists"),
         (["sample", trained, "--out", str(tmp_path / "x.jpg")], ".png sheet"),
         (["evaluate", trained, str(tmp_path / "other.npy")], "shape (1, 4, 4)"),

@@ -119,11 +119,11 @@ def test_labels_of_idx_files_and_of_digits(tmp_path):
     dataset = opened(write_idx(tmp_path / "data"))
     assert dataset.labels == ("0", "1", "2")
     for split in dataset.splits.values():
-        x, label = split[1]
-        assert int(label) == int(x[0, 0, 0]) % 3
+        x, label = split.batch([1])
+        assert int(label) == int(x[0, 0, 0, 0]) % 3
     digits = opened("digits")
     assert digits.labels == tuple("0123456789")
-    x, label = digits.splits["train"].__getitems__(range(500))
+    x, label = digits.splits["train"].batch(range(500))
     zeros, ones = (x[label == k].float().mean(0)[0] for k in (0, 1))
     assert ones[3:5, 3:5].mean() > 10 > 3 * zeros[3:5, 3:5].mean()  # a nought is hollow
 
@@ -136,7 +136,7 @@ def test_a_stream_carries_labels_and_degradations(tmp_path):
     batches = training_batches(dataset, 6, seed=0)
     for x, label in (next(batches) for _ in range(6)):
         assert [dataset.labels[k] for k in label] == expected_names(x)
-    x, label = dataset.splits["test"].__getitems__(range(4))
+    x, label = dataset.splits["test"].batch(range(4))
     assert [dataset.labels[k] for k in label] == expected_names(x)
     x, coarse = next(training_batches(opened(folder, "coarse-2", **options), 6, seed=0))
     assert torch.equal(coarse, x.float())  # of one colour each
@@ -149,7 +149,7 @@ def test_whole_numbers_are_in_the_order_of_their_size():
 def test_classes_are_renumbered_by_their_names(tmp_path):
     dataset = opened(write_npz(tmp_path / "data"))
     others = dataset.labelled(["zebra", "dog", "cat", "ant"])
-    x, label = others.splits["train"].__getitems__(range(9))
+    x, label = others.splits["train"].batch(range(9))
     names = ["zebra", "dog", "cat", "ant"]
     assert [names[k] for k in label] == expected_names(x)
     with pytest.raises(InputError, match=r"label = 'zebra': known are ant, cat"):

@@ -8,15 +8,16 @@ import pytest
 import variational_diffusion
 
 LEVELS = [
-    {"errors", "graphs"},
+    {"errors", "graphs", "environment"},
     {"numerics", "lattice", "config", "files", "memory", "processes", "conditions"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal"},
-    {"decoders", "networks", "objective", "sampling", "grids", "flow", "guidance"},
+    {"decoders", "networks", "objective", "grids", "flow", "guidance", "quality"},
+    {"sampling"},
     {"model"},
     {"training", "likelihood", "profile", "sharding", "heads", "compression"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan", "classification"},
-    {"snapshots"},
+    {"snapshots", "report"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""

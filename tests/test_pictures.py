@@ -1,5 +1,6 @@
 """Pictures show what the arrays hold, pixel by pixel."""
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,24 +90,80 @@ def test_lossy_pictures_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_an_animation_has_a_sheet_for_every_frame(tmp_path, channels):
+@pytest.mark.parametrize("extension", ["gif", "webp"])
+def test_an_animation_has_a_sheet_for_every_frame(tmp_path, channels, extension):
     frames = np.zeros((3, 4, channels, 8, 8), np.uint8)
     for i, frame in enumerate(frames):
         frame[:] = 100 * i
         if channels == 4:
             frame[:, 3] = 255
-    path = tmp_path / "way.gif"
+    path = tmp_path / f"way.{extension}"
     pictures.animation(frames, 256, path)
     with Image.open(path) as file:
         assert file.n_frames == 3
+        assert file.info["loop"] == 0
         for i in range(3):
             file.seek(i)
             assert file.convert("RGB").getpixel((10, 10)) == (100 * i,) * 3
             assert file.info["duration"] == (80, 80, 1500)[i]
 
 
-def test_an_animation_needs_frames_and_a_name(tmp_path):
-    with pytest.raises(InputError, match=r"way\.png': an animation is a \.gif"):
-        pictures.animation(np.zeros((1, 1, 1, 8, 8), np.uint8), 256, tmp_path / "way.png")
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_film_has_a_picture_for_every_frame(tmp_path, channels):
+    frames = np.full((3, 4, channels, 7, 7), 255, np.uint8)  # sheets of 131 pixels: not even
+    frames[:, :, 0] = np.array([0, 100, 200])[:, None, None, None]
+    path = tmp_path / "way.mp4"
+    pictures.animation(frames, 256, path)
+    with av.open(str(path)) as film:
+        shown = list(film.decode(video=0))
+        assert film.streams.video[0].codec_context.name == "h264"
+    assert len(shown) == 3 - 1 + 19
+    assert [float(one.time) for one in shown[:4]] == pytest.approx([0, 0.08, 0.16, 0.24])
+    for one, red in zip(shown, [0, 100, 200, 200], strict=False):
+        pixel = one.to_ndarray(format="rgb24")[20, 20]
+        expected = [red, *[red if channels == 1 else 255] * 2]
+        np.testing.assert_allclose(pixel.astype(int), expected, atol=6)  # the codec loses a little
+    assert one.width % 2 == one.height % 2 == 0
+
+
+def test_sheets_of_a_frame_stand_side_by_side(tmp_path):
+    frames = np.zeros((2, 2, 4, 1, 8, 8), np.uint8)
+    frames[:, 1] = 200
+    pictures.animation(frames, 256, tmp_path / "way.gif")
+    with Image.open(tmp_path / "way.gif") as file:
+        assert file.size == (2 * 134 + 8, 134)
+        shown = np.asarray(file.convert("L"))
+    left, between, right = np.split(shown, [134, 142], axis=1)
+    assert (between == 255).all()
+    np.testing.assert_array_equal(left, np.asarray(pictures.sheet(frames[0, 0], 256)))
+    np.testing.assert_array_equal(right, np.asarray(pictures.sheet(frames[0, 1], 256)))
+
+
+def test_captions_stand_under_their_images():
+    images = np.full((3, 1, 8, 8), 77, np.uint8)
+    page = np.asarray(pictures.sheet(images, 256, columns=2, captions=["", "shirt", "a" * 99]))
+    assert page.shape == (2 * (64 + 14 + 2) + 2, 2 * 66 + 2)
+    assert (page[2:66, 2:66] == page[2:66, 68:132]).all()
+    assert (page[2:66, 2:66] == 77).all()
+    below = page[66:80]
+    assert (below[:, 2:66] == 255).all()
+    assert 0 < (below[:, 68:132] < 100).mean() < 0.3
+    assert (page[:, -2:] == 128).all()  # what is too long is cut off
+    assert (page[82:146, 2:66] == 77).all()
+
+
+def test_an_animation_needs_frames_and_a_name(tmp_path, monkeypatch):
+    frame = np.zeros((1, 1, 1, 8, 8), np.uint8)
+    with pytest.raises(InputError, match=r"way\.png': an animation is a \.gif, \.webp, \.mp4"):
+        pictures.animation(frame, 256, tmp_path / "way.png")
     with pytest.raises(InputError, match="at least one frame; give --steps"):
         pictures.animation([], 256, tmp_path / "way.gif")
+    (tmp_path / "way.webp").touch()
+    with pytest.raises(InputError, match=r"way\.webp' exists and is not overwritten"):
+        pictures.animation(frame, 256, tmp_path / "way.webp")
+    pictures.animation(frame, 256, tmp_path / "way.webp", overwrite=True)
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match=r"needs the package av; pip install .*\[video\]', or give"
+    ):
+        pictures.check_animation(tmp_path / "way.mp4")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -26,15 +26,8 @@ from variational_diffusion.guidance import EVERYWHERE, Guided
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.numerics import Normal, expand, randn_like
 from variational_diffusion.objective import Bound, Draws
-from variational_diffusion.sampling import SAMPLERS
+from variational_diffusion.sampling import Clipped, Denoised, Sampler, named
 from variational_diffusion.schedules import SCHEDULES, Schedule
-
-
-class Denoised(NamedTuple):
-    """Estimates of the noise ε and of the encoded data x in z = alpha x + sigma ε."""
-
-    noise: Tensor
-    x: Tensor
 
 
 class VDM(nn.Module):
@@ -169,10 +162,10 @@ class VDM(nn.Module):
             )
         like = self.schedule.initial_end_points
         encoded = self.condition.encode(condition.to(like.device)).to(like.dtype)
-        network = Guided(self.network, encoded, guidance, interval)
-        model = VDM(network, self.schedule, self.decoder, self.shape, self.prediction)
-        model.autocast, model.reverse_errors = self.autocast, self.reverse_errors
-        return model.train(self.training)
+        if isinstance(self.network, Clipped):  # guidance goes beyond the range: clip after it
+            guided = Guided(self.network.network, encoded, guidance, interval)
+            return self._around(self.network.around(guided), None)
+        return self._around(Guided(self.network, encoded, guidance, interval), None)
 
     def given_in(self, batch: Batch) -> tuple[VDM, Tensor]:
         """Return the model given the conditions of a batch, and its examples, on its device."""
@@ -233,32 +226,49 @@ class VDM(nn.Module):
         sigma = expand(process.sigma(gamma.expand(z.shape[0])), z)
         return 0.5 * sigma * (noise - sigma * z)
 
+    def clipped(self, quantile: float = 0.0) -> VDM:
+        """Return this model with x̂ kept in the range of its levels: see `sampling.Clipped`.
+
+        Whatever takes a model takes it. It shares its parts with this one.
+        """
+        if not isinstance(self.decoder, Discretized):
+            raise InputError("clip: real-valued data have no range; only x̂ of levels is clipped")
+        limit = 1 - 1 / self.decoder.levels
+        network = Clipped(self.network, self.prediction, limit, quantile)
+        return self._around(network, self.condition)
+
+    def _around(self, network: nn.Module, condition: Labels | Arrays | None) -> VDM:
+        """Return a model of the same parts with a network around this one's."""
+        parts = network, self.schedule, self.decoder, self.shape, self.prediction, condition
+        model = VDM(*parts)
+        model.autocast, model.reverse_errors = self.autocast, self.reverse_errors
+        return model.train(self.training)
+
     def trajectory(
         self,
         n: int,
         *,
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
-        sampler: str = "ancestral",
+        sampler: str | Sampler = "ancestral",
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Float[Tensor, "n *shape"]]]:
         """Yield (γ, z) for n samples: first the prior's draw at γ_1, then after every step.
 
         steps: number of sampler steps, uniform in t. gammas: the grid in place of `steps`, from
-        γ_1 down to γ_0. sampler: a name in `SAMPLERS`.
+        γ_1 down to γ_0. sampler: a name in `SAMPLERS`, or what is called like its entries.
         """
         if (steps is None) == (gammas is None):
             raise InputError(f"steps = {steps} and gammas = {gammas}: give one of them")
-        if sampler not in SAMPLERS:
-            raise InputError(f"sampler = {sampler!r}: known are {', '.join(SAMPLERS)}")
+        carry = named(sampler) if isinstance(sampler, str) else sampler
         if gammas is None:
             assert steps is not None
             gammas = grids.uniform_in_time(self.schedule, steps)
         shape = (n, *self.shape)
         z = torch.randn(shape, generator=generator, dtype=gammas.dtype, device=gammas.device)
         yield gammas[0], z
-        path = SAMPLERS[sampler](self, z, gammas, conditioning=conditioning, generator=generator)
+        path = carry(self, z, gammas, conditioning=conditioning, generator=generator)
         yield from zip(gammas[1:], path, strict=True)
 
     @torch.no_grad()
@@ -268,7 +278,7 @@ class VDM(nn.Module):
         *,
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
-        sampler: str = "ancestral",
+        sampler: str | Sampler = "ancestral",
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Shaped[Tensor, "n *shape"]:

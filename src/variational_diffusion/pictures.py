@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic
@@ -26,11 +28,32 @@ _FORMATS: dict[str, tuple[str, dict[str, bool]]] = {
     ".png": ("PNG", {}),
     ".webp": ("WEBP", {"lossless": True, "exact": True}),
 }
+_PIXELS: dict[str, tuple[str, frozenset[str], dict[str, bool]]] = {
+    ".png": ("PNG", frozenset({"1", "L", "I;16", "RGB", "RGBA"}), {}),
+    ".webp": ("WEBP", frozenset({"RGB", "RGBA"}), {"lossless": True, "exact": True}),
+    ".tif": ("TIFF", frozenset({"1", "L", "I;16", "RGB", "RGBA"}), {}),
+    ".tiff": ("TIFF", frozenset({"1", "L", "I;16", "RGB", "RGBA"}), {}),
+    ".bmp": ("BMP", frozenset({"1", "L", "RGB"}), {}),
+    ".pbm": ("PPM", frozenset({"1"}), {}),
+    ".pgm": ("PPM", frozenset({"L"}), {}),
+    ".ppm": ("PPM", frozenset({"RGB"}), {}),
+}
+"""Extension → pillow's name of the format, the modes that it gives back exactly, options."""
 _GAP = 2
+_BETWEEN = 8
+"""Between sheets that stand side by side."""
 _BACKGROUND = "#808080"
 _SIDE = 64
 """Images on a sheet are enlarged as long as they stay within this many pixels."""
 _MILLISECONDS, _LAST_MILLISECONDS = 80, 1500
+_CAPTION, _LETTERS = 14, 11
+"""Height of a line of captions, and of its letters."""
+ANIMATIONS: dict[str, dict[str, bool]] = {
+    ".gif": {},
+    ".webp": {"lossless": True},
+    ".mp4": {},
+}
+"""What animations can be written as, by the ending of the name, and options of pillow."""
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
@@ -59,11 +82,13 @@ def sheet(
     scale: int | None = None,
     *,
     value_range: Range | None = None,
+    captions: Sequence[str] | None = None,
 ) -> Image.Image:
     """Return a grid of images, shape (n, channels, height, width), row by row with thin grey gaps.
 
     columns: None makes the sheet about square. scale: pixels drawn for one, in each direction;
-    None enlarges small images, so that an 8×8 digit is 64×64.
+    None enlarges small images, so that an 8×8 digit is 64×64. captions: a line under each image,
+    such as its label; what does not fit is cut off.
     """
     if len(images) == 0:
         raise InputError("images = none: a sheet needs at least one image; give --n 1 or more")
@@ -72,11 +97,17 @@ def sheet(
     columns = columns or min(n, math.ceil(math.sqrt(n * height / width)))
     scale = scale or max(1, _SIDE // max(height, width))
     step_y, step_x = height * scale + _GAP, width * scale + _GAP
+    if captions is not None:
+        assert len(captions) == n
+        step_y += _CAPTION
     size = (columns * step_x + _GAP, math.ceil(n / columns) * step_y + _GAP)
     page = Image.new(_MODES[channels], size, _BACKGROUND)
     for i, pixels in enumerate(_to_bytes(images, levels, value_range)):
         picture = _from_bytes(pixels.repeat(scale, axis=1).repeat(scale, axis=2))
-        page.paste(picture, (i % columns * step_x + _GAP, i // columns * step_y + _GAP))
+        left, top = i % columns * step_x + _GAP, i // columns * step_y + _GAP
+        page.paste(picture, (left, top))
+        if captions is not None:
+            page.paste(_caption(captions[i], width * scale), (left, top + height * scale))
     return page
 
 
@@ -95,6 +126,22 @@ def save_image(
     _save(to_pil(image, levels, value_range=value_range), path, overwrite)
 
 
+def keeps_pixels(path: str | os.PathLike[str], mode: str) -> bool:
+    """Tell whether files of this extension give every pixel of pillow's mode back as it was."""
+    return Path(path).suffix.lower() in _PIXELS and mode in _PIXELS[Path(path).suffix.lower()][1]
+
+
+def save_pixels(pixels: np.ndarray, mode: str, path: str | os.PathLike[str]) -> None:
+    """Write integers, shape (channels, height, width), as they are: an image of pillow's mode.
+
+    path: `keeps_pixels` holds for it and for mode.
+    """
+    assert keeps_pixels(path, mode)
+    name, _, options = _PIXELS[Path(path).suffix.lower()]
+    dtype = {"1": bool, "I;16": np.uint16}.get(mode, np.uint8)
+    _from_bytes(pixels.astype(dtype)).save(path, format=name, **options)
+
+
 def save_sheet(
     images: np.ndarray,
     levels: int | None,
@@ -103,10 +150,12 @@ def save_sheet(
     scale: int | None = None,
     *,
     value_range: Range | None = None,
+    captions: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write what `sheet` draws as a .png or .webp file; raise as `save_image` does."""
-    _save(sheet(images, levels, columns, scale, value_range=value_range), path, overwrite)
+    page = sheet(images, levels, columns, scale, value_range=value_range, captions=captions)
+    _save(page, path, overwrite)
 
 
 def animation(
@@ -117,27 +166,90 @@ def animation(
     value_range: Range | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write sheets, shape (n_frames, n, channels, height, width), as a .gif that repeats.
+    """Write a .gif or .webp, which repeat, or an .mp4, of one frame after the other.
 
-    12 sheets a second, the last for a second and a half. Transparency is put on white. Without a
-    `value_range` every frame has its own.
+    frames: each of shape (n, channels, height, width), a sheet, or (k, n, channels, height, width),
+    k sheets side by side. 12.5 frames a second, the last for a second and a half. Transparency is
+    put on white. Without a `value_range` every frame has its own. The .webp is lossless, a .gif has
+    256 colours, an .mp4 is smaller than both.
+    Raises InputError without frames, and as `check_animation` does.
     """
     path = Path(path)
-    if path.suffix.lower() != ".gif":
-        raise InputError(f"'{path}': an animation is a .gif; give a name that ends so")
-    sheets = [_opaque(sheet(frame, levels, value_range=value_range)) for frame in frames]
-    if not sheets:
+    check_animation(path, overwrite)
+    pages = [_opaque(_beside(frame, levels, value_range)) for frame in frames]
+    if not pages:
         raise InputError(f"'{path}': an animation needs at least one frame; give --steps 1 or more")
-    durations = [_MILLISECONDS] * (len(sheets) - 1) + [_LAST_MILLISECONDS]
+    suffix = path.suffix.lower()
     with atomic(path, overwrite) as temporary:
-        sheets[0].save(
+        if suffix == ".mp4":
+            _write_mp4(pages, temporary)
+            return
+        pages[0].save(
             temporary,
-            format="GIF",
+            format=suffix[1:].upper(),
             save_all=True,
-            append_images=sheets[1:],
-            duration=durations,
+            append_images=pages[1:],
+            duration=[_MILLISECONDS] * (len(pages) - 1) + [_LAST_MILLISECONDS],
             loop=0,
+            **ANIMATIONS[suffix],
         )
+
+
+def check_animation(path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Refuse, before frames are made, an animation that could not be written.
+
+    Raises InputError for another extension, for an .mp4 without the package that writes it, and
+    when the file exists.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in ANIMATIONS:
+        raise InputError(
+            f"'{path}': an animation is a {', '.join(ANIMATIONS)}; give a name that ends so"
+        )
+    if suffix == ".mp4" and find_spec("av") is None:
+        raise InputError(
+            f"'{path}': an .mp4 needs the package av; pip install 'variational-diffusion[video]', "
+            "or give a .gif or .webp"
+        )
+    if path.exists() and not overwrite:
+        raise InputError(f"'{path}' exists and is not overwritten; give another name")
+
+
+def _beside(frame: np.ndarray, levels: int | None, value_range: Range | None) -> Image.Image:
+    """Return a frame's sheets from left to right."""
+    if frame.ndim == 4:
+        return sheet(frame, levels, value_range=value_range)
+    sheets = [sheet(part, levels, value_range=value_range) for part in frame]
+    step, height = sheets[0].width + _BETWEEN, sheets[0].height
+    page = Image.new(sheets[0].mode, (len(sheets) * step - _BETWEEN, height), "white")
+    for i, one in enumerate(sheets):
+        page.paste(one, (i * step, 0))
+    return page
+
+
+def _caption(text: str, width: int) -> Image.Image:
+    line = Image.new("L", (width, _CAPTION), "white")
+    ImageDraw.Draw(line).text((1, 0), text, "black", ImageFont.load_default(_LETTERS))
+    return line
+
+
+def _write_mp4(pages: list[Image.Image], path: Path) -> None:
+    """Write H.264 as players take it: colours at half the resolution, sides of even length."""
+    import av  # noqa: PLC0415 (an extra)
+
+    width, height = (side + side % 2 for side in pages[0].size)
+    pages = pages + pages[-1:] * round(_LAST_MILLISECONDS / _MILLISECONDS - 1)
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream(
+            "libx264", rate=Fraction(1000, _MILLISECONDS), options={"crf": "14"}
+        )
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for page in pages:
+            padded = Image.new("RGB", (width, height), _BACKGROUND)
+            padded.paste(page)
+            container.mux(stream.encode(av.VideoFrame.from_image(padded)))
+        container.mux(stream.encode())
 
 
 def _save(picture: Image.Image, path: str | os.PathLike[str], overwrite: bool) -> None:

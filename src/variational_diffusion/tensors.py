@@ -70,6 +70,11 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {}
 
 
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 digest of the names, types, shapes and values of tensors."""
+    return _digest({name: tensor.detach().cpu() for name, tensor in tensors.items()}, {})
+
+
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
     for key in sorted(metadata.keys() - {"digest"}):

@@ -25,10 +25,13 @@ COMMANDS = {
     "schedule": "What the noise schedule has learned: variances in a table, and a figure.",
     "sample": "Draw examples: a sheet, single files, an array, an animation.",
     "classify": "The class under which each example is most likely, and how often that is right.",
+    "quality": "How good samples are: FID, KID, precision, recall, with errors and a floor.",
+    "report": "One page about a run: curves, samples, likelihoods, how to repeat them.",
     "compress": "Compress examples without loss, to about their bits per dimension.",
     "decompress": "Bring back what vdm compress wrote, exact to the bit.",
     "data": "Show what will be read: count, shape, levels, splits, examples.",
     "plan": "What a run will take: operations, memory, time and energy on named hardware.",
+    "doctor": "What is installed, which device there is, and what is missing.",
     "demo": "Train, evaluate and sample on handwritten digits, in a few minutes.",
 }
 

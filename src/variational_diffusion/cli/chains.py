@@ -16,6 +16,7 @@ from variational_diffusion.data.loader import training_batches
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import (
     GRIDS,
+    MEASURED,
     VARIANCES,
     Gammas,
     NoiseErrors,
@@ -44,8 +45,9 @@ def chain_options(command: Command) -> Command:
         ),
         click.option(
             "--grid",
-            type=click.Choice(GRIDS),
-            help="Of the steps: uniform in time (default), in gamma, or for the least bound.",
+            type=click.Choice(list(GRIDS)),
+            help="Of the steps: uniform in time (default), in gamma, in a power of sigma/alpha "
+            "(karras), for equal errors along the flow, or for the least bound (optimal).",
         ),
         click.option("--steps", type=click.IntRange(1), help="Steps T of the chain."),
     ):
@@ -65,12 +67,24 @@ def chain_of(run: Run, vdm: VDM, weights: str, options: dict[str, Any]) -> Gamma
     kept in the run: on training examples they would be too small.
     """
     grid, variance = options["grid"] or "time", options["variance"] or "posterior"
-    errors = None
-    if grid == "optimal" or variance != "posterior":
-        errors = measured_errors(run, vdm, weights)
+    return grid_of(run, vdm, weights, grid, variance, options["steps"])
+
+
+def grid_of(
+    run: Run,
+    vdm: VDM,
+    weights: str,
+    grid: str,
+    variance: str,
+    steps: int,
+    stop: float | None = None,
+) -> Gammas:
+    """Give the model a reverse variance of `VARIANCES`; return a grid of `GRIDS` for it."""
+    measured = grid in MEASURED or variance != "posterior"
+    errors = measured_errors(run, vdm, weights) if measured else None
     assumed = assumed_errors(variance, errors)
     widen(run, vdm, weights, variance)
-    return step_grid(grid, vdm.schedule, options["steps"], errors, assumed)
+    return step_grid(grid, vdm.schedule, steps, errors, assumed, stop=stop)
 
 
 def widen(run: Run, vdm: VDM, weights: str, variance: str) -> None:

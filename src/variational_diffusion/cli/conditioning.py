@@ -123,6 +123,14 @@ def given_by(run: Run, vdm: VDM, count: int, seed: int, options: dict[str, Any])
     return Given(values, guidance, EVERYWHERE if interval is None else interval, drawn)
 
 
+def own_conditions(run: Run, vdm: VDM, count: int, seed: int) -> Given:
+    """Return what samples of a model are given when nothing is asked for; see `given_by`."""
+    if vdm.condition is None:
+        return Given()
+    values, drawn = _values(run, vdm.condition, count, seed, (), None)
+    return Given(values, drawn=drawn)
+
+
 def _values(
     run: Run,
     condition: Labels | Arrays,
@@ -153,6 +161,6 @@ def _values(
             )
         return values[rows % len(values)], False
     test = open_dataset(run.config.data).splits["test"].limit(count)
-    _, own = parted(test.__getitems__(range(len(test))))
+    _, own = parted(test.batch(range(len(test))))
     assert own is not None
     return own[rows % len(own)], False

@@ -88,12 +88,17 @@ class Meter:
             click.echo(text, err=True)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a title and a table to standard output; numbers in all columns but the first."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True
+) -> None:
+    """Print a title and a table to standard output.
+
+    numbers: whether there are numbers in all columns but the first, which stand to the right.
+    """
     click.echo(title)
     table = Table(show_header=any(columns))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(column, justify="right" if numbers and i else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(file=sys.stdout, highlight=False).print(table, markup=False)

@@ -256,7 +256,7 @@ def evaluate_rounds(
                 if stopped():
                     break
             if together and len(own) < most:
-                model, x = vdm.given_in(split.__getitems__([0]))
+                model, x = vdm.given_in(split.batch([0]))
                 estimator(model, x)
             estimates = _gathered(own, sizes, estimator, place, device)
             done.rounds.append(estimates)

@@ -19,16 +19,18 @@ from variational_diffusion.cli.conditioning import NOTHING, Given, given_by, giv
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
 from variational_diffusion.cli.options import device_options, weights_option
+from variational_diffusion.cli.samplers import sampling_of, sampling_options
 from variational_diffusion.conditions import Batch
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic, unused
+from variational_diffusion.grids import Gammas, uniform_in_time
 from variational_diffusion.likelihood import Infinite, evaluate, example_columns
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
-from variational_diffusion.pictures import animation, save_image, save_sheet
+from variational_diffusion.pictures import animation, check_animation, save_image, save_sheet
 from variational_diffusion.processes import ALONE, DAYS, Place, processes, sum_over_processes
-from variational_diffusion.sampling import SAMPLERS
+from variational_diffusion.sampling import Sampler
 
 _FRAMES = 48
 _BATCH = 250
@@ -37,8 +39,7 @@ _BATCH = 250
 @click.command()
 @click.argument("run")
 @click.option("--n", "count", type=click.IntRange(1), default=64, help="How many.")
-@click.option("--sampler", default="ancestral", help=f"One of: {', '.join(SAMPLERS)}.")
-@click.option("--steps", type=click.IntRange(1), default=256, help="Steps of the sampler.")
+@sampling_options
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the draw.")
 @click.option(
     "--out",
@@ -50,7 +51,7 @@ _BATCH = 250
     is_flag=True,
     help="Also write the bits per dimension of every sample, as .csv beside it.",
 )
-@click.option("--animate", help="Also write the reverse process as this .gif.")
+@click.option("--animate", help="Also write z_t and x̂ on the way as this .gif, .webp or .mp4.")
 @given_options
 @weights_option
 @speed_options
@@ -58,8 +59,6 @@ _BATCH = 250
 def command(
     run: str,
     count: int,
-    sampler: str,
-    steps: int,
     seed: int,
     out: str | None,
     animate: str | None,
@@ -81,7 +80,9 @@ def command(
     speed_up(vdm, compile_mode=compile_mode, channels_last=channels_last)
     is_image = len(vdm.shape) == 3 and vdm.shape[0] in (1, 3, 4)
     if out is None:
-        name = f"{sampler}-{steps}-seed-{seed}{'.png' if is_image else '.npy'}"
+        name = (
+            f"{options['sampler']}-{options['steps']}-seed-{seed}{'.png' if is_image else '.npy'}"
+        )
         path = unused(opened.path / "samples" / name)
     else:
         path = Path(out)
@@ -91,12 +92,15 @@ def command(
         check_target("with_likelihood", str(table), ENDINGS)
     given = given_by(opened, vdm, count, seed, options)
     drawn_labels = path.with_suffix(".labels.csv") if path.suffix else path / "labels.csv"
+    if given.drawn:
+        check_target("out", str(drawn_labels), ENDINGS)
     with processes(target, DAYS) as place:
+        sampled, sampler, gammas = sampling_of(opened, vdm, weights, options)
         samples, frames = draw(
-            vdm,
+            sampled,
             count,
             sampler=sampler,
-            steps=steps,
+            gammas=gammas,
             seed=seed,
             frames=_FRAMES if animate else 0,
             place=place,
@@ -124,8 +128,9 @@ def draw(
     vdm: VDM,
     count: int,
     *,
-    sampler: str,
-    steps: int,
+    sampler: str | Sampler,
+    steps: int | None = None,
+    gammas: Gammas | None = None,
     seed: int,
     frames: int = 0,
     place: Place = ALONE,
@@ -133,9 +138,17 @@ def draw(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw examples with a progress bar; return them and up to `frames` + 1 stages of the way.
 
+    A stage is of shape (2, n, *shape): z, and beside it x̂(z), which takes one more evaluation of
+    the network.
+
     They are drawn in parts of 250, each with its own generator, which several processes share out;
     all of them get all examples. The stages are those of the first part, in the leading process.
+    sampler, steps, gammas: as in `VDM.trajectory`.
     """
+    if gammas is None:
+        assert steps is not None
+        gammas = uniform_in_time(vdm.schedule, steps)
+    steps = len(gammas) - 1
     sizes = [min(_BATCH, count - first) for first in range(0, count, _BATCH)]
     own = range(place.rank, len(sizes), place.processes)
     like = vdm.schedule.initial_end_points
@@ -150,10 +163,14 @@ def draw(
             generator = torch.Generator(like.device).manual_seed(derived_seed(seed, part))
             rows = slice(part * _BATCH, part * _BATCH + sizes[part])
             model = given.to(vdm, rows)
-            path = model.trajectory(sizes[part], steps=steps, sampler=sampler, generator=generator)
+            path = model.trajectory(
+                sizes[part], gammas=gammas, sampler=sampler, generator=generator
+            )
             for step, (gamma, z) in enumerate(path):
                 if frames and part == 0 and step * frames // steps > (step - 1) * frames // steps:
-                    kept.append(vdm.decoder.decode(z))
+                    estimate = model.denoise(z, gamma).x
+                    shown = [vdm.decoder.decode(values) for values in (z, estimate)]
+                    kept.append(torch.stack(shown))
                 if meter is not None:
                     share = (done + step / steps) / len(own)
                     note = partial("γ = {:.1f}".format, float(gamma))
@@ -161,8 +178,8 @@ def draw(
             whole[rows] = vdm.decoder.sample(z, gamma, generator)
     samples = sum_over_processes(whole).cpu().numpy()
     stages = [stage.cpu().numpy() for stage in kept]
-    stages += [samples[: sizes[0]]] * (len(kept) // 4)
-    return samples, np.stack(stages) if stages else np.empty((0, *samples.shape))
+    stages += [np.stack([samples[: sizes[0]]] * 2)] if kept else []
+    return samples, np.stack(stages) if stages else np.empty((0, 2, *samples.shape))
 
 
 def likelihoods(
@@ -211,5 +228,5 @@ def _check_targets(path: Path, animate: str | None, is_image: bool) -> None:
         raise InputError(f"out = '{path}' exists: give another --out")
     if path.is_dir() and any(path.iterdir()):
         raise InputError(f"out = '{path}' is not empty: give another --out")
-    if animate and (Path(animate).suffix != ".gif" or Path(animate).exists()):
-        raise InputError(f"animate = '{animate}': give the name of a new .gif file")
+    if animate:
+        check_animation(animate)

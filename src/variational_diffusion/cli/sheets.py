@@ -26,7 +26,7 @@ def write_sheet(run: Run, state: TrainingState, tracking: Tracking, split: Split
         return
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(_SEED)
     count = min(_COUNT, len(split))
-    model, _ = vdm.given_in(split.__getitems__(range(count)))
+    model, _ = vdm.given_in(split.batch(range(count)))
     samples = model.sample(count, steps=_STEPS, generator=generator).cpu().numpy()
     if not here().leads:
         return

@@ -26,7 +26,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from variational_diffusion import process
 from variational_diffusion.compression.rounding import Rounding, portable
@@ -83,6 +82,11 @@ class ChainCoder:
         self.shape = vdm.shape
         self.dimensions = vdm.dimensions
         self.gammas = np.rint(np.asarray(gammas, np.float64) / GAMMA_UNIT) * GAMMA_UNIT
+        if not np.isfinite(gammas).all():
+            raise InputError(
+                "the chain is not finite, because the model's measured errors are not; take other "
+                "--weights, or another run"
+            )
         if len(gammas) < 2 or not (np.diff(self.gammas) < 0).all() or abs(self.gammas).max() >= 32:
             raise InputError(
                 f"gammas: {len(gammas)} values that do not fall from γ_1 to γ_0 in steps of 1/1024 "
@@ -105,9 +109,10 @@ class ChainCoder:
         return Rounding(decisions) if self.portable else Rounding(decisions, band=0.0)
 
     def push(self, stack: Stack, x: np.ndarray, rounding: Rounding, batch: int = 0) -> np.ndarray:
-        """Push examples, int64 of shape (n, *shape); return their bound in nats, shape (n,).
+        """Push examples, int64 of shape (n, *shape); return every entry's share of their bounds.
 
-        The bound is that of the chain, with the one z_t of every step that was drawn here.
+        Nats, shape (n, *shape); summed over an example they are its bound for the chain, with the
+        one z_t of every step that was drawn here.
         batch: its number, below 2^20, for the rounding. Raises ExhaustedError, and leaves the stack
         undefined, where it holds too few bits.
         """
@@ -115,17 +120,17 @@ class ChainCoder:
         z_s = stack.draw(self._signal[0] * encoded, self._drawn_std[0])
         position = self._position(z_s)
         stack.push_levels(x, position, self._spacing, self.levels)
-        nats = _sum(-self._log_levels(x, position))
+        nats = -self._log_levels(x, position)
         for step in range(1, self.steps + 1):
             z_t = stack.draw(self._forward[step] * z_s, self._drawn_std[step])
             reverse = self._reverse(z_t, step)
             stack.push(z_s, *self._rounded(reverse, rounding, batch, step))
-            nats += _sum(self._divergence(reverse, z_t, encoded, step))
+            nats += self._divergence(reverse, z_t, encoded, step)
             z_s = z_t
         stack.push(z_s, np.zeros(x.shape), np.full(x.shape, self._prior_std))
         variance, mean = process.sigma(self._gamma[-1]) ** 2, process.alpha(self._gamma[-1])
         prior = 0.5 * (float(variance) + float(mean) ** 2 * encoded**2 - math.log(variance) - 1)
-        return nats + _sum(prior)
+        return nats + prior
 
     def pop(self, stack: Stack, n: int, rounding: Rounding, batch: int = 0) -> np.ndarray:
         """Return the n examples that `push` put on the stack last: int64, shape (n, *shape)."""
@@ -190,6 +195,11 @@ class ChainCoder:
         mean, std = (
             torch.cat(values).double().cpu().numpy() for values in zip(*parts, strict=True)
         )
+        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+            raise InputError(
+                f"the model's outputs at step {step} of {self.steps} are not finite; take other "
+                "--weights, or another run"
+            )
         width = self._width[step - 1]
         return Reverse(mean / width, std / width)
 
@@ -253,7 +263,3 @@ def _in_precision(vdm: VDM, dtype: torch.dtype) -> VDM:
 
 def _cast(errors: NoiseErrors, dtype: torch.dtype) -> NoiseErrors:
     return NoiseErrors(errors.gamma.to(dtype), errors.error.to(dtype))
-
-
-def _sum(values: np.ndarray | Tensor) -> np.ndarray:
-    return np.asarray(values).reshape(len(values), -1).sum(1)

@@ -21,6 +21,9 @@ from variational_diffusion.errors import InputError
 _CHUNK = 2**24
 """Bytes that a scan looks at together."""
 
+_LABEL = "label"
+"""The array of labels where none is named."""
+
 
 class ArraySource:
     """The examples of an array, along its first axis.
@@ -32,6 +35,8 @@ class ArraySource:
     levels: number of values of integers; None: 2 for bool, 256 for uint8, 65,536 for uint16, and
         for other integers the largest value plus one.
     value_range: lowest and highest value allowed in real-valued data; None: any finite one.
+    stored: the array's type, and how its axes stand to those of the examples: "same", "grey" (the
+        axis of the one channel is missing) or "last" (the channels are).
     Raises InputError for other types, an empty array, and a value that is not allowed.
     """
 
@@ -45,6 +50,7 @@ class ArraySource:
     ) -> None:
         _check_type(array.dtype, name, levels, value_range)
         self._examples = channels_first(array, name)
+        self.stored = array.dtype, _axes(array, self._examples)
         self._name = name
         self._value_range = value_range
         self.shape: tuple[int, ...] = self._examples.shape[1:]
@@ -91,19 +97,12 @@ def open_array(config: DataConfig) -> Dataset:
     Raises InputError for a damaged file, for Python objects (nothing is unpickled), for an `.npz`
     file with several arrays when `config.array` names none, and as `ArraySource` does.
     """
-    path = Path(config.source).expanduser().resolve()
+    source = array_source(config)
     conditions, labels = None, None
-    if path.suffix.lower() == ".npz":
-        wanted = asked(config, KINDS)
-        beside = None if wanted is None else wanted.name or "label"
-        array, name = _from_npz(path, config.array, beside)
-        if wanted is not None and beside is not None:
-            values, named = _from_npz(path, beside)
-            conditions, labels = _beside(values, named, wanted.kind, array, name)
-    else:
-        asked(config, [])
-        array, name = read_npy(path), path.name
-    source = ArraySource(array, name, levels=config.levels, value_range=config.value_range)
+    wanted = asked(config, KINDS if _is_npz(config) else [])
+    if wanted is not None:
+        values, name = _from_npz(_path(config), wanted.name or _LABEL)
+        conditions, labels = _beside(values, name, wanted.kind, source)
     splits = random_splits(
         source,
         validation=config.validation,
@@ -111,17 +110,37 @@ def open_array(config: DataConfig) -> Dataset:
         seed=config.split_seed,
         conditions=conditions,
     )
-    return Dataset(str(path), splits, labels=labels)
+    return Dataset(str(_path(config)), splits, labels=labels)
+
+
+def array_source(config: DataConfig) -> ArraySource:
+    """Return all examples of what `open_array` opens; raise as it does."""
+    path = _path(config)
+    if _is_npz(config):
+        wanted = asked(config, KINDS)
+        beside = None if wanted is None else wanted.name or _LABEL
+        array, name = _from_npz(path, config.array, beside)
+    else:
+        array, name = read_npy(path), path.name
+    return ArraySource(array, name, levels=config.levels, value_range=config.value_range)
+
+
+def _path(config: DataConfig) -> Path:
+    return Path(config.source).expanduser().resolve()
+
+
+def _is_npz(config: DataConfig) -> bool:
+    return _path(config).suffix.lower() == ".npz"
 
 
 def _beside(
-    values: np.ndarray, named: str, kind: str, array: np.ndarray, name: str
+    values: np.ndarray, named: str, kind: str, source: ArraySource
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Return what the examples of `array` are conditioned on, and the names of labels."""
-    if values.ndim == 0 or len(values) != len(array):
+    """Return what the examples are conditioned on, and the names of labels."""
+    if values.ndim == 0 or len(values) != len(source):
         raise InputError(
-            f"{named} has shape {values.shape}, and {name} {array.shape}: one condition for each "
-            "example is needed; save arrays of one length"
+            f"{named} has shape {values.shape}, and there are {len(source)} examples: one "
+            "condition for each is needed; save arrays of one length"
         )
     if kind == "label":
         if values.ndim != 1 or values.dtype.kind not in "biuU":
@@ -135,11 +154,10 @@ def _beside(
         values = values[:, None]
     conditions = channels_first(values, named)
     if kind == "image":
-        of_examples = channels_first(array, name)
-        if conditions.ndim != 4 or conditions.shape[2:] != of_examples.shape[2:]:
+        if conditions.ndim != 4 or conditions.shape[2:] != source.shape[1:]:
             raise InputError(
-                f"{named} has shape {values.shape}, and {name} {array.shape}: images to condition "
-                "on have the height and width of the examples; resample them"
+                f"{named} has shape {values.shape}, and examples {source.shape}: images to "
+                "condition on have the height and width of the examples; resample them"
             )
     elif conditions.ndim != 2:
         raise InputError(f"{named} has shape {values.shape}: vectors are of shape (n, d)")
@@ -203,6 +221,12 @@ def _reading(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path.name} is damaged or no file of numpy ({reason}); save it again with np.save"
         ) from error
+
+
+def _axes(array: np.ndarray, examples: np.ndarray) -> str:
+    if array.ndim < examples.ndim:
+        return "grey"
+    return "same" if array.shape == examples.shape else "last"
 
 
 def _chunks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -26,7 +26,7 @@ class Files:
     """Files of a folder by number. names: their paths in it. labelled: by their subfolders."""
 
     def __init__(self, folder: Path, names: list[str], *, labelled: bool = False) -> None:
-        self._folder = folder
+        self.folder = folder
         self._names = names
         self._labelled = labelled
 
@@ -37,8 +37,8 @@ class Files:
         """Return the files of these indices."""
         names = [self._names[index] for index in indices]
         if not self._labelled:
-            return [Stored(name, self._folder / name) for name in names]
-        return [Stored(name, self._folder / name, name.partition("/")[0]) for name in names]
+            return [Stored(name, self.folder / name) for name in names]
+        return [Stored(name, self.folder / name, name.partition("/")[0]) for name in names]
 
 
 def open_folder(config: DataConfig) -> Dataset:
@@ -51,6 +51,12 @@ def open_folder(config: DataConfig) -> Dataset:
     `config.skip_damaged`; one with a sound header is found damaged when it is read. With
     `skip_damaged` every file is decoded here once, so that the number of examples is known.
     """
+    files, notes = image_files(config)
+    return stored_dataset({"train": files}, config, str(files.folder), notes)
+
+
+def image_files(config: DataConfig) -> tuple[Files, tuple[str, ...]]:
+    """Return the image files of what `open_folder` opens, and a remark on the others."""
     folder = Path(config.source).expanduser().resolve()
     names, n_others = _image_names(folder)
     if not names:
@@ -67,8 +73,7 @@ def open_folder(config: DataConfig) -> Dataset:
             f"condition = 'label': '{outside[0]}' lies in no subfolder of '{folder}'; give a "
             "folder with a subfolder for each class"
         )
-    store = Files(folder, names, labelled=labelled)
-    return stored_dataset({"train": store}, config, str(folder), others)
+    return Files(folder, names, labelled=labelled), others
 
 
 def kind_of(path: Path) -> str:

@@ -147,7 +147,7 @@ def ordered_batches(
     positions = np.arange(len(split))
     starts = range(part[0] * batch_size, len(split), part[1] * batch_size)
     chosen = (positions[first : first + batch_size] for first in starts)
-    return Batches(((partial(split.__getitems__, few), {}) for few in chosen), {}, workers=workers)
+    return Batches(((partial(split.batch, few), {}) for few in chosen), {}, workers=workers)
 
 
 def batch_positions(n: int, batch_size: int, seed: int, k: int) -> np.ndarray:

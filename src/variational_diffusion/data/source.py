@@ -83,27 +83,27 @@ class Split:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Batch:
-        """Return one example, shape (*shape), and its condition if the split has conditions."""
-        batch = self.__getitems__([index])
-        return batch[0] if isinstance(batch, Tensor) else (batch[0][0], batch[1][0])
+    def __getitem__(self, index: int) -> Tensor:
+        """Return one example, shape (*shape)."""
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """Return a batch in one reading, shape (n, *shape), as `as_tensor` says.
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """Return examples in one reading, shape (n, *shape), as `as_tensor` says."""
+        return as_tensor(self.read(np.asarray(indices, dtype=np.int64)))
 
-        With conditions it is a pair: the examples, and the values of their conditions.
-        """
-        positions = np.asarray(indices, dtype=np.int64)
-        return self._with_conditions(as_tensor(self.read(positions)), positions)
+    def batch(self, positions: Sequence[int] | np.ndarray) -> Batch:
+        """Return `__getitems__`, in a pair with the values of the conditions if there are any."""
+        positions = np.asarray(positions, dtype=np.int64)
+        return self._with_conditions(self.__getitems__(positions), positions)
 
     def draw(self, positions: np.ndarray, seed: int, numbers: Sequence[int]) -> Batch:
-        """Return a batch for training, as `__getitems__`, with flips and crops.
+        """Return a batch for training, as `batch`, with flips and crops.
 
         numbers: of the examples in the stream of training examples; see `Augmentation.random`.
         """
         augment = self.augmentation
         if augment is None:
-            return self.__getitems__(positions)
+            return self.batch(positions)
         rows = zip(self.source.read(self.indices[positions]), numbers, strict=True)
         x = as_tensor(np.stack([augment.random(row, seed, number) for row, number in rows]))
         return self._with_conditions(x, positions)

@@ -1,0 +1,98 @@
+"""What is installed, and what there is to compute with.
+
+The packages that are wanted are those of our own metadata, so nothing is listed twice.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+DISTRIBUTION = "variational-diffusion"
+
+EXTRAS = {
+    "tracking": "vdm train --track tensorboard",
+}
+"""Extra → the command that needs it; `pip install "variational-diffusion[EXTRA]"` adds it."""
+
+DEVELOPMENT = ("dev",)
+"""Extras for work on the package itself."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that we ask for.
+
+    wanted: versions, such as ">=2.6"; "" for all. installed: its version; None where it is not
+    there. extra: the extra that asks for it; None: it is always needed.
+    """
+
+    name: str
+    wanted: str
+    installed: str | None
+    extra: str | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is there in a version that will do."""
+        if self.installed is None:
+            return False
+        return Requirement(f"{self.name}{self.wanted}").specifier.contains(
+            self.installed, prereleases=True
+        )
+
+
+def version() -> str:
+    """Return the version of this package."""
+    return metadata.version(DISTRIBUTION)
+
+
+def packages() -> list[Package]:
+    """Return every package that this one asks for, those of `EXTRAS` last."""
+    found = []
+    for text in metadata.requires(DISTRIBUTION) or []:
+        requirement = Requirement(text)
+        if requirement.name == DISTRIBUTION:  # an extra that takes in another one
+            continue
+        extra = _extra(requirement)
+        if extra not in DEVELOPMENT:
+            found.append(
+                Package(
+                    requirement.name,
+                    str(requirement.specifier),
+                    _installed(requirement.name),
+                    extra,
+                )
+            )
+    return sorted(found, key=lambda package: (package.extra or "", package.name))
+
+
+def processor() -> str:
+    """Return the processor's name, as the system states it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _extra(requirement: Requirement) -> str | None:
+    """Return the extra that a requirement belongs to, by asking its marker about each."""
+    marker = requirement.marker
+    if marker is None or marker.evaluate({"extra": ""}):
+        return None
+    extras = (*EXTRAS, *DEVELOPMENT)
+    return next((extra for extra in extras if marker.evaluate({"extra": extra})), None)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

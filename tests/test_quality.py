@@ -1,0 +1,309 @@
+"""Distances between sets, against closed forms; features that a small network learns."""
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+
+from variational_diffusion.data import Split
+from variational_diffusion.data.arrays import ArraySource
+from variational_diffusion.errors import InputError
+from variational_diffusion.quality import (
+    DISTANCES,
+    Classifier,
+    Features,
+    Inception,
+    Reference,
+    combined,
+    directions,
+    estimate,
+    features_of,
+    fit_classifier,
+    frechet,
+    kernel,
+    load_classifier,
+    nearest,
+    new_classifier,
+    patches,
+    precision,
+    recall,
+    save_classifier,
+    sliced_wasserstein,
+)
+from variational_diffusion.quality.classifier import turned, turns
+from variational_diffusion.tensors import write_tensors
+
+
+def exactly(n, mean, root, rng):
+    """Return n rows whose empirical mean and covariance are `mean` and rootᵀ root."""
+    white = rng.standard_normal((n, len(mean)))
+    white -= white.mean(0)
+    white = white @ np.linalg.inv(np.linalg.cholesky(np.cov(white.T)).T)
+    return mean + white @ root
+
+
+def test_frechet_distance_of_gaussians():
+    rng = np.random.default_rng(0)
+    mean, other = rng.standard_normal((2, 5))
+    a, b = rng.standard_normal((2, 5, 5))
+    x, y = exactly(50, mean, a, rng), exactly(70, other, b, rng)
+    s, t = a.T @ a, b.T @ b
+    root = linalg.sqrtm(s @ t)  # the textbook's way
+    expected = np.square(mean - other).sum() + np.trace(s + t - 2 * root.real)
+    assert frechet(x, y) == pytest.approx(expected, rel=1e-9)
+    assert frechet(y, x) == pytest.approx(expected, rel=1e-9)
+    assert frechet(x, 3 + x) == pytest.approx(45, rel=1e-12)
+    assert frechet(x, x[::-1]) == pytest.approx(0, abs=1e-10)
+
+
+def test_frechet_distance_with_fewer_rows_than_dimensions():
+    rng = np.random.default_rng(1)
+    plane, _ = np.linalg.qr(rng.standard_normal((40, 3)))
+    x, y = rng.standard_normal((10, 3)), rng.standard_normal((8, 3))
+    assert frechet(x @ plane.T, y @ plane.T) == pytest.approx(frechet(x, y), rel=1e-9)
+
+
+def test_kernel_distance_is_unbiased():
+    """Exact for Gaussians in one dimension, where k = (x y + 1)³ needs three moments."""
+    rng = np.random.default_rng(2)
+
+    def moments(mean, std):
+        return np.array([1, mean, mean**2 + std**2, mean**3 + 3 * mean * std**2])
+
+    for mean, std in [(0.0, 1.0), (0.4, 0.8)]:
+        apart = moments(0.0, 1.0) - moments(mean, std)
+        expected = np.array([1, 3, 3, 1]) @ np.square(apart)
+        values = [
+            kernel(rng.standard_normal((9, 1)), mean + std * rng.standard_normal((7, 1)))
+            for _ in range(2000)
+        ]
+        # two-sided, 4 standard errors: a false alarm in 16,000
+        assert abs(np.mean(values) - expected) < 4 * np.std(values) / np.sqrt(2000)
+
+
+def test_kernel_distance_is_the_double_sum():
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((5, 4)), rng.standard_normal((6, 4))
+
+    def k(a, b):
+        return (a @ b / 4 + 1) ** 3
+
+    within = np.mean([k(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
+    within += np.mean([k(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j])
+    between = np.mean([k(a, b) for a in x for b in y])
+    assert kernel(x, y) == pytest.approx(within - 2 * between, rel=1e-10)
+
+
+def test_precision_and_recall_of_constructed_sets():
+    line = np.arange(10.0)[:, None]  # a ball's radius: 2 inside, 3 at the ends
+    far = 1000 + np.arange(10.0)[:, None]
+    assert precision(line, line) == recall(line, line) == 1
+    assert precision(far, line) == recall(far, line) == 0
+    samples = np.concatenate([line[:4], far[:4]])  # half are like the examples, and cover half
+    assert precision(samples, line) == 0.5
+    assert recall(samples, line) == 0.7  # 0, …, 3 and the three within 3 of the last
+    # more than the third neighbour away, from the end and from the middle
+    assert precision(np.array([[12.0], [12.1], [4.5], [4.4]]), line) == 0.75
+
+
+def test_sliced_wasserstein_distance_of_gaussians():
+    rng = np.random.default_rng(4)
+    scale, shift, d = 1.7, np.array([0.5, -1.0, 0.2]), 3
+    x = rng.standard_normal((1500, d))
+    y = shift + scale * rng.standard_normal((1500, d))
+    axes = directions(d, 100)
+    expected = np.sqrt(np.square(shift @ axes).mean() + (scale - 1) ** 2)
+    found = estimate(sliced_wasserstein, x @ axes, y @ axes)
+    assert abs(found.value - expected) < 4 * found.error  # two-sided: a false alarm in 1,000
+    assert found.error < 0.1 * expected
+    # a mean over the sphere: shift² / d, with a standard deviation of 9 % for 100 axes
+    assert np.square(shift @ axes).mean() == pytest.approx(np.square(shift).sum() / d, rel=0.36)
+    np.testing.assert_allclose(np.linalg.norm(axes, axis=0), 1)
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (6, 4), (3, 7)])
+def test_sliced_wasserstein_distance_of_sets_of_two_sizes(sizes):
+    rng = np.random.default_rng(5)
+    x, y = (rng.standard_normal((size, 2)) for size in sizes)
+    n, m = sizes
+    pairs = np.square(np.sort(np.repeat(x, m, 0), 0) - np.sort(np.repeat(y, n, 0), 0))
+    assert sliced_wasserstein(x, y) == pytest.approx(np.sqrt(pairs.mean()), rel=1e-12)
+    parts = sliced_wasserstein(x[:, None], y.reshape(m, 1, 2))
+    assert parts == pytest.approx(sliced_wasserstein(x, y), rel=1e-12)
+
+
+def pairs(rng, repeats, n=200, m=160):
+    for _ in range(repeats):
+        yield 0.5 + 1.3 * rng.standard_normal((n, 4)), rng.standard_normal((m, 4))
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_the_jackknife_gives_the_spread_over_repetitions(name):
+    rng = np.random.default_rng(6)
+    estimates = [estimate(DISTANCES[name], *sets) for sets in pairs(rng, 60)]
+    spread = np.std([one.value for one in estimates], ddof=1)
+    stated = np.sqrt(np.mean([one.error**2 for one in estimates]))
+    # the spread of 60 is known to 9 %, the mean of the errors to 2 %: three and a half of that;
+    # balls to the third neighbour grow where points are left out, so those errors are too large
+    assert 0.7 < stated / spread < (1.3 if name in ("FID", "KID") else 2.5)
+
+
+def test_what_two_estimates_share_counts_once():
+    rng = np.random.default_rng(7)
+    y = rng.standard_normal((200, 3))
+    near, same = y + 0.1, y + 0.1
+    a, b = estimate(frechet, near, y), estimate(frechet, same, y)
+    ratio = combined(lambda a, b: a / b, a, b)
+    assert ratio.value == 1
+    assert ratio.error == 0
+    half = combined(lambda a: a / 2, a)
+    assert (half.value, half.error) == pytest.approx((a.value / 2, a.error / 2))
+
+
+def test_errors_of_a_mean_are_those_of_a_mean():
+    rng = np.random.default_rng(8)
+    x, y = rng.standard_normal((40, 1)), rng.standard_normal((60, 1))
+    found = estimate(lambda a, b: a.mean() - b.mean(), x, y, blocks=20)
+    blocks = [x[i::20].mean() - y[i::20].mean() for i in range(20)]
+    assert found.error == pytest.approx(np.std(blocks, ddof=1) / np.sqrt(20), rel=1e-9)
+    with pytest.raises(InputError, match=r"39 samples and 60 examples: .*--n 40"):
+        estimate(frechet, x[:39], y)
+
+
+def test_nearest_examples_come_in_order():
+    y = np.array([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0], [1.0, 0.0]])
+    rows, far = nearest(np.array([[0.1, 0.0], [6.0, 7.0]]), [y[:1], y[1:]], 3)
+    assert rows.tolist() == [[0, 3, 1], [2, 1, 3]]
+    np.testing.assert_allclose(far[0], [0.1, 0.9, np.hypot(2.9, 4)])
+
+
+def image_split(n=400, size=8):
+    """Grey images with a bright half, left or right, which is their label."""
+    rng = np.random.default_rng(9)
+    labels = rng.integers(0, 2, n)
+    images = rng.integers(0, 100, (n, 1, size, size), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[:, :, : size // 2] += np.uint8(100 * (label == 0))
+        image[:, :, size // 2 :] += np.uint8(100 * (label == 1))
+    return Split(ArraySource(images, "images"), np.arange(n)), labels
+
+
+def test_a_classifier_learns_labels_and_is_read_back(tmp_path):
+    split, labels = image_split()
+    classifier = new_classifier(split, labels)
+    before = classifier.digest
+    right = list(fit_classifier(classifier, split, labels, steps=40))
+    assert np.mean(right[-10:]) > 0.95
+    assert classifier.digest != before
+    path = tmp_path / "features.safetensors"
+    save_classifier(path, classifier, learned="labels")
+    again = load_classifier(path)
+    assert again.digest == classifier.digest
+    assert isinstance(again, Features)
+    images = split.read()
+    np.testing.assert_array_equal(features_of(again, images), features_of(classifier, images))
+    write_tensors(path, {"a": torch.zeros(1)}, {})
+    with pytest.raises(InputError, match="holds no classifier"):
+        load_classifier(path)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 4, 6)])
+def test_every_turn_keeps_the_shape_and_is_another(shape):
+    image = torch.arange(np.prod(shape)).reshape(1, *shape)
+    many, ways = turned(image.expand(400, *shape), torch.Generator().manual_seed(0))
+    assert many.shape[1:] == shape
+    seen = {int(way): tuple(one.flatten().tolist()) for way, one in zip(ways, many, strict=True)}
+    assert len(seen) == len(set(seen.values())) == turns(shape)
+    assert seen[0] == tuple(range(int(np.prod(shape))))
+    for one, way in zip(many, ways, strict=True):
+        assert tuple(one.flatten().tolist()) == seen[int(way)]
+
+
+def test_a_classifier_takes_images_only():
+    with pytest.raises(InputError, match=r"take images, .* shape \(4,\); give --features pixels"):
+        Classifier((4,), levels=None, classes=2)
+
+
+def test_patches_are_cut_at_the_same_places_of_all_images():
+    images = np.arange(2 * 3 * 6 * 7).reshape(2, 3, 6, 7)
+    cut = patches(images, 11)
+    assert cut.shape == (2, 8, 75)
+    first = np.rint(cut[0, :, 0] * 10).astype(int)
+    assert len(set(first)) > 2
+    for patch, corner in zip(cut[0], first, strict=True):
+        top, left = divmod(corner, 7)
+        expected = images[0, :, top : top + 5, left : left + 5].ravel() / 10
+        np.testing.assert_allclose(patch, expected)
+    np.testing.assert_allclose(cut[1] - cut[0], 12.6)
+    assert patches(images[:, :, :2, :3], None).shape == (2, 8, 18)
+
+
+def test_a_reference_finds_what_is_wrong_with_samples():
+    split, labels = image_split(800)
+    classifier = new_classifier(split, labels)
+    for _ in fit_classifier(classifier, split, labels, steps=40):
+        pass
+    images = split.read()
+    reference = Reference(images[:300], classifier.eval(), levels=256)
+    alike = reference.distances(images[300:600])
+    assert abs(alike["KID"].value) < 4 * alike["KID"].error  # a false alarm in 1,000
+    assert min(alike["precision"].value, alike["recall"].value) > 0.8
+    half = reference.distances(images[300:][labels[300:] == 0])
+    assert half["FID"].value > alike["FID"].value + 5 * half["FID"].error
+    assert half["KID"].value > 5 * half["KID"].error
+    assert half["precision"].value > 0.8
+    assert half["recall"].value < 0.6
+    noise = np.random.default_rng(10).integers(-100, 101, (300, 1, 8, 8))
+    noisy = (images[300:600] + noise).clip(0, 255).astype(np.uint8)
+    noisy = reference.distances(noisy)
+    for name in ("FID", "KID", "SW pixels", "SW patches"):
+        worse = combined(lambda a, b: a - b, noisy[name], alike[name])
+        assert worse.value > 4 * worse.error
+    assert noisy["precision"].value < alike["precision"].value
+    with pytest.raises(InputError, match=r"samples have shape \(1, 8, 7\), the examples"):
+        reference.distances(images[..., :7])
+
+
+def test_inception_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(InputError, match="pip install torch-fidelity torchvision, or give"):
+        Inception(256)
+    with pytest.raises(InputError, match="take images of integers"):
+        Inception(None)
+
+
+def test_inception_is_given_bytes_in_three_channels(monkeypatch):
+    seen = []
+
+    class Stub(torch.nn.Module):
+        def __init__(self, name, outputs):
+            super().__init__()
+            assert (name, outputs) == ("inception-v3-compat", ["2048"])
+            self.bias = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, images):
+            seen.append(images)
+            return (images.float().mean((2, 3)) + self.bias,)
+
+    module = ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    module.FeatureExtractorInceptionV3 = Stub
+    monkeypatch.setitem(sys.modules, "torch_fidelity", ModuleType("torch_fidelity"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    inception = Inception(17)
+    assert isinstance(inception, Features)
+    assert len(inception.digest) == 64
+    features = features_of(inception, np.full((2, 1, 4, 4), 16, np.uint8))
+    np.testing.assert_array_equal(features, np.full((2, 3), 255))
+    assert seen[0].dtype == torch.uint8
+    with pytest.raises(InputError, match="take images; give --features pixels"):
+        inception(torch.zeros(2, 5))
+
+    def offline(*arguments):
+        raise OSError("no route")
+
+    monkeypatch.setattr(module, "FeatureExtractorInceptionV3", offline)
+    with pytest.raises(InputError, match=r"weights cannot be fetched \(no route\); connect"):
+        Inception(256)
