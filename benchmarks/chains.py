@@ -18,18 +18,11 @@ import torch
 from common import log_option, markdown, report, threads_option
 
 from variational_diffusion.checkpoint import Run
-from variational_diffusion.cli.chains import measured_errors
+from variational_diffusion.cli.chains import expected_errors, widen
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluate_rounds
 from variational_diffusion.cli.examples import chosen_examples
-from variational_diffusion.grids import (
-    GRIDS,
-    VARIANCES,
-    PredictedErrors,
-    assumed_errors,
-    expected_diffusion,
-    step_grid,
-)
+from variational_diffusion.grids import GRIDS, VARIANCES, expected_diffusion, step_grid
 from variational_diffusion.likelihood import Chain, Infinite, summarize
 
 
@@ -44,8 +37,7 @@ def main(run: str, counts: tuple[int, ...], limit: int, threads: int, log: bool)
     device = use_device("auto", threads)
     opened = Run.open(run)
     vdm = opened.load().to(device)
-    errors = measured_errors(opened, vdm, "ema")
-    head = opened.head()
+    variances = VARIANCES if opened.head() is not None else VARIANCES[:-1]
     examples = chosen_examples(opened, None, "test", limit)
 
     def bits(estimator: Infinite | Chain) -> tuple[float, float, dict[str, float]]:
@@ -58,12 +50,10 @@ def main(run: str, counts: tuple[int, ...], limit: int, threads: int, log: bool)
     rows: list[list[object]] = []
     for steps in counts:
         for grid in GRIDS:
-            for variance in VARIANCES if head is not None else VARIANCES[:-1]:
-                assumed = assumed_errors(variance, errors)
+            for variance in variances:
+                errors, assumed = expected_errors(opened, vdm, "ema", variance)
                 gammas = step_grid(grid, vdm.schedule, steps, errors, assumed)
-                vdm.reverse_errors = assumed
-                if variance == "predicted":
-                    vdm.reverse_errors = PredictedErrors(errors, head.to(device))
+                widen(opened, vdm, "ema", variance)
                 value, error, _ = bits(Chain(gammas))
                 expected = expected_diffusion(gammas, errors, assumed) / math.log(2)
                 rows.append(
@@ -73,7 +63,7 @@ def main(run: str, counts: tuple[int, ...], limit: int, threads: int, log: bool)
                         variance,
                         f"{value:.3f} ± {error:.3f}",
                         f"{value / limit_bits - 1:+.1%}",
-                        f"{expected + ends:.3f}" if variance != "predicted" else "",
+                        f"{expected + ends:.3f}",
                     ]
                 )
                 print(rows[-1], flush=True)

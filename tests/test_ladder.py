@@ -12,12 +12,12 @@ LEVELS = [
     {"numerics", "lattice", "config", "files", "memory", "processes", "conditions"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal"},
-    {"decoders", "networks", "objective", "grids", "flow", "guidance", "quality"},
+    {"decoders", "networks", "objective", "grids", "flow", "guidance", "quality", "hub"},
     {"sampling"},
     {"model"},
-    {"training", "likelihood", "profile", "sharding", "heads", "compression"},
+    {"training", "likelihood", "profile", "sharding", "heads", "compression", "interchange"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan", "classification"},
-    {"snapshots", "report"},
+    {"snapshots", "report", "evaluations"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""

@@ -11,13 +11,15 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from variational_diffusion import grids, objective, process
+from variational_diffusion import grids, hub, objective, process
 from variational_diffusion.conditions import CONDITIONS, Arrays, Batch, Labels, parted
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import DECODERS, Discretized, Gaussian
@@ -30,7 +32,7 @@ from variational_diffusion.sampling import Clipped, Denoised, Sampler, named
 from variational_diffusion.schedules import SCHEDULES, Schedule
 
 
-class VDM(nn.Module):
+class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
     """A variational diffusion model of arrays of one shape.
 
     network: any module called as network(z, gamma, conditioning=None), gamma of shape (batch,),
@@ -41,6 +43,8 @@ class VDM(nn.Module):
         last layers out of it. Nothing outside the network is ever in a lower precision.
     reverse_errors: measured or predicted errors of ε̂ that widen the steps of `reverse`, and so of
         samplers and of the bound with finitely many steps; None, the default: the paper's variance.
+    config: what `build` made the model of, and `save_pretrained` stores; None for a model that was
+        put together by hand.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class VDM(nn.Module):
         self.condition = condition
         self.autocast: torch.dtype | None = None
         self.reverse_errors: grids.NoiseErrors | grids.PredictedErrors | None = None
+        self.config: ModelConfig | None = None
 
     @property
     def dimensions(self) -> int:
@@ -297,6 +302,52 @@ class VDM(nn.Module):
         *_, (gamma_0, z_0) = path
         return self.decoder.sample(z_0, gamma_0, generator)
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the model as a folder that `from_pretrained` reads (see `hub`).
+
+        save_directory: new or empty. options: those of `ModelHubMixin.save_pretrained`, such as
+            model_card_kwargs, which are the arguments of `hub.card`.
+        Raises InputError for a folder with files in it, and for a model that `build` did not make.
+        """
+        hub.check_new(Path(save_directory))
+        self._known_config()
+        return super().save_pretrained(save_directory, **options)
+
+    def generate_model_card(self, **facts: Any) -> ModelCard:
+        """Return the model card; the arguments are those of `hub.card`."""
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        return hub.card(self.config, parameters, **facts)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        hub.write_folder(save_directory, self._known_config(), self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> VDM:
+        """Return a model from a folder or from a repository of the hub, in evaluation mode.
+
+        options: those of `ModelHubMixin.from_pretrained`, such as revision and token.
+        Raises InputError when there is no such model, and when its files are damaged.
+        """
+        folder = hub.fetch(str(pretrained_model_name_or_path), **options)
+        config, tensors = hub.read_folder(folder)
+        vdm = build(config)
+        try:
+            vdm.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise InputError(
+                f"'{folder}': {hub.WEIGHTS} does not fit {hub.CONFIG}: the two belong to "
+                "different models, restore the pair"
+            ) from error
+        return vdm.eval().requires_grad_(False)
+
+    def _known_config(self) -> ModelConfig:
+        if self.config is None:
+            raise InputError(
+                "config = None: this model was put together by hand and cannot be stored; set "
+                "vdm.config to the ModelConfig that describes it, or make it by build(config)"
+            )
+        return self.config
+
     def _check_shape(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.shape:
             raise InputError(
@@ -312,7 +363,7 @@ def build(config: ModelConfig, *, seed: int = 0) -> VDM:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return VDM(
+        vdm = VDM(
             network=_construct("network", NETWORKS, config.network, config.shape),
             schedule=_construct("schedule", SCHEDULES, config.schedule),
             decoder=_construct("decoder", DECODERS, config.decoder),
@@ -322,6 +373,8 @@ def build(config: ModelConfig, *, seed: int = 0) -> VDM:
             if config.condition is None
             else _construct("condition", CONDITIONS, config.condition),
         )
+    vdm.config = complete(config)
+    return vdm
 
 
 def complete(config: ModelConfig) -> ModelConfig:
