@@ -12,6 +12,7 @@ import torch
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.columns import check_target
+from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import chosen_examples, everything
@@ -104,7 +105,8 @@ def command(
     else:
         what = f"samples of {sampler} in {steps} steps, seed {seed}"
         vdm = opened.load(weights).to(target)
-        samples, _ = draw(vdm, count, sampler=sampler, steps=steps, seed=seed)
+        own = own_conditions(opened, vdm, count, seed)
+        samples, _ = draw(vdm, count, sampler=sampler, steps=steps, seed=seed, given=own)
     found = {name: reference.distances(x) for name, x in {"samples": samples, **sets}.items()}
     copies = None
     if sheet is not None:
