@@ -17,10 +17,9 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.cli.measuring import PARTS
 from variational_diffusion.config import DataConfig
-from variational_diffusion.data import Split, open_dataset
-from variational_diffusion.data.arrays import ArraySource
+from variational_diffusion.data import open_dataset
 from variational_diffusion.presets import configure
-from variational_diffusion.report import nearest, read_section, write_section
+from variational_diffusion.report import read_section, write_section
 from variational_diffusion.report.commands import training_command
 from variational_diffusion.report.curves import Curve, settled_range, thinned, training_curves
 from variational_diffusion.report.images import as_colour, heat_maps
@@ -178,6 +177,33 @@ def test_figures_are_those_of_the_other_commands(capsys, hostile):
     assert found["variance"] == read_section(Run.open(hostile), "profile", "ema").values["variance"]
 
 
+def test_samples_are_compared_with_every_training_example(hostile):
+    run = Run.open(hostile)
+    samples = read_section(run, "samples", "ema").arrays["samples"].numpy().astype(float)
+    found = read_section(run, "neighbours", "ema")
+    splits = open_dataset(run.config.data).splits
+    train, test = (splits[name].read().astype(float) for name in ("train", "test"))
+    for queries, name in ((samples, "distances"), (test[: len(samples)], "test_distances")):
+        squares = np.square(queries[:, None] - train).mean((2, 3, 4))
+        expected = np.sqrt(np.sort(squares, axis=1)[:, :3])
+        np.testing.assert_allclose(found.arrays[name], expected, rtol=1e-6)
+    assert found.values == found.values | {"searched": len(train), "of": len(train)}
+    closest = found.arrays["distances"][:, 0].argsort()[0]
+    sample, *neighbours = found.arrays["shown"][0].numpy().astype(float)
+    np.testing.assert_array_equal(sample, samples[closest])
+    far = [np.sqrt(np.square(sample - each).mean()) for each in neighbours]
+    np.testing.assert_allclose(found.arrays["distances"][closest], far, rtol=1e-6)
+
+
+def test_the_most_and_least_likely_are_those(hostile):
+    examples = read_section(Run.open(hostile), "examples", "ema")
+    bits = examples.arrays["maps"].flatten(1).mean(1)
+    n = len(bits) // 2
+    assert bits[:n].max() < bits[n:].min()
+    assert torch.equal(bits[:n], bits[:n].sort().values)
+    assert torch.equal(bits[n:], bits[n:].sort(descending=True).values)
+
+
 def test_what_was_measured_is_used_again(capsys, hostile):
     before = page_of(hostile)
     start = time.process_time()  # of this process: others may be busy
@@ -280,31 +306,6 @@ def test_a_section_comes_back_as_it_was_written(hostile, tmp_path):
 
 
 # the parts
-
-
-def test_nearest_finds_what_a_loop_finds():
-    rng = np.random.default_rng(0)
-    train = rng.integers(0, 256, (1500, 1, 5, 5), dtype=np.uint8)  # two batches of the search
-    queries = rng.integers(0, 256, (5, 1, 5, 5), dtype=np.uint8)
-    queries[2] = train[1300]
-    split = Split(ArraySource(train, "train", levels=256), np.arange(1500))
-    *_, found = nearest(torch.from_numpy(queries), split, 3)
-    differences = train[None].astype(float) - queries[:, None].astype(float)
-    distances = np.sqrt(np.square(differences).mean((2, 3, 4)))
-    order = distances.argsort(1, kind="stable")[:, :3]
-    assert found.searched == 1500
-    np.testing.assert_array_equal(found.positions, order)
-    expected = np.take_along_axis(distances, order, 1)
-    np.testing.assert_allclose(found.distances, expected, atol=1e-5)
-    assert found.positions[2, 0] == 1300
-    assert found.distances[2, 0] < 1e-5
-
-
-def test_more_neighbours_than_examples_are_all_of_them():
-    split = Split(ArraySource(np.eye(2, dtype=np.uint8), "train", levels=2), np.arange(2))
-    *_, found = nearest(torch.tensor([[1, 0]], dtype=torch.uint8), split, 3)
-    assert found.positions.tolist() == [[0, 1]]
-    torch.testing.assert_close(found.distances, torch.tensor([[0.0, 1.0]]).double())
 
 
 def lines(count, batch=10):

@@ -15,6 +15,7 @@ DISTRIBUTION = "variational-diffusion"
 
 EXTRAS = {
     "tracking": "vdm train --track tensorboard",
+    "jxl": "vdm compress, for JPEG XL beside it",
     "onnx": "vdm export --onnx",
     "official": "vdm import-official",
     "diffusers": "variational_diffusion.interchange.diffusers",

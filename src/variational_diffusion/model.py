@@ -28,6 +28,7 @@ from variational_diffusion.numerics import Normal, expand, randn_like
 from variational_diffusion.objective import Bound, Draws
 from variational_diffusion.sampling import Clipped, Denoised, Sampler, named
 from variational_diffusion.schedules import SCHEDULES, Schedule
+from variational_diffusion.weightings import Weighting
 
 
 class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
@@ -76,6 +77,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
         draws: Draws | None = None,
+        weighting: Weighting | None = None,
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Bound:
@@ -86,6 +88,8 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
             many steps.
         gammas: the grid of such a model in place of `steps`, from γ_1 down to γ_0.
         draws: times and noise; by default those of `draw`.
+        weighting: what the gradient of the diffusion loss for infinitely many steps is weighted by,
+            as at `objective.diffusion`; the values stay those of the bound.
         """
         self._check_shape(x)
         if steps is not None:
@@ -102,7 +106,9 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
 
         t, noise = draws.times, draws.noise
         if gammas is None:
-            diffusion = objective.diffusion(predict_noise, self.schedule, encoded, t, noise)
+            diffusion = objective.diffusion(
+                predict_noise, self.schedule, encoded, t, noise, weighting
+            )
         else:
             diffusion = objective.diffusion_discrete(
                 predict_noise, gammas, encoded, t, noise, self.reverse_errors

@@ -12,8 +12,8 @@ import click
 import numpy as np
 
 from variational_diffusion.checkpoint import Run
-from variational_diffusion.classical import code_length, code_lengths
-from variational_diffusion.cli.chains import chain_of, measured_errors
+from variational_diffusion.classical import code_length, code_lengths, picture_lengths
+from variational_diffusion.cli.chains import chain_of, expected_errors
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import chosen_examples, examples_options
@@ -35,7 +35,7 @@ from variational_diffusion.data import Originals, open_originals
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic
-from variational_diffusion.grids import VARIANCES, assumed_errors, fewest_steps
+from variational_diffusion.grids import VARIANCES, fewest_steps
 from variational_diffusion.model import VDM
 
 _COMPARED = 1000  # images that classical coders get
@@ -48,7 +48,8 @@ class Totals:
     """What was written: images, their values, and bits unless it says otherwise.
 
     by_model, beside: values of the images that the model coded, and of those beside it. nats,
-    padding: the bounds of the tiles that the model coded, and the part of their padding. stack: on
+    padding: the bounds of the tiles that the model coded, and the part of their padding. drawn:
+    nats that the densities of their latents give. stack: on
     the stacks at the end. seeds: of the tiles that these began with, on the stacks, too. decisions:
     of close roundings.
     """
@@ -60,6 +61,7 @@ class Totals:
     beside_images: int = 0
     nats: float = 0.0
     padding: float = 0.0
+    drawn: float = 0.0
     stack: int = 0
     seeds: int = 0
     decisions: int = 0
@@ -74,6 +76,7 @@ class Totals:
         self.beside_images += group.beside_images
         self.nats += float(group.stack.nats.sum())
         self.padding += group.stack.padding
+        self.drawn += group.stack.drawn
         self.stack += group.stack.stack_bits
         self.seeds += group.stack.seed_bits
         self.decisions += 8 * group.stack.decisions
@@ -274,8 +277,7 @@ def _best_variance(run: Run, weights: str) -> str:
 
 
 def _default_steps(run: Run, vdm: VDM, weights: str, variance: str) -> int:
-    errors = measured_errors(run, vdm, weights)
-    return fewest_steps(vdm.schedule, errors, assumed_errors(variance, errors))
+    return fewest_steps(vdm.schedule, *expected_errors(run, vdm, weights, variance))
 
 
 def _check_target(out: str) -> None:
@@ -287,11 +289,11 @@ def _check_target(out: str) -> None:
 
 def _classical(images: list[np.ndarray], levels: int) -> dict[str, float]:
     """Return the bits per value of classical coders."""
-    same = len({image.shape for image in images}) == 1
-    lengths = code_lengths(np.stack(images), levels) if same else {}
+    if len({image.shape for image in images}) == 1:
+        together = np.stack(images)
+        return code_lengths(together, levels) | picture_lengths(together, levels)
     bits = sum(code_length(image, levels) * image.size for image in images)
-    lengths["WebP or deflate, one by one"] = bits / sum(image.size for image in images)
-    return lengths
+    return {"WebP or deflate, one by one": bits / sum(image.size for image in images)}
 
 
 def _report(

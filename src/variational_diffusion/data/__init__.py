@@ -16,6 +16,7 @@ from variational_diffusion.data.decoding import Decoded
 from variational_diffusion.data.digits import open_digits
 from variational_diffusion.data.folder import image_files, kind_of, open_folder
 from variational_diffusion.data.idx import is_idx_folder, open_fashion_mnist, open_idx_folder
+from variational_diffusion.data.images import CHANNELS
 from variational_diffusion.data.originals import Originals
 from variational_diffusion.data.source import Source, Split
 from variational_diffusion.data.survey import survey
@@ -99,8 +100,16 @@ def open_originals(source: str, like: DataConfig, shape: tuple[int, ...]) -> Ori
         array = array_source(config)
         return Originals(Split(array, np.arange(len(array))))
     if "resize" in options:
+        config = config.model_copy(update={"crop": (1, 1)})
+    originals = _originals(config, opener)
+    if originals.mode in ("1", "L", "RGB") and CHANNELS[originals.mode] < shape[0]:
         channels = _CHANNELS.get(shape[0], "auto")
-        config = config.model_copy(update={"crop": (1, 1), "channels": channels})
+        originals = _originals(config.model_copy(update={"channels": channels}), opener)
+    originals.check_exact()
+    return originals
+
+
+def _originals(config: DataConfig, opener: Opener) -> Originals:
     if opener is open_folder:
         files, notes = image_files(config)
         decoder, kept, found = survey({"train": files}, config)
@@ -109,9 +118,7 @@ def open_originals(source: str, like: DataConfig, shape: tuple[int, ...]) -> Ori
     else:
         dataset = opener(config)
         examples, notes = dataset.splits["train"].source, dataset.notes
-    originals = Originals(Split(examples, np.arange(len(examples))), notes)
-    originals.check_exact()
-    return originals
+    return Originals(Split(examples, np.arange(len(examples))), notes)
 
 
 def _open_hub(config: DataConfig) -> Dataset:

@@ -10,7 +10,7 @@ import torch
 from markupsafe import Markup
 
 from variational_diffusion.config import RunConfig
-from variational_diffusion.pictures import Range, is_image, sheet
+from variational_diffusion.pictures import Range, beside, is_image, sheet
 from variational_diffusion.profile import Profile
 from variational_diffusion.report import plots
 from variational_diffusion.report.curves import Training
@@ -257,16 +257,14 @@ def sample_pictures(samples: Section, look: Look) -> tuple[Picture, Picture]:
     images = images[: columns**2]
     drawn = look.sheet(images, columns, f"{len(images)} samples of the model, drawn at random")
     frames = samples.arrays["frames"].numpy()
-    n = frames.shape[1]
-    columns = math.isqrt(n)
-    moving = animation_uri(frames, look.levels, columns, value_range=look.value_range)
-    still = look.sheet(frames[-1], columns, "")
+    still = beside(frames[-1], look.levels, look.value_range)
     film = Picture(
-        moving,
-        f"Animation: {n} samples come out of noise, in {samples.options['steps']} steps",
-        still.width,
-        still.height,
-        still=still.uri,
+        animation_uri(frames, look.levels, value_range=look.value_range),
+        f"Animation: {frames.shape[2]} samples come out of noise, and beside them the estimates "
+        "of what they will be",
+        *still.size,
+        "Left z_t, right what the network takes it to become.",
+        data_uri(still),
     )
     return drawn, film
 
