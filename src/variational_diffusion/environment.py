@@ -15,6 +15,7 @@ DISTRIBUTION = "variational-diffusion"
 
 EXTRAS = {
     "tracking": "vdm train --track tensorboard",
+    "video": "vdm sample --animate FILE.mp4",
 }
 """Extra → the command that needs it; `pip install "variational-diffusion[EXTRA]"` adds it."""
 
