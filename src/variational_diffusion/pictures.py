@@ -28,6 +28,17 @@ _FORMATS: dict[str, tuple[str, dict[str, bool]]] = {
     ".png": ("PNG", {}),
     ".webp": ("WEBP", {"lossless": True, "exact": True}),
 }
+_PIXELS: dict[str, tuple[str, frozenset[str], dict[str, bool]]] = {
+    ".png": ("PNG", frozenset({"1", "L", "I;16", "RGB", "RGBA"}), {}),
+    ".webp": ("WEBP", frozenset({"RGB", "RGBA"}), {"lossless": True, "exact": True}),
+    ".tif": ("TIFF", frozenset({"1", "L", "I;16", "RGB", "RGBA"}), {}),
+    ".tiff": ("TIFF", frozenset({"1", "L", "I;16", "RGB", "RGBA"}), {}),
+    ".bmp": ("BMP", frozenset({"1", "L", "RGB"}), {}),
+    ".pbm": ("PPM", frozenset({"1"}), {}),
+    ".pgm": ("PPM", frozenset({"L"}), {}),
+    ".ppm": ("PPM", frozenset({"RGB"}), {}),
+}
+"""Extension → pillow's name of the format, the modes that it gives back exactly, options."""
 _GAP = 2
 _BETWEEN = 8
 """Between sheets that stand side by side."""
@@ -115,6 +126,22 @@ def save_image(
     _save(to_pil(image, levels, value_range=value_range), path, overwrite)
 
 
+def keeps_pixels(path: str | os.PathLike[str], mode: str) -> bool:
+    """Tell whether files of this extension give every pixel of pillow's mode back as it was."""
+    return Path(path).suffix.lower() in _PIXELS and mode in _PIXELS[Path(path).suffix.lower()][1]
+
+
+def save_pixels(pixels: np.ndarray, mode: str, path: str | os.PathLike[str]) -> None:
+    """Write integers, shape (channels, height, width), as they are: an image of pillow's mode.
+
+    path: `keeps_pixels` holds for it and for mode.
+    """
+    assert keeps_pixels(path, mode)
+    name, _, options = _PIXELS[Path(path).suffix.lower()]
+    dtype = {"1": bool, "I;16": np.uint16}.get(mode, np.uint8)
+    _from_bytes(pixels.astype(dtype)).save(path, format=name, **options)
+
+
 def save_sheet(
     images: np.ndarray,
     levels: int | None,
@@ -149,7 +176,7 @@ def animation(
     """
     path = Path(path)
     check_animation(path, overwrite)
-    pages = [_opaque(_beside(frame, levels, value_range)) for frame in frames]
+    pages = [_opaque(beside(frame, levels, value_range)) for frame in frames]
     if not pages:
         raise InputError(f"'{path}': an animation needs at least one frame; give --steps 1 or more")
     suffix = path.suffix.lower()
@@ -189,8 +216,8 @@ def check_animation(path: str | os.PathLike[str], overwrite: bool = False) -> No
         raise InputError(f"'{path}' exists and is not overwritten; give another name")
 
 
-def _beside(frame: np.ndarray, levels: int | None, value_range: Range | None) -> Image.Image:
-    """Return a frame's sheets from left to right."""
+def beside(frame: np.ndarray, levels: int | None, value_range: Range | None) -> Image.Image:
+    """Return a sheet of a frame, or its sheets from left to right; see `animation`."""
     if frame.ndim == 4:
         return sheet(frame, levels, value_range=value_range)
     sheets = [sheet(part, levels, value_range=value_range) for part in frame]

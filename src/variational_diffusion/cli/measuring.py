@@ -1,0 +1,294 @@
+"""What `vdm report` measures, with progress bars: one function a section, in a table."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from variational_diffusion.checkpoint import Run
+from variational_diffusion.classical import code_lengths
+from variational_diffusion.cli.console import Meter
+from variational_diffusion.cli.evaluate import evaluate_rounds
+from variational_diffusion.cli.sample import draw
+from variational_diffusion.cli.schedule import measure_split
+from variational_diffusion.data import Dataset, Split, open_dataset
+from variational_diffusion.environment import processor, version
+from variational_diffusion.errors import InputError
+from variational_diffusion.likelihood import Infinite, bits_of_entries, example_columns, summarize
+from variational_diffusion.model import VDM
+from variational_diffusion.pictures import is_image
+from variational_diffusion.profile import profile, standard_errors, variances
+from variational_diffusion.quality import nearest
+from variational_diffusion.report import (
+    Section,
+    read_section,
+    write_section,
+)
+
+_SEED = 0
+_BINS = 100
+_TIMES = 401
+_FRAMES = 32
+_FILM_WIDTH = 240
+"""Pixels that the images of an animation take side by side, if one is not wider."""
+_NEIGHBOURS = 3
+_CARDS = 12
+_EXTREMES = 8
+_CANDIDATES = 32
+"""Of which the most and least likely are taken, once more draws have told which they are."""
+_POINTS = 1000
+_TOGETHER = 1024
+"""Training examples that are compared at once."""
+_DRAWS_OF_MAPS = 16
+
+
+class Subject:
+    """The run that a report is about; its model and its data are opened when they are needed."""
+
+    def __init__(self, run: Run, weights: str, device: torch.device) -> None:
+        self.run, self.weights, self.device = run, weights, device
+
+    @cached_property
+    def vdm(self) -> VDM:
+        """The model."""
+        return self.run.load(self.weights).to(self.device)
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data; raises InputError where they are gone, or are others now."""
+        config = self.run.config
+        dataset = open_dataset(config.data)
+        if dataset.shape != config.model.shape or dataset.levels != config.data.levels:
+            raise InputError(
+                f"data = '{config.data.source}' has shape {dataset.shape} and levels "
+                f"{dataset.levels} now: the model takes shape {config.model.shape} and levels "
+                f"{config.data.levels}"
+            )
+        return dataset
+
+    @property
+    def images(self) -> bool:
+        """Whether the examples are images."""
+        return is_image(self.run.config.model.shape)
+
+
+Options = dict[str, Any]
+Before = Mapping[str, Section]
+
+
+class Part(NamedTuple):
+    """A section of a report, and how it is measured.
+
+    defaults: of its options. follows: the section that it is made of, and not without.
+    """
+
+    measure: Callable[[Subject, Options, Before], Section]
+    defaults: Options
+    follows: str | None = None
+
+
+def measured_sections(
+    subject: Subject, asked: Options, *, refresh: bool = False
+) -> tuple[dict[str, Section], list[str], list[str]]:
+    """Return the sections that there are, those measured now, and a line for each left out.
+
+    asked: option → value, None for what was measured before, or else the default.
+    refresh: measure everything again.
+    """
+    found: dict[str, Section] = {}
+    new: list[str] = []
+    missing: dict[str, list[str]] = {}
+    for name, part in PARTS.items():
+        if part.follows is not None and part.follows not in found:
+            continue
+        own = {key: asked[key] for key in part.defaults}
+        if part.follows is not None:
+            own["of"] = found[part.follows].digest
+        section = None if refresh else _stored(subject, name, own)
+        if section is None:
+            options = {k: part.defaults[k] if v is None else v for k, v in own.items() if k != "of"}
+            start = time.monotonic()
+            try:
+                section = part.measure(subject, options, found)
+            except InputError as error:
+                missing.setdefault(str(error), []).append(name)
+                continue
+            values = section.values | {
+                "seconds": time.monotonic() - start,
+                "environment": _place(subject.device),
+            }
+            section = Section(section.arrays, values, options | _only_of(own))
+            write_section(subject.run, name, subject.weights, section)
+            section = _stored(subject, name, own)
+            assert section is not None
+            new.append(name)
+        found[name] = section
+    return found, new, [f"{', '.join(names)} left out: {why}" for why, names in missing.items()]
+
+
+def _stored(subject: Subject, name: str, options: Options) -> Section | None:
+    return read_section(subject.run, name, subject.weights, options)
+
+
+def _place(device: torch.device) -> dict[str, str]:
+    """Return what a measurement ran on, and when."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "variational-diffusion": version(),
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": f"{device.type}, {name}",
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
+    }
+
+
+def _only_of(options: Options) -> Options:
+    return {key: value for key, value in options.items() if key == "of"}
+
+
+def _schedule(subject: Subject, options: Options, before: Before) -> Section:
+    vdm = subject.vdm
+    t = torch.linspace(0, 1, _TIMES, device=subject.device)
+    with torch.no_grad():
+        gamma, rate = vdm.schedule.gamma_and_rate(t)
+    parameters = sum(parameter.numel() for parameter in vdm.network.parameters())
+    arrays = {"t": t.cpu(), "gamma": gamma.cpu(), "rate": rate.cpu()}
+    return Section(arrays, {"parameters": parameters}, {})
+
+
+def _samples(subject: Subject, options: Options, before: Before) -> Section:
+    shape = subject.run.config.model.shape
+    samples, frames = draw(
+        subject.vdm,
+        options["samples"],
+        sampler="ancestral",
+        steps=options["steps"],
+        seed=_SEED,
+        frames=_FRAMES if subject.images else 0,
+    )
+    side = max(1, min(3, _FILM_WIDTH // shape[-1], math.isqrt(len(samples))))
+    levels = subject.run.config.data.levels
+    frames = frames[:, :, : side**2]  # z_t and its estimate of x, of the first samples
+    arrays = {"samples": _small(samples, levels), "frames": _small(frames, levels)}
+    return Section(arrays, {}, {})
+
+
+def _likelihood(subject: Subject, options: Options, before: Before) -> Section:
+    split = subject.data.splits["test"].limit(options["examples"])
+    done = evaluate_rounds(subject.vdm, split, Infinite(2), rounds=2, seed=_SEED)
+    if done.stopped:
+        raise KeyboardInterrupt
+    dimensions = subject.vdm.dimensions
+    levels = subject.run.config.data.levels
+    values = {
+        "summary": summarize(*done.rounds, dimensions=dimensions).as_json(),
+        "classical": {} if levels is None else code_lengths(split.read(), levels),
+        "test_examples": len(subject.data.splits["test"]),
+    }
+    return Section(example_columns(*done.rounds, dimensions=dimensions), values, {})
+
+
+def _profile(subject: Subject, options: Options, before: Before) -> Section:
+    schedule = subject.vdm.schedule
+    test = subject.data.splits["test"]
+    errors = measure_split(subject.vdm, test, evaluations=options["evaluations"], seed=_SEED)
+    gamma_0, gamma_1 = schedule.end_points.tolist()
+    found = profile(errors, (gamma_0, gamma_1), bins=_BINS)
+    spread = standard_errors(errors, (gamma_0, gamma_1), schedule, bins=_BINS)
+    names = ("mean", "mean_square", "low", "high")
+    values = {
+        "gamma_0": gamma_0,
+        "gamma_1": gamma_1,
+        "evaluations": found.evaluations,
+        "variance": variances(found, schedule)._asdict(),
+        "variance_error": spread._asdict(),
+    }
+    return Section({name: torch.from_numpy(getattr(found, name)) for name in names}, values, {})
+
+
+def _neighbours(subject: Subject, options: Options, before: Before) -> Section:
+    samples = before["samples"].arrays["samples"]
+    train = subject.data.splits["train"]
+    searched = train.limit(options["training_examples"])
+    test = subject.data.splits["test"].limit(len(samples))
+    both = _rows(torch.cat([samples, test.__getitems__(np.arange(len(test)))]))
+    centre = both.mean(0)  # about which large offsets cost no digits
+    positions, distances = nearest(both - centre, _parts(searched, centre), _NEIGHBOURS)
+    rms = torch.from_numpy(distances / math.sqrt(both.shape[1]))
+    own, of_test = rms[: len(samples)], rms[len(samples) :]
+    closest = own[:, 0].argsort()[: _CARDS if subject.images else 0]
+    shown = [
+        torch.cat([samples[i : i + 1], searched.__getitems__(positions[i])])
+        for i in closest.tolist()
+    ]
+    arrays = {
+        "distances": own,
+        "test_distances": of_test,
+        "shown": torch.stack(shown) if shown else torch.empty(0),
+        "shown_distances": own[closest],
+    }
+    return Section(arrays, {"searched": len(searched), "of": len(train)}, {})
+
+
+def _parts(split: Split, centre: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield a split's examples as rows, with a progress bar."""
+    with Meter("searching", "examples") as meter:
+        for first in range(0, len(split), _TOGETHER):
+            last = min(first + _TOGETHER, len(split))
+            yield _rows(split.__getitems__(np.arange(first, last))) - centre
+            meter.update(last / len(split), last, lambda: "")
+
+
+def _rows(examples: torch.Tensor) -> np.ndarray:
+    return examples.flatten(1).double().numpy()
+
+
+def _examples(subject: Subject, options: Options, before: Before) -> Section:
+    test = subject.data.splits["test"]
+    if not subject.images:
+        points = test.limit(_POINTS)
+        return Section({"examples": points.__getitems__(np.arange(len(points)))}, {}, {})
+    order = before["likelihood"].arrays["bits_per_dim"].argsort()
+    candidates = min(_CANDIDATES, len(order) // 2)
+    images = test.__getitems__(torch.cat([order[:candidates], order[-candidates:]]).numpy())
+    generator = torch.Generator(subject.device).manual_seed(_SEED)
+    maps = torch.cat(
+        [
+            bits_of_entries(
+                subject.vdm, part.to(subject.device), draws=_DRAWS_OF_MAPS, generator=generator
+            ).cpu()
+            for part in images.split(_EXTREMES)
+        ]
+    )
+    rows = maps.flatten(1).mean(1).argsort()  # the few draws of the likelihood do not decide
+    n = min(_EXTREMES, candidates)
+    rows = torch.cat([rows[:n], rows[-n:].flip(0)])
+    return Section({"examples": images[rows], "maps": maps[rows]}, {"draws": _DRAWS_OF_MAPS}, {})
+
+
+def _small(values: np.ndarray, levels: int | None) -> torch.Tensor:
+    """Return integers as bytes where these hold all levels."""
+    small = values.astype(np.uint8) if levels is not None and levels <= 256 else values
+    return torch.from_numpy(np.ascontiguousarray(small))
+
+
+PARTS: dict[str, Part] = {
+    "schedule": Part(_schedule, {}),
+    "samples": Part(_samples, {"samples": 64, "steps": 256}),
+    "likelihood": Part(_likelihood, {"examples": 1000}),
+    "profile": Part(_profile, {"evaluations": 20_000}),
+    "neighbours": Part(_neighbours, {"training_examples": 60_000}, follows="samples"),
+    "examples": Part(_examples, {}, follows="likelihood"),
+}
+"""In the order in which they are measured."""

@@ -1,0 +1,159 @@
+"""The page itself: one HTML file that loads nothing and runs no script."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from variational_diffusion.checkpoint import Run
+from variational_diffusion.errors import InputError
+from variational_diffusion.files import atomic
+from variational_diffusion.report import views
+from variational_diffusion.report.commands import training_command
+from variational_diffusion.report.curves import training_curves
+from variational_diffusion.report.stored import Section
+from variational_diffusion.tensors import read_metadata
+
+_GENERATOR = "variational-diffusion report"
+_HEAD = 2000
+"""Bytes at the beginning of a page that hold the name of what made it."""
+
+
+def render(run: Run, weights: str, sections: Mapping[str, Section], notes: list[str]) -> str:
+    """Return the page of a run.
+
+    sections: what was measured, by name; what is missing is left out of the page. notes: why, one
+    line each. Every text is escaped where it is put into the page.
+    """
+    environment = Environment(
+        loader=PackageLoader("variational_diffusion.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        generator=_GENERATOR, weights=weights, notes=notes, **_context(run, weights, dict(sections))
+    )
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise InputError when a file is there that is no report."""
+    if not path.exists():
+        return
+    start = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(_HEAD)
+    if f'content="{_GENERATOR}"'.encode() not in start:
+        raise InputError(
+            f"out = '{path}' exists and is no report: move it, or give another --out FILE.html"
+        )
+
+
+def write_page(text: str, path: Path) -> None:
+    """Write a page; an earlier report is replaced, anything else is left alone."""
+    check_replaceable(path)
+    with atomic(path, overwrite=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _context(run: Run, weights: str, sections: dict[str, Section]) -> dict[str, Any]:
+    """Return what the template shows; None or an empty list where there is nothing of a kind."""
+    config = run.config
+    images = views.shows_images(config)
+    look = views.Look.of(config, sections)
+    training = training_curves(run.metrics(), config.training.batch_size)
+    schedule, profile, samples, likelihood, neighbours, examples = (
+        sections.get(name)
+        for name in ("schedule", "profile", "samples", "likelihood", "neighbours", "examples")
+    )
+    drawn, film = views.sample_pictures(samples, look) if samples and images else (None, None)
+    rows, data_name = views.comparison(likelihood, config) if likelihood else ([], "")
+    return {
+        "name": run.path.resolve().name,
+        "source": config.data.source,
+        "data": _data(run),
+        "config": config,
+        "images": images,
+        "likelihood": likelihood,
+        "rows": rows,
+        "data_name": data_name,
+        "histogram": views.likelihood_plot(likelihood) if likelihood else None,
+        "training": training,
+        "training_plots": views.training_plots(training) if training else [],
+        "schedule": schedule,
+        "schedule_plots": views.schedule_plots(schedule, profile) if schedule else [],
+        "variances": views.variance_rows(profile) if profile else [],
+        "samples": samples,
+        "sheet": drawn,
+        "film": film,
+        "cloud": views.cloud_plot(samples, examples) if samples and not images else None,
+        "neighbours": neighbours,
+        "cards": views.neighbour_cards(neighbours, look) if neighbours and images else [],
+        "distances": views.neighbour_plot(neighbours, look) if neighbours else None,
+        "extremes": views.extreme_pictures(examples, look) if examples and images else [],
+        "settings": json.dumps(json.loads(config.to_json()), indent=2),
+        "progress": _progress(run, weights),
+        "places": _places(sections),
+        "commands": _commands(run, weights, sections),
+        "minutes": f"{training.seconds / 60:.1f}" if training else "",
+    }
+
+
+def _places(sections: dict[str, Section]) -> list[dict[str, Any]]:
+    """Return the environments that sections were measured in, each with its sections."""
+    places: dict[str, dict[str, Any]] = {}
+    for name, section in sections.items():
+        environment = dict(section.values["environment"])
+        date = environment.pop("date")
+        place = places.setdefault(
+            json.dumps(environment), {"environment": environment, "sections": []}
+        )
+        place["sections"].append((name, date, f"{section.values['seconds']:.1f}"))
+    return list(places.values())
+
+
+def _data(run: Run) -> str:
+    """Return what an example is, in words."""
+    config = run.config
+    shape = config.model.shape
+    size = "×".join(map(str, shape))
+    if views.shows_images(config):
+        colours = {1: "grey", 3: "colour", 4: "colour with opacity"}[shape[0]]
+        size = f"{shape[1]}×{shape[2]} {colours} images"
+    else:
+        size = f"arrays of {size} {'entries' if math.prod(shape) > 1 else 'entry'}"
+    levels = config.data.levels
+    return f"{size}, " + ("real values" if levels is None else f"{levels:,} levels")
+
+
+def _progress(run: Run, weights: str) -> dict[str, str]:
+    return read_metadata(run.weights_path(weights))
+
+
+def _commands(run: Run, weights: str, sections: dict[str, Section]) -> list[tuple[str, str]]:
+    """Return what to type to have a figure again, each with what it is for."""
+    path = str(run.path)
+    of_weights = [] if weights == "ema" else ["--weights", weights]
+    commands: list[tuple[str, list[str]]] = []
+    if "likelihood" in sections:
+        limit = sections["likelihood"].options["examples"]
+        commands.append(("the bits per dimension", ["evaluate", path, "--limit", str(limit)]))
+    if "profile" in sections:
+        evaluations = sections["profile"].options["evaluations"]
+        commands.append(("the loss profile", ["schedule", path, "--evaluations", str(evaluations)]))
+    if "samples" in sections:
+        options = sections["samples"].options
+        numbers = ["--n", str(options["samples"]), "--steps", str(options["steps"]), "--seed", "0"]
+        commands.append(("the samples", ["sample", path, *numbers]))
+    commands.append(("this page, measured again", ["report", path, "--refresh"]))
+    lines = [(what, shlex.join(["vdm", *words, *of_weights])) for what, words in commands]
+    train = training_command(run.config, path + "-again")
+    return [("a run of this configuration", train), *lines] if train else lines
