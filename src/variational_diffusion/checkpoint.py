@@ -10,6 +10,7 @@
     ema-0.07.safetensors  an average of another width, made of them by `vdm ema`
     errors-ema.safetensors    measured errors of ε̂ for these weights, once a command needed them
     variance-ema.safetensors  a head that predicts these errors, where one was trained
+    report/, report.html  what `vdm report` measured, and its page
     samples/
 
 Every file is written under a temporary name and then renamed, so it is the old one or the new one

@@ -204,7 +204,7 @@ def variance_rows(profile: Section) -> list[tuple[str, str, str]]:
         (
             shown,
             f"{variance[name]:.3g} ± {error[name]:.2g}",
-            f"{variance[name] / variance['optimum']:.2f}",
+            f"{variance[name] / variance['optimum']:,.2f}",
         )
         for name, shown in names.items()
     ]
@@ -263,7 +263,7 @@ def sample_pictures(samples: Section, look: Look) -> tuple[Picture, Picture]:
         f"Animation: {frames.shape[2]} samples come out of noise, and beside them the estimates "
         "of what they will be",
         *still.size,
-        "Left z_t, right what the network takes it to become.",
+        "Left the noisy z, right what the network takes it to become.",
         data_uri(still),
     )
     return drawn, film
@@ -271,7 +271,7 @@ def sample_pictures(samples: Section, look: Look) -> tuple[Picture, Picture]:
 
 def neighbour_cards(neighbours: Section, look: Look) -> list[Picture]:
     """Return each of the samples that are nearest to a training image, beside its nearest ones."""
-    unit = "" if look.levels is None else " % of the range"
+    unit, short = ("", "") if look.levels is None else (" % of the range", " %")
     scale = 1 if look.levels is None else 100 / (look.levels - 1)
     cards = []
     for images, distances in zip(
@@ -283,7 +283,7 @@ def neighbour_cards(neighbours: Section, look: Look) -> list[Picture]:
                 images,
                 len(images),
                 f"A sample, and its nearest training images, at {', '.join(texts)}{unit}",
-                f"nearest at {texts[0]}{unit}",
+                f"{texts[0]}{short} away",
             )
         )
     return cards
