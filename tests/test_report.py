@@ -171,6 +171,9 @@ def test_figures_are_those_of_the_other_commands(capsys, hostile):
     assert summary["bits_per_dim"] == found["bits_per_dim"]
     assert summary["terms"] == found["terms"]
     assert f"{found['bits_per_dim']:.4f} ± {found['standard_error']:.4f}" in page_of(hostile)
+    widths = re.findall(r'<span style="width: ([\d.]+)%">', page_of(hostile))
+    assert len(widths) == 1 + 3 + len(likelihood.values["classical"])
+    assert max(map(float, widths)) == 100
     figure = str(hostile.parent / "schedule.png")
     arguments = ["schedule", str(hostile), "--evaluations", "2000", "--out", figure, "--json"]
     found = json.loads(output(capsys, arguments).out)
@@ -270,6 +273,7 @@ def test_images_of_real_values(capsys, tmp_path):
     assert "6×7 grey images, real values" in page
     assert len(re.findall("<img ", page)) == 2 + 12 + 2
     assert "% of the range" not in page
+    assert set(re.findall(r'<span style="width: ([\d.]+)%">', page)) == {"0.0"}
 
 
 def test_vectors_and_real_values(capsys, tmp_path):
