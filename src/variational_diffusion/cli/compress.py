@@ -49,9 +49,8 @@ class Totals:
 
     by_model, beside: values of the images that the model coded, and of those beside it. nats,
     padding: the bounds of the tiles that the model coded, and the part of their padding. drawn:
-    nats that the densities of their latents give. stack: on
-    the stacks at the end. seeds: of the tiles that these began with, on the stacks, too. decisions:
-    of close roundings.
+    nats that the densities of their latents give. stack: on the stacks at the end. seeds: of the
+    tiles that these began with, on the stacks, too. decisions: of close roundings.
     """
 
     images: int = 0
@@ -91,9 +90,8 @@ class Totals:
         """Return what a file of `size` bytes has above the bound for all values, in bits."""
         seeded = self.values - self.by_model - self.beside
         return {
-            "chain: lattice, rounding and chance": self.stack
-            - self.seeds
-            - self.nats / math.log(2),
+            "chance of the draw": (self.drawn - self.nats) / math.log(2),
+            "lattice and rounding": self.stack - self.seeds - self.drawn / math.log(2),
             "padding of tiles": self.padding / math.log(2),
             "tiles that begin a stack, without the model": self.seeds - self.bound * seeded,
             "images beside the model": self.beside_bits - self.bound * self.beside,
