@@ -1,13 +1,14 @@
 # make demo     a model of handwritten digits: trained, evaluated, sampled, in a few minutes
 # make test     style, types and tests
 # make bench    every benchmark, shortened: that they run, not what they measure
+# make docs     the site, into site/: a link that dangles is an error
 # make package  wheel and sdist, installed into an empty environment and run there
 # All set up .venv first. Another interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench install wheel package clean
+.PHONY: demo test bench install wheel package docs clean
 
 demo: install
 	@$(BIN)/vdm demo
@@ -62,5 +63,8 @@ package: wheel
 	.venv/empty/bin/python -m pip install -qq --disable-pip-version-check --no-deps --force-reinstall dist/*.tar.gz
 	cd .venv/empty && bin/vdm --version
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
+
 clean:
-	rm -rf .venv dist
+	rm -rf .venv dist site
