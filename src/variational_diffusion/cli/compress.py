@@ -91,9 +91,8 @@ class Totals:
         """Return what a file of `size` bytes has above the bound for all values, in bits."""
         seeded = self.values - self.by_model - self.beside
         return {
-            "chain: lattice, rounding and chance": self.stack
-            - self.seeds
-            - self.nats / math.log(2),
+            "chance of the draw": (self.drawn - self.nats) / math.log(2),
+            "lattice and rounding": self.stack - self.seeds - self.drawn / math.log(2),
             "padding of tiles": self.padding / math.log(2),
             "tiles that begin a stack, without the model": self.seeds - self.bound * seeded,
             "images beside the model": self.beside_bits - self.bound * self.beside,
