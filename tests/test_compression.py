@@ -129,7 +129,7 @@ def test_the_stack_grows_by_the_bound_of_the_chain():
     x = images(200, 17)
     stack = random_stack(60_000)
     before = stack.bits
-    nats = coder.push(stack, x, coder.rounding())
+    nats, drawn = coder.push(stack, x, coder.rounding())
     bound = (
         vdm.double()
         .requires_grad_(False)
@@ -144,6 +144,8 @@ def test_the_stack_grows_by_the_bound_of_the_chain():
     # the spread between draws is 2 % of either
     assert per_dim[0] == pytest.approx(per_dim[1], rel=0.06)
     assert spent == pytest.approx(per_dim[0], rel=0.03)
+    # without chance: lattice and rounding alone
+    assert stack.bits - before == pytest.approx(drawn.sum() / np.log(2), rel=0.005, abs=64)
 
 
 @pytest.mark.parametrize("levels", [17, 65_536])

@@ -22,7 +22,7 @@ from variational_diffusion.heads import fit_head
 from variational_diffusion.likelihood import Chain, evaluate
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import VarianceHead
-from variational_diffusion.profile import noise_errors
+from variational_diffusion.profile import noise_errors, predictions
 from variational_diffusion.sampling import Multistep
 from variational_diffusion.schedules import Cosine, FixedLinear
 
@@ -308,6 +308,42 @@ def test_a_head_learns_what_z_says_of_the_error(generator):
         (estimate,) = evaluate(vdm, [x], chain, generator=torch.Generator().manual_seed(0))
         totals.append(float(estimate.terms["diffusion"].mean()))
     assert totals[0] > totals[1] > totals[2]
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_predictions_are_sorted_and_keep_their_ratio_to_the_errors(factor, generator):
+    """A head that knows (ε − ε̂)² = (z/sigma)², up to a factor; twice that as the measured mean."""
+    vdm = VDM(Silent(), FixedLinear(-4.0, 4.0), Gaussian(), (1, 4, 4), "noise")
+    measured = NoiseErrors(torch.linspace(-3.5, 3.5, 8), torch.full((8, 1, 4, 4), 2.0))
+
+    def head(z, gamma, noise):
+        return (z / process.sigma(gamma)[:, None, None, None]).square().log() + math.log(factor / 2)
+
+    batches = itertools.repeat(torch.zeros(500, 1, 4, 4))
+    assumed = PredictedErrors(measured, head)
+    errors, predicted = predictions(vdm, assumed, batches, groups=20, generator=generator)
+    assert errors.error.shape == predicted.error.shape == (8, 20)
+    assert (predicted.error.diff(dim=1) > 0).all()
+    known = slice(2, None)  # a head says e^−8 times the mean at least
+    ratio = predicted.error[:, known] / errors.error[:, known]
+    torch.testing.assert_close(ratio, torch.full_like(ratio, factor), rtol=1e-3, atol=0.0)
+    torch.testing.assert_close(errors.error.mean(1), torch.full((8,), 2.0).double())
+    # of 20 groups of ε², the least is 0.0013 on average and the largest 5.58, of a mean of 1
+    assert float(errors.error[:, 0].mean()) < 0.01
+    assert float(errors.error[:, -1].mean()) == pytest.approx(11.2, rel=0.05)
+
+
+@pytest.mark.parametrize("excess", [0.02, 0.1])
+def test_the_fewest_steps_are_the_fewest(excess):
+    errors = known_errors(bins=200)
+
+    def diffusion(gammas):
+        return grids.expected_diffusion(gammas, errors, None)
+
+    steps = grids.fewest_steps(SCHEDULE, errors, None, excess)
+    limit = (1 + excess) * diffusion(grids.uniform_in_gamma(SCHEDULE, 1000))
+    assert diffusion(bound_optimal(SCHEDULE, steps, errors)) <= limit
+    assert diffusion(bound_optimal(SCHEDULE, steps - 1, errors)) > limit
 
 
 def test_reverse_takes_the_predicted_errors(generator):

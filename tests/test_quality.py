@@ -107,6 +107,9 @@ def test_precision_and_recall_of_constructed_sets():
     assert recall(samples, line) == 0.7  # 0, …, 3 and the three within 3 of the last
     # more than the third neighbour away, from the end and from the middle
     assert precision(np.array([[12.0], [12.1], [4.5], [4.4]]), line) == 0.75
+    # every ball has its own radius: 0.3 about the last of the dense ones, 3 about the last
+    dense_and_sparse = np.concatenate([line[:4] / 10, 10 + line[:4]])
+    assert precision(np.array([[0.5], [1.0], [15.5], [16.5]]), dense_and_sparse) == 0.5
 
 
 def test_sliced_wasserstein_distance_of_gaussians():

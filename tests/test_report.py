@@ -17,10 +17,9 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.cli.measuring import PARTS
 from variational_diffusion.config import DataConfig
-from variational_diffusion.data import Split, open_dataset
-from variational_diffusion.data.arrays import ArraySource
+from variational_diffusion.data import open_dataset
 from variational_diffusion.presets import configure
-from variational_diffusion.report import nearest, read_section, write_section
+from variational_diffusion.report import read_section, write_section
 from variational_diffusion.report.commands import training_command
 from variational_diffusion.report.curves import Curve, settled_range, thinned, training_curves
 from variational_diffusion.report.images import as_colour, heat_maps
@@ -30,7 +29,7 @@ from variational_diffusion.report.svg import COLOURS, inline_svg
 
 CHROMIUM = shutil.which("chromium")
 FEW = ["--examples", "40", "--samples", "16", "--steps", "8", "--evaluations", "2000"]
-TRAIN = ["--steps", "60", "--batch-size", "8", "--threads", "1"]
+TRAIN = ["--steps", "20", "--batch-size", "8", "--threads", "1"]
 
 
 def output(capsys, arguments, code=0):
@@ -55,7 +54,7 @@ def hostile(tmp_path_factory):
         Image.fromarray(image).save(folder / f"{i}.png")
     run = place / "<script>alert(2)<%2Fscript>"
     settings = ["--set", "network.widths=[8,8]"]
-    assert vdm(["train", str(folder), "--run", str(run), *TRAIN, *settings]) == 0
+    assert vdm(["train", str(folder), "--run", str(run), *TRAIN, "--steps", "60", *settings]) == 0
     assert vdm(["report", str(run), *FEW]) == 0
     return run
 
@@ -172,10 +171,40 @@ def test_figures_are_those_of_the_other_commands(capsys, hostile):
     assert summary["bits_per_dim"] == found["bits_per_dim"]
     assert summary["terms"] == found["terms"]
     assert f"{found['bits_per_dim']:.4f} ± {found['standard_error']:.4f}" in page_of(hostile)
+    widths = re.findall(r'<span style="width: ([\d.]+)%">', page_of(hostile))
+    assert len(widths) == 1 + 3 + len(likelihood.values["classical"])
+    assert max(map(float, widths)) == 100
     figure = str(hostile.parent / "schedule.png")
     arguments = ["schedule", str(hostile), "--evaluations", "2000", "--out", figure, "--json"]
     found = json.loads(output(capsys, arguments).out)
     assert found["variance"] == read_section(Run.open(hostile), "profile", "ema").values["variance"]
+
+
+def test_samples_are_compared_with_every_training_example(hostile):
+    run = Run.open(hostile)
+    samples = read_section(run, "samples", "ema").arrays["samples"].numpy().astype(float)
+    found = read_section(run, "neighbours", "ema")
+    splits = open_dataset(run.config.data).splits
+    train, test = (splits[name].read().astype(float) for name in ("train", "test"))
+    for queries, name in ((samples, "distances"), (test[: len(samples)], "test_distances")):
+        squares = np.square(queries[:, None] - train).mean((2, 3, 4))
+        expected = np.sqrt(np.sort(squares, axis=1)[:, :3])
+        np.testing.assert_allclose(found.arrays[name], expected, rtol=1e-6)
+    assert found.values == found.values | {"searched": len(train), "of": len(train)}
+    closest = found.arrays["distances"][:, 0].argsort()[0]
+    sample, *neighbours = found.arrays["shown"][0].numpy().astype(float)
+    np.testing.assert_array_equal(sample, samples[closest])
+    far = [np.sqrt(np.square(sample - each).mean()) for each in neighbours]
+    np.testing.assert_allclose(found.arrays["distances"][closest], far, rtol=1e-6)
+
+
+def test_the_most_and_least_likely_are_those(hostile):
+    examples = read_section(Run.open(hostile), "examples", "ema")
+    bits = examples.arrays["maps"].flatten(1).mean(1)
+    n = len(bits) // 2
+    assert bits[:n].max() < bits[n:].min()
+    assert torch.equal(bits[:n], bits[:n].sort().values)
+    assert torch.equal(bits[n:], bits[n:].sort(descending=True).values)
 
 
 def test_what_was_measured_is_used_again(capsys, hostile):
@@ -219,6 +248,7 @@ def test_data_that_are_gone_leave_out_what_needs_them(capsys, hostile, tmp_path)
     try:
         assert report(capsys, run)["left_out"] == []
         shutil.rmtree(run / "report")
+        (run / "metrics.jsonl").unlink()
         found = output(capsys, ["report", str(run), *FEW])
     finally:
         moved.rename(folder)
@@ -229,6 +259,21 @@ def test_data_that_are_gone_leave_out_what_needs_them(capsys, hostile, tmp_path)
     assert '<section id="schedule">' in page
     assert '<section id="likelihood">' not in page
     assert '<section id="neighbours">' not in page
+    assert '<section id="training">' not in page
+
+
+def test_images_of_real_values(capsys, tmp_path):
+    values = np.random.default_rng(0).normal(size=(60, 6, 7)).astype(np.float32)
+    np.save(tmp_path / "fields.npy", values)
+    run = tmp_path / "run"
+    small = ["--set", "network.widths=[8,8]"]
+    output(capsys, ["train", str(tmp_path / "fields.npy"), "--run", str(run), *TRAIN, *small])
+    assert report(capsys, run, *FEW)["left_out"] == []
+    page = page_of(run)
+    assert "6×7 grey images, real values" in page
+    assert len(re.findall("<img ", page)) == 2 + 12 + 2
+    assert "% of the range" not in page
+    assert set(re.findall(r'<span style="width: ([\d.]+)%">', page)) == {"0.0"}
 
 
 def test_vectors_and_real_values(capsys, tmp_path):
@@ -282,31 +327,6 @@ def test_a_section_comes_back_as_it_was_written(hostile, tmp_path):
 # the parts
 
 
-def test_nearest_finds_what_a_loop_finds():
-    rng = np.random.default_rng(0)
-    train = rng.integers(0, 256, (1500, 1, 5, 5), dtype=np.uint8)  # two batches of the search
-    queries = rng.integers(0, 256, (5, 1, 5, 5), dtype=np.uint8)
-    queries[2] = train[1300]
-    split = Split(ArraySource(train, "train", levels=256), np.arange(1500))
-    *_, found = nearest(torch.from_numpy(queries), split, 3)
-    differences = train[None].astype(float) - queries[:, None].astype(float)
-    distances = np.sqrt(np.square(differences).mean((2, 3, 4)))
-    order = distances.argsort(1, kind="stable")[:, :3]
-    assert found.searched == 1500
-    np.testing.assert_array_equal(found.positions, order)
-    expected = np.take_along_axis(distances, order, 1)
-    np.testing.assert_allclose(found.distances, expected, atol=1e-5)
-    assert found.positions[2, 0] == 1300
-    assert found.distances[2, 0] < 1e-5
-
-
-def test_more_neighbours_than_examples_are_all_of_them():
-    split = Split(ArraySource(np.eye(2, dtype=np.uint8), "train", levels=2), np.arange(2))
-    *_, found = nearest(torch.tensor([[1, 0]], dtype=torch.uint8), split, 3)
-    assert found.positions.tolist() == [[0, 1]]
-    torch.testing.assert_close(found.distances, torch.tensor([[0.0, 1.0]]).double())
-
-
 def lines(count, batch=10):
     terms = {"prior": 0.1, "reconstruction": 0.2}
     train = [
@@ -337,6 +357,7 @@ def test_curves_have_the_error_of_a_mean():
     np.testing.assert_allclose(half.error, math.sqrt(8 / 1000))
     np.testing.assert_allclose(thinned(curves.bound, 2, correlated=True).error, half.error * 2**0.5)
     assert training_curves([], 10) is None
+    assert len(training_curves(lines(4)[:-1], 10).validation.x) == 0
     assert len(thinned(Curve(*np.ones((3, 1001))), 240).x) <= 240
 
 

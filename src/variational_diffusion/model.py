@@ -11,16 +11,20 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from variational_diffusion import grids, objective, process
+from variational_diffusion import grids, hub, objective, process
+from variational_diffusion.conditions import CONDITIONS, Arrays, Batch, Labels, parted
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import DECODERS, Discretized, Gaussian
 from variational_diffusion.errors import InputError
+from variational_diffusion.guidance import EVERYWHERE, Guided
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.numerics import Normal, expand, randn_like
 from variational_diffusion.objective import Bound, Draws
@@ -29,16 +33,19 @@ from variational_diffusion.schedules import SCHEDULES, Schedule
 from variational_diffusion.weightings import Weighting
 
 
-class VDM(nn.Module):
+class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
     """A variational diffusion model of arrays of one shape.
 
     network: any module called as network(z, gamma, conditioning=None), gamma of shape (batch,),
         with a result of the shape of z.
+    condition: how values of a condition become the network's conditioning; None: it takes none.
     autocast: dtype that torch's autocast gives to the network's products, such as torch.bfloat16;
         None, the default: the network runs in its own. The built-in networks keep their first and
         last layers out of it. Nothing outside the network is ever in a lower precision.
     reverse_errors: measured or predicted errors of ε̂ that widen the steps of `reverse`, and so of
         samplers and of the bound with finitely many steps; None, the default: the paper's variance.
+    config: what `build` made the model of, and `save_pretrained` stores; None for a model that was
+        put together by hand.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class VDM(nn.Module):
         decoder: Discretized | Gaussian,
         shape: tuple[int, ...],
         prediction: str = "velocity",
+        condition: Labels | Arrays | None = None,
     ) -> None:
         super().__init__()
         if prediction not in ("noise", "velocity"):
@@ -57,8 +65,10 @@ class VDM(nn.Module):
         self.decoder = decoder
         self.shape = tuple(shape)
         self.prediction = prediction
+        self.condition = condition
         self.autocast: torch.dtype | None = None
         self.reverse_errors: grids.NoiseErrors | grids.PredictedErrors | None = None
+        self.config: ModelConfig | None = None
 
     @property
     def dimensions(self) -> int:
@@ -85,6 +95,8 @@ class VDM(nn.Module):
         draws: times and noise; by default those of `draw`.
         weighting: what the gradient of the diffusion loss for infinitely many steps is weighted by,
             as at `objective.diffusion`; the values stay those of the bound.
+        conditioning: what the network is given, encoded; None: the bound on −log p(x) without a
+            condition. Of a model by `given`, it is the one on −log p(x|c).
         """
         self._check_shape(x)
         if steps is not None:
@@ -135,6 +147,41 @@ class VDM(nn.Module):
             times = objective.low_discrepancy_times(count, generator, like=like)
         noise = randn_like(like.new_empty(count, *self.shape), generator)
         return Draws(times, noise, noise_0=randn_like(noise, generator))
+
+    def given(
+        self,
+        condition: Shaped[Tensor, "batch *value"] | None,
+        *,
+        guidance: float = 1.0,
+        interval: tuple[float, float] = EVERYWHERE,
+    ) -> VDM:
+        """Return the model of p(x|c): this one with the condition filled in.
+
+        Whatever takes a model takes it: samplers, estimators, the ODE. It shares its parts with
+        this one.
+
+        condition: values of the condition, one for each row of the batches to come, or one for
+            all; None: of p(x), which is this model.
+        guidance, interval: see `guidance.Guided`; with a weight other than 1, samples and the ODE
+            are of the guided process, and there is no bound for it.
+        """
+        if condition is None:
+            return self
+        if self.condition is None:
+            raise InputError(
+                "condition: this model is unconditional; train one with --condition label"
+            )
+        like = self.schedule.initial_end_points
+        encoded = self.condition.encode(condition.to(like.device)).to(like.dtype)
+        if isinstance(self.network, Clipped):  # guidance goes beyond the range: clip after it
+            guided = Guided(self.network.network, encoded, guidance, interval)
+            return self._around(self.network.around(guided), None)
+        return self._around(Guided(self.network, encoded, guidance, interval), None)
+
+    def given_in(self, batch: Batch) -> tuple[VDM, Tensor]:
+        """Return the model given the conditions of a batch, and its examples, on its device."""
+        x, condition = parted(batch)
+        return self.given(condition), x.to(self.schedule.initial_end_points.device)
 
     def encode(self, x: Shaped[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """Return data as the decoder encodes it, in the precision of the model."""
@@ -199,7 +246,12 @@ class VDM(nn.Module):
             raise InputError("clip: real-valued data have no range; only x̂ of levels is clipped")
         limit = 1 - 1 / self.decoder.levels
         network = Clipped(self.network, self.prediction, limit, quantile)
-        model = VDM(network, self.schedule, self.decoder, self.shape, self.prediction)
+        return self._around(network, self.condition)
+
+    def _around(self, network: nn.Module, condition: Labels | Arrays | None) -> VDM:
+        """Return a model of the same parts with a network around this one's."""
+        parts = network, self.schedule, self.decoder, self.shape, self.prediction, condition
+        model = VDM(*parts)
         model.autocast, model.reverse_errors = self.autocast, self.reverse_errors
         return model.train(self.training)
 
@@ -256,6 +308,52 @@ class VDM(nn.Module):
         *_, (gamma_0, z_0) = path
         return self.decoder.sample(z_0, gamma_0, generator)
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the model as a folder that `from_pretrained` reads (see `hub`).
+
+        save_directory: new or empty. options: those of `ModelHubMixin.save_pretrained`, such as
+            model_card_kwargs, which are the arguments of `hub.card`.
+        Raises InputError for a folder with files in it, and for a model that `build` did not make.
+        """
+        hub.check_new(Path(save_directory))
+        self._known_config()
+        return super().save_pretrained(save_directory, **options)
+
+    def generate_model_card(self, **facts: Any) -> ModelCard:
+        """Return the model card; the arguments are those of `hub.card`."""
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        return hub.card(self.config, parameters, **facts)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        hub.write_folder(save_directory, self._known_config(), self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> VDM:
+        """Return a model from a folder or from a repository of the hub, in evaluation mode.
+
+        options: those of `ModelHubMixin.from_pretrained`, such as revision and token.
+        Raises InputError when there is no such model, and when its files are damaged.
+        """
+        folder = hub.fetch(str(pretrained_model_name_or_path), **options)
+        config, tensors = hub.read_folder(folder)
+        vdm = build(config)
+        try:
+            vdm.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise InputError(
+                f"'{folder}': {hub.WEIGHTS} does not fit {hub.CONFIG}: the two belong to "
+                "different models, restore the pair"
+            ) from error
+        return vdm.eval().requires_grad_(False)
+
+    def _known_config(self) -> ModelConfig:
+        if self.config is None:
+            raise InputError(
+                "config = None: this model was put together by hand and cannot be stored; set "
+                "vdm.config to the ModelConfig that describes it, or make it by build(config)"
+            )
+        return self.config
+
     def _check_shape(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.shape:
             raise InputError(
@@ -271,13 +369,18 @@ def build(config: ModelConfig, *, seed: int = 0) -> VDM:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return VDM(
+        vdm = VDM(
             network=_construct("network", NETWORKS, config.network, config.shape),
             schedule=_construct("schedule", SCHEDULES, config.schedule),
             decoder=_construct("decoder", DECODERS, config.decoder),
             shape=config.shape,
             prediction=config.prediction,
+            condition=None
+            if config.condition is None
+            else _construct("condition", CONDITIONS, config.condition),
         )
+    vdm.config = complete(config)
+    return vdm
 
 
 def complete(config: ModelConfig) -> ModelConfig:

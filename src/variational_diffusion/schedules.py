@@ -191,6 +191,32 @@ class Monotone(Schedule):
         self.bias_2 = nn.Parameter(-steepness * torch.linspace(0, 1, hidden))
         self.raw_weight_3 = nn.Parameter(_inverse_softplus(torch.full((hidden,), 1 / hidden)))
 
+    @torch.no_grad()
+    def set_shape(
+        self,
+        slope: Float[Tensor, ""],
+        steepness: Float[Tensor, " hidden"],
+        offset: Float[Tensor, " hidden"],
+        weight: Float[Tensor, " hidden"],
+    ) -> None:
+        """Let u follow g(t) = slope · t + Σ weight · sigmoid(steepness · t + offset).
+
+        All but the offsets are ≥ 0. Raises InputError where g is flatter than a learned one can be.
+        """
+        least = _LEAST_RATE * weight.sum()
+        if not slope > least:
+            raise InputError(
+                f"slope = {float(slope):.3g}: with these weights it has to be above "
+                f"{float(least):.3g}, the share of a straight line that a monotone schedule keeps"
+            )
+        weight_1 = (slope - least) / (1 + _LEAST_RATE)
+        smallest = torch.finfo(self.bias_2.dtype).tiny
+        self.raw_weight_1.fill_(_inverse_softplus(weight_1))
+        self.bias_1.zero_()
+        self.raw_weight_2.copy_(_inverse_softplus((steepness / weight_1).clamp(min=smallest)))
+        self.bias_2.copy_(offset)
+        self.raw_weight_3.copy_(_inverse_softplus(weight.clamp(min=smallest)))
+
     def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
         g, rate = self._unnormalised(t)
         (g_0, g_1), _ = self._unnormalised(torch.linspace(0, 1, 2, dtype=t.dtype, device=t.device))

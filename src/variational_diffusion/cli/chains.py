@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
@@ -11,6 +11,7 @@ import torch
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import Meter
+from variational_diffusion.conditions import Batch
 from variational_diffusion.data import open_dataset
 from variational_diffusion.data.loader import training_batches
 from variational_diffusion.errors import InputError
@@ -25,12 +26,13 @@ from variational_diffusion.grids import (
     step_grid,
 )
 from variational_diffusion.model import VDM
-from variational_diffusion.profile import noise_errors
+from variational_diffusion.profile import noise_errors, predictions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _EVALUATIONS = 20_000
 _BATCH = 200
+_PREDICTIONS = 10  # examples for every bin of γ
 
 
 def chain_options(command: Command) -> Command:
@@ -80,11 +82,23 @@ def grid_of(
     stop: float | None = None,
 ) -> Gammas:
     """Give the model a reverse variance of `VARIANCES`; return a grid of `GRIDS` for it."""
-    measured = grid in MEASURED or variance != "posterior"
-    errors = measured_errors(run, vdm, weights) if measured else None
-    assumed = assumed_errors(variance, errors)
     widen(run, vdm, weights, variance)
-    return step_grid(grid, vdm.schedule, steps, errors, assumed, stop=stop)
+    measured: tuple[NoiseErrors | None, NoiseErrors | None] = (None, None)
+    if grid == "optimal":
+        measured = expected_errors(run, vdm, weights, variance)
+    elif grid in MEASURED:
+        measured = measured_errors(run, vdm, weights), None
+    return step_grid(grid, vdm.schedule, steps, *measured, stop=stop)
+
+
+def expected_errors(
+    run: Run, vdm: VDM, weights: str, variance: str
+) -> tuple[NoiseErrors, NoiseErrors | None]:
+    """Return the model's errors and what a name of `VARIANCES` takes them to be, for a grid."""
+    if variance == "predicted":
+        return predictions_of(run, vdm, weights)
+    errors = measured_errors(run, vdm, weights)
+    return errors, assumed_errors(variance, errors)
 
 
 def widen(run: Run, vdm: VDM, weights: str, variance: str) -> None:
@@ -108,21 +122,40 @@ def predicted_errors(run: Run, vdm: VDM, weights: str) -> PredictedErrors:
     return PredictedErrors(errors, head.to(vdm.schedule.gamma_0.device))
 
 
+def predictions_of(run: Run, vdm: VDM, weights: str) -> tuple[NoiseErrors, NoiseErrors]:
+    """Return errors sorted by what the run's head predicts: kept in the run, or measured now."""
+    kept = run.predictions(weights)
+    if kept is not None:
+        return kept
+    head = predicted_errors(run, vdm, weights)
+    bins = len(head.mean.gamma)
+    batches = _validation_batches(run, _PREDICTIONS, bins, "measuring the head's errors")
+    generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(0)
+    found = predictions(vdm, head, batches, generator=generator)
+    run.save_predictions(*found, weights)
+    return found
+
+
 def measured_errors(run: Run, vdm: VDM, weights: str) -> NoiseErrors:
     """Return the model's errors E(ε − ε̂)²: those kept in the run, or measured now and kept."""
     errors = run.errors(weights)
     if errors is not None:
         return errors
-    split = open_dataset(run.config.data).splits["validation"]
-    size = min(_BATCH, len(split))
-    count = -(-_EVALUATIONS // size)
+    batches = _validation_batches(
+        run, _BATCH, -(-_EVALUATIONS // _BATCH), "measuring the model's errors"
+    )
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(0)
-    with Meter("measuring the model's errors", "evaluations") as meter:
-        examples = itertools.islice(training_batches(split, size, 0), count)
-        for i, so_far in enumerate(noise_errors(vdm, examples, generator=generator), 1):
-            meter.update(i / count, i * size, lambda: "")
-            errors = so_far
-    assert errors is not None
+    *_, errors = noise_errors(vdm, batches, generator=generator)
     errors = errors.smoothed()
     run.save_errors(errors, weights)
     return errors
+
+
+def _validation_batches(run: Run, size: int, count: int, title: str) -> Iterator[Batch]:
+    """Yield batches of validation examples, in a random order, and show how many were used."""
+    split = open_dataset(run.config.data).splits["validation"]
+    size = min(size, len(split))
+    with Meter(title, "evaluations") as meter:
+        for i, batch in enumerate(itertools.islice(training_batches(split, size, 0), count), 1):
+            yield batch
+            meter.update(i / count, i * size, lambda: "")

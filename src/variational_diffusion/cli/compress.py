@@ -12,11 +12,11 @@ import click
 import numpy as np
 
 from variational_diffusion.checkpoint import Run
-from variational_diffusion.classical import code_length, code_lengths
-from variational_diffusion.cli.chains import chain_of, measured_errors
+from variational_diffusion.classical import code_length, code_lengths, picture_lengths
+from variational_diffusion.cli.chains import chain_of, expected_errors
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import chosen_examples, examples_options
+from variational_diffusion.cli.examples import check_free, chosen_examples, examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.compression import (
     MAX_IMAGES,
@@ -35,7 +35,7 @@ from variational_diffusion.data import Originals, open_originals
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic
-from variational_diffusion.grids import VARIANCES, assumed_errors, fewest_steps
+from variational_diffusion.grids import VARIANCES, fewest_steps
 from variational_diffusion.model import VDM
 
 _COMPARED = 1000  # images that classical coders get
@@ -48,9 +48,9 @@ class Totals:
     """What was written: images, their values, and bits unless it says otherwise.
 
     by_model, beside: values of the images that the model coded, and of those beside it. nats,
-    padding: the bounds of the tiles that the model coded, and the part of their padding. stack: on
-    the stacks at the end. seeds: of the tiles that these began with, on the stacks, too. decisions:
-    of close roundings.
+    padding: the bounds of the tiles that the model coded, and the part of their padding. drawn:
+    nats that the densities of their latents give. stack: on the stacks at the end. seeds: of the
+    tiles that these began with, on the stacks, too. decisions: of close roundings.
     """
 
     images: int = 0
@@ -60,6 +60,7 @@ class Totals:
     beside_images: int = 0
     nats: float = 0.0
     padding: float = 0.0
+    drawn: float = 0.0
     stack: int = 0
     seeds: int = 0
     decisions: int = 0
@@ -74,6 +75,7 @@ class Totals:
         self.beside_images += group.beside_images
         self.nats += float(group.stack.nats.sum())
         self.padding += group.stack.padding
+        self.drawn += group.stack.drawn
         self.stack += group.stack.stack_bits
         self.seeds += group.stack.seed_bits
         self.decisions += 8 * group.stack.decisions
@@ -88,9 +90,8 @@ class Totals:
         """Return what a file of `size` bytes has above the bound for all values, in bits."""
         seeded = self.values - self.by_model - self.beside
         return {
-            "chain: lattice, rounding and chance": self.stack
-            - self.seeds
-            - self.nats / math.log(2),
+            "chance of the draw": (self.drawn - self.nats) / math.log(2),
+            "lattice and rounding": self.stack - self.seeds - self.drawn / math.log(2),
             "padding of tiles": self.padding / math.log(2),
             "tiles that begin a stack, without the model": self.seeds - self.bound * seeded,
             "images beside the model": self.beside_bits - self.bound * self.beside,
@@ -147,7 +148,8 @@ def command(
     """Compress examples without loss by the model in RUN.
 
     DATA is anything of the model's kind, all of it, images of any size; left out, --split of RUN's
-    own data. The file needs the model to be read: vdm decompress RUN FILE --out FOLDER.
+    own data. The file needs the model to be read: vdm decompress RUN FILE --out FOLDER. A model
+    with conditions compresses without them.
     """
     target = use_device(device, threads)
     _check_target(out)
@@ -157,6 +159,7 @@ def command(
         raise InputError(
             f"run = '{run}' is a model of real values: lossless compression is for integers"
         )
+    check_free(opened)
     originals = _originals(opened, vdm, data, split, limit)
     for note in originals.notes:
         click.echo(f"note: {note}", err=True)
@@ -204,9 +207,10 @@ def command(
 
 def _originals(run: Run, vdm: VDM, data: str | None, split: str, limit: int | None) -> Originals:
     if data is None:
-        return Originals(chosen_examples(run, None, split, limit))
+        return Originals(chosen_examples(run, None, split, limit, condition="none"))
     levels = run.config.data.levels
-    originals = open_originals(data, run.config.data, vdm.shape)
+    config = run.config.data.model_copy(update={"condition": None})
+    originals = open_originals(data, config, vdm.shape)
     if originals.levels != levels:
         raise InputError(
             f"data = '{data}' has levels {originals.levels}: the model in '{run.path}' takes "
@@ -274,8 +278,7 @@ def _best_variance(run: Run, weights: str) -> str:
 
 
 def _default_steps(run: Run, vdm: VDM, weights: str, variance: str) -> int:
-    errors = measured_errors(run, vdm, weights)
-    return fewest_steps(vdm.schedule, errors, assumed_errors(variance, errors))
+    return fewest_steps(vdm.schedule, *expected_errors(run, vdm, weights, variance))
 
 
 def _check_target(out: str) -> None:
@@ -287,11 +290,11 @@ def _check_target(out: str) -> None:
 
 def _classical(images: list[np.ndarray], levels: int) -> dict[str, float]:
     """Return the bits per value of classical coders."""
-    same = len({image.shape for image in images}) == 1
-    lengths = code_lengths(np.stack(images), levels) if same else {}
+    if len({image.shape for image in images}) == 1:
+        together = np.stack(images)
+        return code_lengths(together, levels) | picture_lengths(together, levels)
     bits = sum(code_length(image, levels) * image.size for image in images)
-    lengths["WebP or deflate, one by one"] = bits / sum(image.size for image in images)
-    return lengths
+    return {"WebP or deflate, one by one": bits / sum(image.size for image in images)}
 
 
 def _report(

@@ -59,8 +59,8 @@ def _decompress(run: str, container: Container, path: Path, target: torch.device
         changed = _write_images(path, mode, images)
         if changed:
             click.echo(
-                f"note: {len(changed)} images come back as .png, without loss, as their own kind "
-                f"of file would not keep them: {', '.join(changed[:3])}"
+                f"note: {len(changed)} images come back under another name, as .png where their "
+                f"own kind of file would not keep them: {', '.join(changed[:3])}"
                 f"{', …' if len(changed) > 3 else ''}",
                 err=True,
             )
@@ -111,22 +111,21 @@ def _write_array(
 
 
 def _write_images(path: Path, mode: str, images: Iterator[Image]) -> list[str]:
-    """Write every image as a file; return the names of those whose kind of file has changed."""
+    """Write every image as a file; return the names of those that have another name now."""
     changed = []
     with atomic_folder(path) as folder:
         for image in images:
             name = f"{image.number:05}.png" if image.name is None else _checked(image.name)
-            target = folder / name
-            if not keeps_pixels(target, mode):
-                target = unused(folder / f"{name}.png")
+            kept = name if keeps_pixels(name, mode) else f"{name}.png"
+            target = unused(folder / kept)
+            if target != folder / name:
                 changed.append(name)
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if target.exists():
-                    raise FileExistsError
-            except (FileExistsError, NotADirectoryError) as error:
+            except OSError as error:
                 raise InputError(
-                    f"the file names two images '{name}'; give --out FILE.npy"
+                    f"the file names an image '{name}', whose folder is an image, too; give --out "
+                    "FILE.npy"
                 ) from error
             save_pixels(image.values, mode, target)
     return changed

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
+import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,21 +16,21 @@ import torch
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.classical import code_lengths
+from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.evaluate import evaluate_rounds
 from variational_diffusion.cli.sample import draw
 from variational_diffusion.cli.schedule import measure_split
 from variational_diffusion.data import Dataset, Split, open_dataset
+from variational_diffusion.environment import processor, version
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import Infinite, bits_of_entries, example_columns, summarize
 from variational_diffusion.model import VDM
 from variational_diffusion.pictures import is_image
 from variational_diffusion.profile import profile, standard_errors, variances
+from variational_diffusion.quality import nearest
 from variational_diffusion.report import (
-    Nearest,
     Section,
-    environment,
-    nearest,
     read_section,
     write_section,
 )
@@ -35,7 +39,7 @@ _SEED = 0
 _BINS = 100
 _TIMES = 401
 _FRAMES = 32
-_FILM_WIDTH = 480
+_FILM_WIDTH = 240
 """Pixels that the images of an animation take side by side, if one is not wider."""
 _NEIGHBOURS = 3
 _CARDS = 12
@@ -43,6 +47,8 @@ _EXTREMES = 8
 _CANDIDATES = 32
 """Of which the most and least likely are taken, once more draws have told which they are."""
 _POINTS = 1000
+_TOGETHER = 1024
+"""Training examples that are compared at once."""
 _DRAWS_OF_MAPS = 16
 
 
@@ -119,7 +125,7 @@ def measured_sections(
                 continue
             values = section.values | {
                 "seconds": time.monotonic() - start,
-                "environment": environment(subject.device),
+                "environment": _place(subject.device),
             }
             section = Section(section.arrays, values, options | _only_of(own))
             write_section(subject.run, name, subject.weights, section)
@@ -132,6 +138,20 @@ def measured_sections(
 
 def _stored(subject: Subject, name: str, options: Options) -> Section | None:
     return read_section(subject.run, name, subject.weights, options)
+
+
+def _place(device: torch.device) -> dict[str, str]:
+    """Return what a measurement ran on, and when."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "variational-diffusion": version(),
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": f"{device.type}, {name}",
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
+    }
 
 
 def _only_of(options: Options) -> Options:
@@ -157,10 +177,12 @@ def _samples(subject: Subject, options: Options, before: Before) -> Section:
         steps=options["steps"],
         seed=_SEED,
         frames=_FRAMES if subject.images else 0,
+        given=own_conditions(subject.run, subject.vdm, options["samples"], _SEED),
     )
-    side = max(1, min(4, _FILM_WIDTH // shape[-1], int(len(samples) ** 0.5)))
+    side = max(1, min(3, _FILM_WIDTH // shape[-1], math.isqrt(len(samples))))
     levels = subject.run.config.data.levels
-    arrays = {"samples": _small(samples, levels), "frames": _small(frames[:, : side**2], levels)}
+    frames = frames[:, :, : side**2]  # z_t and its estimate of x, of the first samples
+    arrays = {"samples": _small(samples, levels), "frames": _small(frames, levels)}
     return Section(arrays, {}, {})
 
 
@@ -202,16 +224,14 @@ def _neighbours(subject: Subject, options: Options, before: Before) -> Section:
     train = subject.data.splits["train"]
     searched = train.limit(options["training_examples"])
     test = subject.data.splits["test"].limit(len(samples))
-    others = test.__getitems__(np.arange(len(test)))
-    found: Nearest | None = None
-    with Meter("searching", "examples") as meter:
-        for found in nearest(torch.cat([samples, others]), searched, _NEIGHBOURS):
-            meter.update(found.searched / len(searched), found.searched, lambda: "")
-    assert found is not None
-    own, of_test = found.distances[: len(samples)], found.distances[len(samples) :]
-    closest = own[:, 0].argsort()[:_CARDS] if subject.images else torch.empty(0, dtype=torch.int64)
+    both = _rows(torch.cat([samples, test.__getitems__(np.arange(len(test)))]))
+    centre = both.mean(0)  # about which large offsets cost no digits
+    positions, distances = nearest(both - centre, _parts(searched, centre), _NEIGHBOURS)
+    rms = torch.from_numpy(distances / math.sqrt(both.shape[1]))
+    own, of_test = rms[: len(samples)], rms[len(samples) :]
+    closest = own[:, 0].argsort()[: _CARDS if subject.images else 0]
     shown = [
-        torch.cat([samples[i : i + 1], searched.__getitems__(found.positions[i].numpy())])
+        torch.cat([samples[i : i + 1], searched.__getitems__(positions[i])])
         for i in closest.tolist()
     ]
     arrays = {
@@ -223,44 +243,38 @@ def _neighbours(subject: Subject, options: Options, before: Before) -> Section:
     return Section(arrays, {"searched": len(searched), "of": len(train)}, {})
 
 
+def _parts(split: Split, centre: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield a split's examples as rows, with a progress bar."""
+    with Meter("searching", "examples") as meter:
+        for first in range(0, len(split), _TOGETHER):
+            last = min(first + _TOGETHER, len(split))
+            yield _rows(split.__getitems__(np.arange(first, last))) - centre
+            meter.update(last / len(split), last, lambda: "")
+
+
+def _rows(examples: torch.Tensor) -> np.ndarray:
+    return examples.flatten(1).double().numpy()
+
+
 def _examples(subject: Subject, options: Options, before: Before) -> Section:
     test = subject.data.splits["test"]
     if not subject.images:
         points = test.limit(_POINTS)
         return Section({"examples": points.__getitems__(np.arange(len(points)))}, {}, {})
     order = before["likelihood"].arrays["bits_per_dim"].argsort()
-    n = min(_EXTREMES, len(order) // 2)
     candidates = min(_CANDIDATES, len(order) // 2)
-    ends = [_mapped(subject, test, part) for part in (order[:candidates], order[-candidates:])]
-    rows = [ends[0].bits.argsort()[:n], ends[1].bits.argsort(descending=True)[:n]]
-    images, maps = (
-        torch.cat([getattr(end, name)[row] for end, row in zip(ends, rows, strict=True)])
-        for name in ("images", "maps")
-    )
-    return Section({"examples": images, "maps": maps}, {"draws": _DRAWS_OF_MAPS}, {})
-
-
-class _Mapped(NamedTuple):
-    """Images, where their bits are, and bits/dim: shapes (n, *shape), (n, *shape), (n,)."""
-
-    images: torch.Tensor
-    maps: torch.Tensor
-    bits: torch.Tensor
-
-
-def _mapped(subject: Subject, split: Split, positions: torch.Tensor) -> _Mapped:
-    """Map the bits of some examples, so that the few draws which found them do not decide."""
     generator = torch.Generator(subject.device).manual_seed(_SEED)
-    images = split.__getitems__(positions.numpy())
-    maps = torch.cat(
-        [
-            bits_of_entries(
-                subject.vdm, part.to(subject.device), draws=_DRAWS_OF_MAPS, generator=generator
-            ).cpu()
-            for part in images.split(_EXTREMES)
-        ]
-    )
-    return _Mapped(images, maps, maps.flatten(1).mean(1))
+    ends = torch.cat([order[:candidates], order[-candidates:]])
+    parts = []
+    for part in ends.split(_EXTREMES):
+        model, x = subject.vdm.given_in(test.batch(part.numpy()))
+        parts.append(bits_of_entries(model, x, draws=_DRAWS_OF_MAPS, generator=generator).cpu())
+    maps = torch.cat(parts)
+    rows = maps.flatten(1).mean(1).argsort()  # the few draws of the likelihood do not decide
+    n = min(_EXTREMES, candidates)
+    rows = torch.cat([rows[:n], rows[-n:].flip(0)])
+    images = test.__getitems__(ends[rows].numpy())
+    return Section({"examples": images, "maps": maps[rows]}, {"draws": _DRAWS_OF_MAPS}, {})
 
 
 def _small(values: np.ndarray, levels: int | None) -> torch.Tensor:

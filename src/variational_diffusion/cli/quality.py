@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.columns import check_target
+from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import chosen_examples, everything
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.cli.sample import draw
+from variational_diffusion.cli.samplers import sampling_of, sampling_options
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.errors import InputError
@@ -36,7 +39,6 @@ from variational_diffusion.quality import (
     save_classifier,
 )
 from variational_diffusion.quality.classifier import STEPS
-from variational_diffusion.sampling import SAMPLERS
 
 _CLASSIFIER = "quality-classifier.safetensors"
 _SHOWN, _NEAREST = 8, 7
@@ -53,8 +55,7 @@ _TOGETHER = 1000
     "wanted",
     help="classifier (default for images), inception, pixels, or another run's classifier file.",
 )
-@click.option("--sampler", default="ancestral", help=f"One of: {', '.join(SAMPLERS)}.")
-@click.option("--steps", type=click.IntRange(1), default=256, help="Steps of the sampler.")
+@sampling_options
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the draw.")
 @click.option(
     "--nearest",
@@ -70,14 +71,13 @@ def command(
     given: str | None,
     count: int,
     wanted: str | None,
-    sampler: str,
-    steps: int,
     seed: int,
     sheet: str | None,
     as_json: bool,
     weights: str,
     device: str,
     threads: int | None,
+    **options: Any,
 ) -> None:
     """Measure how far samples of the model in RUN are from its test data, or from DATA.
 
@@ -92,7 +92,7 @@ def command(
     levels = opened.config.data.levels
     if sheet is not None and not is_image(splits["train"].shape):
         raise InputError(f"nearest = '{sheet}': these examples are no images; leave it out")
-    features = _features(opened, wanted, target)
+    features = features_for(opened, wanted, target)
     against = chosen_examples(opened, None, "test", None)
     if data is not None:
         against = everything(opened, data, "test", None)
@@ -102,9 +102,11 @@ def command(
     if given is not None:
         what, samples = f"samples in {given}", _given(given, opened, count)
     else:
-        what = f"samples of {sampler} in {steps} steps, seed {seed}"
+        what = f"samples of {options['sampler']} in {options['steps']} steps, seed {seed}"
         vdm = opened.load(weights).to(target)
-        samples, _ = draw(vdm, count, sampler=sampler, steps=steps, seed=seed)
+        own = own_conditions(opened, vdm, count, seed)
+        sampled, sampler, gammas = sampling_of(opened, vdm, weights, options)
+        samples, _ = draw(sampled, count, sampler=sampler, gammas=gammas, seed=seed, given=own)
     found = {name: reference.distances(x) for name, x in {"samples": samples, **sets}.items()}
     copies = None
     if sheet is not None:
@@ -137,7 +139,7 @@ def command(
         )
 
 
-def _features(run: Run, wanted: str | None, device: torch.device) -> Features:
+def features_for(run: Run, wanted: str | None, device: torch.device) -> Features:
     """Return the features that are asked for; train and keep a classifier where there is none."""
     levels = run.config.data.levels
     path = run.path / _CLASSIFIER

@@ -18,7 +18,7 @@ from variational_diffusion.sampling import SAMPLERS, Multistep, Sampler, named
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_SAMPLER, _STEPS, _GRID = "dpmpp-2m", 20, "gamma"
+_SAMPLER, _STEPS, _GRID = "unipc", 20, "gamma"
 _LEVELS = 3.0
 
 

@@ -45,10 +45,10 @@ class Encoded:
     """A group on its way to bytes.
 
     done: examples so far, those left out among them. nats: the bounds of those that the model
-    coded, shape (by_model,); padding: how much of these is of entries that are no one's. left_out:
-    numbers of the images that are not in the group. seed_bits: of the examples coded without the
-    model. decisions: bytes written down for close roundings. stack_bits: on the stack now. payload:
-    the group's bytes, once all are done.
+    coded, shape (by_model,); padding: how much of these is of entries that are no one's; drawn:
+    nats that the densities of their latents give. left_out: numbers of the images that are not in
+    the group. seed_bits: of the examples coded without the model. decisions: bytes written down for
+    close roundings. stack_bits: on the stack now. payload: the group's bytes, once all are done.
     """
 
     done: int = 0
@@ -57,6 +57,7 @@ class Encoded:
     stack_bits: int = 0
     decisions: int = 0
     padding: float = 0.0
+    drawn: float = 0.0
     nats: np.ndarray = field(default_factory=lambda: np.zeros(0))
     left_out: list[int] = field(default_factory=list)
     payload: bytes = b""
@@ -132,8 +133,15 @@ class _Mark(NamedTuple):
     end: int
     batches: int
     decisions: int
-    padding: float
     stack: Stack
+
+
+class _Batch(NamedTuple):
+    """What a batch took, in nats: every example, all by the densities of the draw, padding."""
+
+    nats: np.ndarray
+    drawn: float
+    padding: float
 
 
 class _Coding:
@@ -168,8 +176,7 @@ class _Coding:
         self.end = len(self._order) - self.so_far.seed
         self._stack = Stack(_whitened(coded), sealed=True)
         self._rounding: Rounding = self._coder.rounding()
-        self._nats: list[np.ndarray] = []
-        self.so_far.padding = 0.0
+        self._batches: list[_Batch] = []
         self._tell()
 
     def next_start(self) -> int:
@@ -188,15 +195,15 @@ class _Coding:
             rows = self._order[self.end - size : self.end]
             x = self._x[rows].astype(np.int64)
             try:
-                nats = self._coder.push(self._stack, x, self._rounding, len(self._nats))
+                nats = self._coder.push(self._stack, x, self._rounding, len(self._batches))
             except ExhaustedError:
                 assert size > 1, "one example needs more bits than the stack was given for it"
                 self._go_back(before)
                 size //= 2
                 continue
-            if self._padded is not None:
-                self.so_far.padding += float(nats[self._padded[rows]].sum())
-            self._nats.append(nats.reshape(size, -1).sum(1))
+            padding = 0.0 if self._padded is None else float(nats.bound[self._padded[rows]].sum())
+            examples = nats.bound.reshape(size, -1).sum(1)
+            self._batches.append(_Batch(examples, float(nats.drawn.sum()), padding))
             self.end -= size
             size = _LARGEST_BATCH
             self._tell()
@@ -206,7 +213,7 @@ class _Coding:
         """Return the images coded since then that are better left out, if that is worthwhile."""
         rows = self._order[self.end : since.end]
         owners, coded = np.unique(self._owners[rows], return_inverse=True)
-        nats = np.concatenate(self._nats[since.batches :][::-1])
+        nats = np.concatenate([batch.nats for batch in self._batches[since.batches :][::-1]])
         costs = np.bincount(coded, nats)
         seeds = self._owners[self._order[len(self._order) - self.so_far.seed :]]
         in_seed = (seeds == owners[-1]).sum()
@@ -228,14 +235,13 @@ class _Coding:
             self._begin()
         else:
             self.so_far = Encoded(left_out=self.so_far.left_out)
-            self._nats, self.end = [], 0
+            self._batches, self.end = [], 0
         self._tell()
 
     def mark(self) -> _Mark:
         """Return the state to come back to."""
         decisions = len(self._rounding.decisions)
-        padding = self.so_far.padding
-        return _Mark(self.end, len(self._nats), decisions, padding, self._stack.copy())
+        return _Mark(self.end, len(self._batches), decisions, self._stack.copy())
 
     def finish(self) -> None:
         """Write the bytes."""
@@ -243,9 +249,9 @@ class _Coding:
         if not len(self._order):
             return
         head = _HEAD.pack(
-            self.so_far.seed, len(self._coded), len(self._nats), len(self._rounding.decisions)
+            self.so_far.seed, len(self._coded), len(self._batches), len(self._rounding.decisions)
         )
-        sizes = [len(nats) for nats in self._nats]
+        sizes = [len(batch.nats) for batch in self._batches]
         parts = np.split(self._order, np.cumsum(sizes[::-1]))
         contents = [content_digest(self._x[part], self._coder.levels) for part in parts]
         table = b"".join(
@@ -261,9 +267,8 @@ class _Coding:
 
     def _go_back(self, mark: _Mark) -> None:
         self.end, self._stack = mark.end, mark.stack.copy()
-        self.so_far.padding = mark.padding
         del self._rounding.decisions[mark.decisions :]
-        del self._nats[mark.batches :]
+        del self._batches[mark.batches :]
 
     def _fitting(self) -> int:
         allowed = max(1, int((self._stack.bits - _SPARE) / self._dip))
@@ -272,8 +277,10 @@ class _Coding:
     def _tell(self) -> None:
         so_far = self.so_far
         so_far.done = len(self._x) - self.end
-        so_far.nats = np.concatenate([np.zeros(0), *self._nats])
-        so_far.stack_bits = self._stack.bits if self._nats else so_far.seed_bits
+        so_far.nats = np.concatenate([np.zeros(0), *(batch.nats for batch in self._batches)])
+        so_far.drawn = sum(batch.drawn for batch in self._batches)
+        so_far.padding = sum(batch.padding for batch in self._batches)
+        so_far.stack_bits = self._stack.bits if self._batches else so_far.seed_bits
         so_far.decisions = 8 * len(self._rounding.decisions)
 
 

@@ -11,11 +11,13 @@ import numpy as np
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.arrays import array_source, open_array
 from variational_diffusion.data.augment import Augmentation
+from variational_diffusion.data.beside import DEGRADATIONS
 from variational_diffusion.data.dataset import SPLITS, Dataset
 from variational_diffusion.data.decoding import Decoded
 from variational_diffusion.data.digits import open_digits
 from variational_diffusion.data.folder import image_files, kind_of, open_folder
 from variational_diffusion.data.idx import is_idx_folder, open_fashion_mnist, open_idx_folder
+from variational_diffusion.data.images import CHANNELS
 from variational_diffusion.data.originals import Originals
 from variational_diffusion.data.source import Source, Split
 from variational_diffusion.data.survey import survey
@@ -80,9 +82,18 @@ def open_dataset(config: DataConfig) -> Dataset:
             f"{name} = {getattr(config, name)} is for streaming; give --streaming, or leave out "
             f"--{name.replace('_', '-')}"
         )
-    dataset = opener(config)
     augmentation = Augmentation.of(config)
-    return dataset if augmentation is None else dataset.augmented(augmentation)
+    if augmentation is not None and (config.condition or "").startswith("image"):
+        raise InputError(
+            f"condition = '{config.condition}': its images are not flipped or cropped with the "
+            "examples; leave out --flip and --crop"
+        )
+    dataset = opener(config)
+    if augmentation is not None:
+        dataset = dataset.augmented(augmentation)
+    if config.condition in DEGRADATIONS:
+        dataset = dataset.degraded(config.condition)
+    return dataset
 
 
 def open_originals(source: str, like: DataConfig, shape: tuple[int, ...]) -> Originals:
@@ -99,19 +110,25 @@ def open_originals(source: str, like: DataConfig, shape: tuple[int, ...]) -> Ori
         array = array_source(config)
         return Originals(Split(array, np.arange(len(array))))
     if "resize" in options:
+        config = config.model_copy(update={"crop": (1, 1)})
+    originals = _originals(config, opener)
+    if originals.mode in ("1", "L", "RGB") and CHANNELS[originals.mode] < shape[0]:
         channels = _CHANNELS.get(shape[0], "auto")
-        config = config.model_copy(update={"crop": (1, 1), "channels": channels})
+        originals = _originals(config.model_copy(update={"channels": channels}), opener)
+    originals.check_exact()
+    return originals
+
+
+def _originals(config: DataConfig, opener: Opener) -> Originals:
     if opener is open_folder:
         files, notes = image_files(config)
-        decoder, kept, found = survey({"train": files}, config)
+        decoder, kept, found, _ = survey({"train": files}, config)
         examples: Source = Decoded(files, kept["train"], decoder)
         notes = (*found, *notes)
     else:
         dataset = opener(config)
         examples, notes = dataset.splits["train"].source, dataset.notes
-    originals = Originals(Split(examples, np.arange(len(examples))), notes)
-    originals.check_exact()
-    return originals
+    return Originals(Split(examples, np.arange(len(examples))), notes)
 
 
 def _open_hub(config: DataConfig) -> Dataset:

@@ -45,7 +45,7 @@ def bound_optimal(
         )
     nodes = max(_NODES, 2 * steps) + 1
     ends = uniform_in_gamma(schedule, 1, end=end)
-    fine = uniform_in_gamma(schedule, nodes - 1, end=end).flip(0).double().cpu()
+    fine = _nodes(schedule, nodes, end)
     cost = _costs(fine, errors, assumed)
     least = cost[0]
     chosen = []
@@ -77,18 +77,22 @@ def expected_diffusion(
 def fewest_steps(
     schedule: Schedule, errors: NoiseErrors, assumed: NoiseErrors | None, excess: float = 0.05
 ) -> int:
-    """Return the least T, of 5 · 2^(k/2), whose bound-optimal chain costs little more than T → ∞.
+    """Return the least T, at most 400, whose bound-optimal chain costs little more than T → ∞.
 
     excess: by what share the diffusion loss of the chain may be above that of infinitely many
         steps. assumed: as at `bound_optimal`.
     """
     limit = expected_diffusion(uniform_in_gamma(schedule, _MAX_STEPS), errors, assumed)
-    for k in range(16):
-        steps = min(round(5 * 2 ** (k / 2)), _MAX_STEPS)
-        grid = bound_optimal(schedule, steps, errors, assumed)
-        if expected_diffusion(grid, errors, assumed) <= (1 + excess) * limit:
-            break
+    cost = _costs(_nodes(schedule, _NODES + 1), errors, assumed)
+    least, steps = cost[0], 1
+    while least[-1] > (1 + excess) * limit and steps < _NODES:
+        least, steps = (least[:, None] + cost).amin(0), steps + 1
     return steps
+
+
+def _nodes(schedule: Schedule, nodes: int, end: float | None = None) -> Gammas:
+    """Return values from `end`, or γ_0, up to γ_1 that a chain may go through."""
+    return uniform_in_gamma(schedule, nodes - 1, end=end).flip(0).double().cpu()
 
 
 def _costs(

@@ -6,12 +6,9 @@ command's, which has the progress bars. Nothing here opens the data, so a page c
 where they are gone.
 """
 
-from variational_diffusion.report.neighbours import Nearest as Nearest
-from variational_diffusion.report.neighbours import nearest as nearest
 from variational_diffusion.report.page import check_replaceable as check_replaceable
 from variational_diffusion.report.page import render as render
 from variational_diffusion.report.page import write_page as write_page
 from variational_diffusion.report.stored import Section as Section
-from variational_diffusion.report.stored import environment as environment
 from variational_diffusion.report.stored import read_section as read_section
 from variational_diffusion.report.stored import write_section as write_section

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from variational_diffusion.pictures import Range, sheet, to_pil
+from variational_diffusion.pictures import Range, beside, to_pil
 
-_MILLISECONDS = 80
+_MILLISECONDS, _LAST_MILLISECONDS = 80, 2000
 _QUALITY = 80
 
 
@@ -23,16 +23,16 @@ def data_uri(picture: Image.Image) -> str:
 def animation_uri(
     frames: np.ndarray, levels: int | None, columns: int, *, value_range: Range | None = None
 ) -> str:
-    """Return sheets, shape (n_frames, n, channels, height, width), as a WebP that repeats.
+    """Return sheets side by side, shape (n_frames, k, n, channels, height, width), as a WebP.
 
-    It is compressed with loss: most of it is noise, which no coder makes smaller.
+    It repeats, and is compressed with loss: most of it is noise, which no coder makes smaller.
     """
-    sheets = [sheet(frame, levels, columns, value_range=value_range) for frame in frames]
+    pages = [beside(frame, levels, value_range, columns) for frame in frames]
     return _uri(
-        sheets,
+        pages,
         save_all=True,
-        append_images=sheets[1:],
-        duration=_MILLISECONDS,
+        append_images=pages[1:],
+        duration=[_MILLISECONDS] * (len(pages) - 1) + [_LAST_MILLISECONDS],
         loop=0,
         quality=_QUALITY,
     )

@@ -9,15 +9,10 @@ it can be measured again.
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from variational_diffusion.checkpoint import Run
@@ -81,22 +76,6 @@ def write_section(run: Run, name: str, weights: str, section: Section) -> None:
         "options": json.dumps(section.options),
     }
     write_tensors(path, section.arrays, header)
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """Return what a measurement ran on, as names and texts."""
-    name = platform.processor() or platform.machine()
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "variational-diffusion": version("variational-diffusion"),
-        "torch": torch.__version__,
-        "Python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": f"{device.type}, {name}",
-        "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
-    }
 
 
 def _path(run: Run, name: str, weights: str) -> Path:
