@@ -27,6 +27,7 @@ bench: install .venv/peers
 	$(BIN)/python benchmarks/loader.py --size 16 --examples 256 --steps 2 --no-log
 	$(BIN)/python benchmarks/schedules.py cost digits --repeats 11
 	$(BIN)/python benchmarks/averages.py digits --repeats 2 --no-log
+	$(BIN)/python benchmarks/quality.py digits --n 100 --steps 50 --no-log
 	rm -rf .venv/run
 	$(BIN)/vdm train digits --run .venv/run --steps 20 --json
 	$(BIN)/python benchmarks/likelihoods.py .venv/run --limit 8 --importance-limit 4 --draws 2 --samples 2 --no-log
