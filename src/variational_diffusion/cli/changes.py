@@ -15,6 +15,7 @@ from torch import Tensor
 
 from variational_diffusion import editing
 from variational_diffusion.checkpoint import Run
+from variational_diffusion.cli.conditioning import given_label, label_options
 from variational_diffusion.cli.console import Meter, print_json
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import chosen_examples, examples_options, other_examples
@@ -41,6 +42,7 @@ def task_options(task: Command) -> Command:
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
         click.option("--out", help="A .png sheet or an .npy array; default: in the run."),
         click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the draws."),
+        label_options,
         weights_option,
         device_options,
         examples_options,
@@ -73,6 +75,8 @@ class Job:
         split: str,
         limit: int | None,
         seed: int,
+        label: str | None,
+        guidance: float,
         out: str | None,
         as_json: bool,
         weights: str,
@@ -82,7 +86,7 @@ class Job:
         """Open the run, load the model, and refuse a target that could not be written."""
         target = use_device(device, threads)
         opened = Run.open(run)
-        vdm = opened.load(weights).to(target).eval()
+        vdm = given_label(opened, opened.load(weights).to(target).eval(), label, guidance)
         pictured = is_image(vdm.shape)
         name = f"{task}-seed-{seed}{'.png' if pictured else '.npy'}"
         path = unused(opened.path / "samples" / name) if out is None else Path(out)
@@ -100,7 +104,7 @@ class Job:
 
     def examples(self) -> Tensor:
         """Return the examples to be changed, in the decoder's domain."""
-        chosen = chosen_examples(self.run, self.data, self.split, self.limit)
+        chosen = chosen_examples(self.run, self.data, self.split, self.limit, condition="none")
         return torch.from_numpy(chosen.read(np.arange(len(chosen)))).to(self.device)
 
     def measurements(self, function: Callable[[Tensor], Tensor]) -> Tensor:
