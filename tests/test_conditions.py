@@ -335,22 +335,6 @@ def test_samples_have_the_label_that_was_asked_for(labelled, capsys, tmp_path):
     capsys.readouterr()
 
 
-def test_editing_is_of_a_class_or_of_none(labelled, capsys, tmp_path):
-    arguments = ["edit", "vary", labelled, "--weights", "ema-loud", "--limit", "2", "--gamma", "3"]
-    arguments += ["--steps", "3", "--draws", "1", "--threads", "1"]
-
-    def changed(name, *more):
-        assert vdm_command([*arguments, "--out", str(tmp_path / name), *more]) == 0
-        return np.load(tmp_path / name)
-
-    three, none = changed("three.npy", "--label", "3"), changed("none.npy")
-    assert not np.array_equal(three, none)
-    assert np.array_equal(none, changed("zero.npy", "--label", "3", "--guidance", "0"))
-    capsys.readouterr()
-    assert vdm_command([*arguments, "--guidance", "2"]) == 2
-    assert "nothing to guide by without --label" in capsys.readouterr().err
-
-
 def test_a_degradation_is_trained_evaluated_and_sampled(tmp_path, capsys):
     path = trained_by_command(tmp_path / "run", "hidden-right")
     found = printed(capsys, "evaluate", path, "--limit", "4", "--json")

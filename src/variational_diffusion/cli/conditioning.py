@@ -57,38 +57,6 @@ class Given:
 
 NOTHING = Given()
 
-_guidance_option = click.option(
-    "--guidance",
-    type=click.FloatRange(0),
-    default=1.0,
-    help="Weight of the condition: 1, the default, is the model's own; 2 is sharper.",
-)
-
-
-def label_options(command: Command) -> Command:
-    """Add --label, one for all that is done, and --guidance; `given_label` acts on them."""
-    label = click.option("--label", help="Class of the results; default: none in particular.")
-    return label(_guidance_option(command))
-
-
-def given_label(run: Run, vdm: VDM, label: str | None, guidance: float) -> VDM:
-    """Return the model of one class, or of no class in particular."""
-    if label is None:
-        if guidance != 1:
-            raise InputError(
-                f"guidance = {guidance:g}: there is nothing to guide by without --label"
-            )
-        check_free(run)
-        return vdm
-    if not isinstance(vdm.condition, Labels):
-        raise InputError(
-            f"label = '{label}': the model in '{run.path}' has learned no labels; train another "
-            "with vdm train DATA --condition label"
-        )
-    if guidance != 1:
-        check_free(run)
-    return vdm.given(vdm.condition.values([label]), guidance=guidance)
-
 
 def given_options(command: Command) -> Command:
     """Add the options that say what samples are given; `given_by` acts on them."""
@@ -100,7 +68,12 @@ def given_options(command: Command) -> Command:
             metavar="LOW HIGH",
             help="γ at which the guidance applies; default: everywhere.",
         ),
-        _guidance_option,
+        click.option(
+            "--guidance",
+            type=click.FloatRange(0),
+            default=1.0,
+            help="Weight of the condition: 1, the default, is the model's own; 2 is sharper.",
+        ),
         click.option("--conditions", help="Vectors or images to condition on, as an .npy array."),
         click.option(
             "--label",
