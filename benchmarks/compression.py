@@ -57,7 +57,7 @@ class Configuration:
 
 CONFIGURATIONS = {
     "as encoded": Configuration(),
-    "two threads": Configuration(threads=2),
+    "two threads": Configuration(threads=2, environment={"OMP_WAIT_POLICY": "PASSIVE"}),
     "one image at a time": Configuration(together=1),
     "64 images at a time": Configuration(together=64),
     "oneDNN off": Configuration(onednn=False),

@@ -1,6 +1,7 @@
 """ONNX against torch, the official release against its own code, and both bridges to diffusers."""
 
 import json
+import tracemalloc
 import zlib
 
 import msgpack
@@ -298,13 +299,13 @@ def array_of_many_blocks():
     tree = {"score_model": {"conv_out": {"bias": np.zeros(3, "f4")}}}
     tree["score_model"]["conv_in"] = {"kernel": np.zeros((0, 0, 15, 1 << 20), "f4")}
     tree["score_model"] |= {f"down.block_{i}": {"a": np.zeros(0, "f4")} for i in range(20)}
-    return packed({"params": tree, "ema_params": tree})
+    return packed({"step": 1, "params": tree, "ema_params": tree})
 
 
 def lying_array(claimed):
     content = msgpack.packb(((claimed,), "float32", b"\0" * 8))
     tree = {"score_model": {"conv_out": {"bias": msgpack.ExtType(1, content)}}}
-    return msgpack.packb({"params": tree, "ema_params": tree})
+    return msgpack.packb({"step": 1, "params": tree, "ema_params": tree})
 
 
 @pytest.mark.parametrize(
@@ -313,6 +314,7 @@ def lying_array(claimed):
         b"",
         b"\x80\x04\x95",  # the start of a pickle
         b"\xdd\xff\xff\xff\xff",  # a list of four billion entries
+        b"\xdd\x00\xff\xff\xff" * 100 + b"\0" * (1 << 24),  # lists of as many as there are bytes
         b"\xdf\xff\xff\xff\xff" + b"\xa1a" * 100,  # a map of as many
         b"\x81\xa1a" * 5000,  # maps in maps
         b"\x81\xa1a" * 500 + b"\x01",
@@ -324,11 +326,16 @@ def lying_array(claimed):
         array_of_many_blocks(),
     ],
 )
-def test_a_hostile_file_is_refused(content, tmp_path):
+def test_a_hostile_file_is_refused_and_takes_no_memory(content, tmp_path):
     path = tmp_path / "checkpoint"
     path.write_bytes(content)
-    with pytest.raises(InputError):
-        read_official(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError):
+            read_official(path)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
 
 
 # diffusers

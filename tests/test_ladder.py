@@ -9,14 +9,16 @@ import variational_diffusion
 
 LEVELS = [
     {"errors", "graphs", "environment"},
-    {"numerics", "lattice", "config", "files", "memory", "processes", "weightings"},
+    {"numerics", "lattice", "config", "files", "memory", "processes", "weightings"}
+    | {"conditions"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal", "measurements"},
-    {"decoders", "networks", "objective", "grids", "flow", "quality", "hub"},
+    {"decoders", "networks", "objective", "grids", "flow", "guidance", "quality", "hub"},
     {"sampling"},
     {"model"},
     {"training", "likelihood", "profile", "sharding", "heads", "compression", "interchange"},
-    {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan", "editing"},
+    {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan", "editing"}
+    | {"classification"},
     {"snapshots", "report", "evaluations"},
     {"cli"},
 ]

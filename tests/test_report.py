@@ -29,7 +29,7 @@ from variational_diffusion.report.svg import COLOURS, inline_svg
 
 CHROMIUM = shutil.which("chromium")
 FEW = ["--examples", "40", "--samples", "16", "--steps", "8", "--evaluations", "2000"]
-TRAIN = ["--steps", "60", "--batch-size", "8", "--threads", "1"]
+TRAIN = ["--steps", "20", "--batch-size", "8", "--threads", "1"]
 
 
 def output(capsys, arguments, code=0):
@@ -54,7 +54,7 @@ def hostile(tmp_path_factory):
         Image.fromarray(image).save(folder / f"{i}.png")
     run = place / "<script>alert(2)<%2Fscript>"
     settings = ["--set", "network.widths=[8,8]"]
-    assert vdm(["train", str(folder), "--run", str(run), *TRAIN, *settings]) == 0
+    assert vdm(["train", str(folder), "--run", str(run), *TRAIN, "--steps", "60", *settings]) == 0
     assert vdm(["report", str(run), *FEW]) == 0
     return run
 
@@ -171,6 +171,9 @@ def test_figures_are_those_of_the_other_commands(capsys, hostile):
     assert summary["bits_per_dim"] == found["bits_per_dim"]
     assert summary["terms"] == found["terms"]
     assert f"{found['bits_per_dim']:.4f} ± {found['standard_error']:.4f}" in page_of(hostile)
+    widths = re.findall(r'<span style="width: ([\d.]+)%">', page_of(hostile))
+    assert len(widths) == 1 + 3 + len(likelihood.values["classical"])
+    assert max(map(float, widths)) == 100
     figure = str(hostile.parent / "schedule.png")
     arguments = ["schedule", str(hostile), "--evaluations", "2000", "--out", figure, "--json"]
     found = json.loads(output(capsys, arguments).out)
@@ -245,6 +248,7 @@ def test_data_that_are_gone_leave_out_what_needs_them(capsys, hostile, tmp_path)
     try:
         assert report(capsys, run)["left_out"] == []
         shutil.rmtree(run / "report")
+        (run / "metrics.jsonl").unlink()
         found = output(capsys, ["report", str(run), *FEW])
     finally:
         moved.rename(folder)
@@ -255,6 +259,21 @@ def test_data_that_are_gone_leave_out_what_needs_them(capsys, hostile, tmp_path)
     assert '<section id="schedule">' in page
     assert '<section id="likelihood">' not in page
     assert '<section id="neighbours">' not in page
+    assert '<section id="training">' not in page
+
+
+def test_images_of_real_values(capsys, tmp_path):
+    values = np.random.default_rng(0).normal(size=(60, 6, 7)).astype(np.float32)
+    np.save(tmp_path / "fields.npy", values)
+    run = tmp_path / "run"
+    small = ["--set", "network.widths=[8,8]"]
+    output(capsys, ["train", str(tmp_path / "fields.npy"), "--run", str(run), *TRAIN, *small])
+    assert report(capsys, run, *FEW)["left_out"] == []
+    page = page_of(run)
+    assert "6×7 grey images, real values" in page
+    assert len(re.findall("<img ", page)) == 2 + 12 + 2
+    assert "% of the range" not in page
+    assert set(re.findall(r'<span style="width: ([\d.]+)%">', page)) == {"0.0"}
 
 
 def test_vectors_and_real_values(capsys, tmp_path):
@@ -338,6 +357,7 @@ def test_curves_have_the_error_of_a_mean():
     np.testing.assert_allclose(half.error, math.sqrt(8 / 1000))
     np.testing.assert_allclose(thinned(curves.bound, 2, correlated=True).error, half.error * 2**0.5)
     assert training_curves([], 10) is None
+    assert len(training_curves(lines(4)[:-1], 10).validation.x) == 0
     assert len(thinned(Curve(*np.ones((3, 1001))), 240).x) <= 240
 
 

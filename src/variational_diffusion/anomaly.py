@@ -39,6 +39,7 @@ from torch import Tensor
 
 from variational_diffusion import objective, process
 from variational_diffusion.classical import code_length
+from variational_diffusion.conditions import Batch
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import VDM
@@ -90,7 +91,7 @@ class Profiles:
 
 def profiles(
     vdm: VDM,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     bands: int = BANDS,
     draws: int = 2,
@@ -115,7 +116,11 @@ def profiles(
         device=gamma_0.device,
     )
     for batch in batches:
-        x = batch.to(gamma_0.device)
+        model, x = vdm.given_in(batch)
+
+        def predict_noise(z: Tensor, gamma: Tensor, model: VDM = model) -> Tensor:
+            return model.denoise(z, gamma).noise
+
         with torch.inference_mode():
             encoded = vdm.encode(x)
             reconstruction = torch.zeros(len(x), dtype=encoded.dtype, device=x.device)
@@ -124,7 +129,7 @@ def profiles(
                 for band in range(bands):
                     gamma = gamma_0 + (band + (draw + 0.5) / draws) * width
                     error = objective.noise_error(
-                        lambda z, gamma: vdm.denoise(z, gamma).noise,
+                        predict_noise,
                         encoded,
                         gamma.expand(len(x)),
                         noise[band].expand_as(encoded),
@@ -142,7 +147,7 @@ def profiles(
             prior=bits[0],
             reconstruction=bits[1],
             bands=bits[2],
-            classical=_classical(batch.numpy(), levels),
+            classical=_classical(x.cpu().numpy(), levels),
             statistics=statistics(encoded.cpu().double()).numpy(),
         )
 

@@ -51,6 +51,9 @@ class DataConfig(_Section):
     shuffle_buffer: number of examples that are shuffled together in streaming.
     lanes: parts that the shards are dealt to in streaming; a batch has as many of each.
     hold_out: number of examples of streamed data that are set aside for a split it does not have.
+    condition: what is learned beside the examples, to condition on: "label", or one of "label:",
+        "vector:" and "image:" with the name of a column or array, or a name of `DEGRADATIONS`,
+        which is computed from the example.
     """
 
     source: str
@@ -70,6 +73,7 @@ class DataConfig(_Section):
     shuffle_buffer: int = Field(1000, ge=1)
     lanes: int = Field(1, ge=1)
     hold_out: int = Field(1000, ge=1)
+    condition: str | None = None
 
 
 class Component(_Section):
@@ -80,13 +84,17 @@ class Component(_Section):
 
 
 class ModelConfig(_Section):
-    """A variational diffusion model: shape of one example, without the batch, and its parts."""
+    """A variational diffusion model: shape of one example, without the batch, and its parts.
+
+    condition: None for a model that takes none.
+    """
 
     shape: tuple[int, ...] = Field(min_length=1)
     decoder: Component
     schedule: Component
     network: Component
     prediction: Literal["noise", "velocity"] = "velocity"
+    condition: Component | None = None
 
 
 class TrainingConfig(_Section):
@@ -112,6 +120,8 @@ class TrainingConfig(_Section):
     ema_decay: decay of the weight average after its warm-up.
     posthoc_ema: keep two more averages and store them now and then, so that `vdm ema` can make one
         of any width; takes memory for two copies of the weights, and disk space for up to thirty.
+    condition_dropout: share of the examples whose condition is left out in training, drawn anew in
+        every step: what guidance and likelihoods without the condition need.
     seed: of the initial weights, the order of the data, the times and the noise.
     """
 
@@ -132,6 +142,7 @@ class TrainingConfig(_Section):
     clip_norm: float | None = Field(None, gt=0)
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     posthoc_ema: bool = True
+    condition_dropout: float = Field(0.1, ge=0, lt=1)
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from variational_diffusion import process
+from variational_diffusion.conditions import Batch
 from variational_diffusion.grids import NoiseErrors, PredictedErrors
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed, expand, randn_like
@@ -18,7 +19,7 @@ def fit_head(
     vdm: VDM,
     head: nn.Module,
     errors: NoiseErrors,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     steps: int,
     learning_rate: float = 3e-3,
@@ -41,12 +42,13 @@ def fit_head(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - step / steps)
         with torch.no_grad():
-            x = vdm.encode(batch.to(gamma_0.device))
+            model, examples = vdm.given_in(batch)
+            x = vdm.encode(examples)
             gamma = torch.lerp(gamma_0, gamma_1, low_discrepancy_times(len(x), generator, like=x))
             noise = randn_like(x, generator)
             q = process.q_t(x, gamma)
             z = q.mean + q.std * noise
-            estimate = vdm.denoise(z, gamma).noise
+            estimate = model.denoise(z, gamma).noise
             order = torch.randperm(len(x), generator=generator, device=x.device)
             width = (
                 (gamma_1 - gamma_0)

@@ -20,9 +20,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from variational_diffusion import grids, hub, objective, process
+from variational_diffusion.conditions import CONDITIONS, Arrays, Batch, Labels, parted
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import DECODERS, Discretized, Gaussian
 from variational_diffusion.errors import InputError
+from variational_diffusion.guidance import EVERYWHERE, Guided
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.numerics import Normal, expand, randn_like
 from variational_diffusion.objective import Bound, Draws
@@ -36,6 +38,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
 
     network: any module called as network(z, gamma, conditioning=None), gamma of shape (batch,),
         with a result of the shape of z.
+    condition: how values of a condition become the network's conditioning; None: it takes none.
     autocast: dtype that torch's autocast gives to the network's products, such as torch.bfloat16;
         None, the default: the network runs in its own. The built-in networks keep their first and
         last layers out of it. Nothing outside the network is ever in a lower precision.
@@ -52,6 +55,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         decoder: Discretized | Gaussian,
         shape: tuple[int, ...],
         prediction: str = "velocity",
+        condition: Labels | Arrays | None = None,
     ) -> None:
         super().__init__()
         if prediction not in ("noise", "velocity"):
@@ -61,6 +65,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         self.decoder = decoder
         self.shape = tuple(shape)
         self.prediction = prediction
+        self.condition = condition
         self.autocast: torch.dtype | None = None
         self.reverse_errors: grids.NoiseErrors | grids.PredictedErrors | None = None
         self.config: ModelConfig | None = None
@@ -90,6 +95,8 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         draws: times and noise; by default those of `draw`.
         weighting: what the gradient of the diffusion loss for infinitely many steps is weighted by,
             as at `objective.diffusion`; the values stay those of the bound.
+        conditioning: what the network is given, encoded; None: the bound on −log p(x) without a
+            condition. Of a model by `given`, it is the one on −log p(x|c).
         """
         self._check_shape(x)
         if steps is not None:
@@ -140,6 +147,41 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
             times = objective.low_discrepancy_times(count, generator, like=like)
         noise = randn_like(like.new_empty(count, *self.shape), generator)
         return Draws(times, noise, noise_0=randn_like(noise, generator))
+
+    def given(
+        self,
+        condition: Shaped[Tensor, "batch *value"] | None,
+        *,
+        guidance: float = 1.0,
+        interval: tuple[float, float] = EVERYWHERE,
+    ) -> VDM:
+        """Return the model of p(x|c): this one with the condition filled in.
+
+        Whatever takes a model takes it: samplers, estimators, the ODE. It shares its parts with
+        this one.
+
+        condition: values of the condition, one for each row of the batches to come, or one for
+            all; None: of p(x), which is this model.
+        guidance, interval: see `guidance.Guided`; with a weight other than 1, samples and the ODE
+            are of the guided process, and there is no bound for it.
+        """
+        if condition is None:
+            return self
+        if self.condition is None:
+            raise InputError(
+                "condition: this model is unconditional; train one with --condition label"
+            )
+        like = self.schedule.initial_end_points
+        encoded = self.condition.encode(condition.to(like.device)).to(like.dtype)
+        if isinstance(self.network, Clipped):  # guidance goes beyond the range: clip after it
+            guided = Guided(self.network.network, encoded, guidance, interval)
+            return self._around(self.network.around(guided), None)
+        return self._around(Guided(self.network, encoded, guidance, interval), None)
+
+    def given_in(self, batch: Batch) -> tuple[VDM, Tensor]:
+        """Return the model given the conditions of a batch, and its examples, on its device."""
+        x, condition = parted(batch)
+        return self.given(condition), x.to(self.schedule.initial_end_points.device)
 
     def encode(self, x: Shaped[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """Return data as the decoder encodes it, in the precision of the model."""
@@ -204,7 +246,12 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
             raise InputError("clip: real-valued data have no range; only x̂ of levels is clipped")
         limit = 1 - 1 / self.decoder.levels
         network = Clipped(self.network, self.prediction, limit, quantile)
-        model = VDM(network, self.schedule, self.decoder, self.shape, self.prediction)
+        return self._around(network, self.condition)
+
+    def _around(self, network: nn.Module, condition: Labels | Arrays | None) -> VDM:
+        """Return a model of the same parts with a network around this one's."""
+        parts = network, self.schedule, self.decoder, self.shape, self.prediction, condition
+        model = VDM(*parts)
         model.autocast, model.reverse_errors = self.autocast, self.reverse_errors
         return model.train(self.training)
 
@@ -328,6 +375,9 @@ def build(config: ModelConfig, *, seed: int = 0) -> VDM:
             decoder=_construct("decoder", DECODERS, config.decoder),
             shape=config.shape,
             prediction=config.prediction,
+            condition=None
+            if config.condition is None
+            else _construct("condition", CONDITIONS, config.condition),
         )
     vdm.config = complete(config)
     return vdm

@@ -14,6 +14,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from variational_diffusion.conditions import Batch, parted
 from variational_diffusion.config import TrainingConfig
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import Infinite, Summary, evaluate, summarize
@@ -57,11 +58,11 @@ class OverfitCheck:
 
 def overfit(
     vdm: VDM,
-    x: Tensor,
+    batch: Batch,
     config: TrainingConfig,
     show: Callable[[float, int], None] = lambda fraction, step: None,
 ) -> OverfitCheck:
-    """Train a new model on one batch x until it has learned it, for the budget or a minute.
+    """Train a new model on one batch until it has learned it, for the budget or a minute.
 
     The average of the weights plays no part, there is no warm-up, and γ keeps its range, as the
     best one for examples known by heart is another. `vdm` is changed.
@@ -72,29 +73,29 @@ def overfit(
     budget = {} if config.minutes is None else {"minutes": seconds / 60}
     fixed = {"warmup_steps": 0, "end_point_learning_rate": 0.0, "posthoc_ema": False}
     config = config.model_copy(update=budget | fixed)
-    first = last = _bound(vdm, x)
+    first = last = _bound(vdm, batch)
     state = TrainingState.start(vdm, config)
     start, looks = time.monotonic(), 1
     diverged: tuple[str, ...] = ()
     try:
-        for record in fit(state, repeat(x), config):
+        for record in fit(state, repeat(batch), config):
             spent = max(record.progress, (time.monotonic() - start) / seconds)
             show(min(1.0, spent), state.step)
             if spent * _LOOKS >= looks or spent >= 1:
                 looks += 1
-                last = _bound(vdm, x)
+                last = _bound(vdm, batch)
                 if spent >= 1 or OverfitCheck(first, last, 0, 0.0).fallen >= SHARE:
                     break
     except InputError as error:  # a step that diverged, or a bound that is not finite
         diverged = (str(error),)
     found = OverfitCheck(first, last, state.step, time.monotonic() - start)
-    causes = diverged or _of_data(x) or _of_learning(found, vdm, config)
+    causes = diverged or _of_data(parted(batch)[0]) or _of_learning(found, vdm, config)
     return replace(found, causes=causes)
 
 
-def _bound(vdm: VDM, x: Tensor) -> Summary:
+def _bound(vdm: VDM, batch: Batch) -> Summary:
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(0)
-    bounds = evaluate(vdm, [x], Infinite(_DRAWS), generator=generator)
+    bounds = evaluate(vdm, [batch], Infinite(_DRAWS), generator=generator)
     return summarize(bounds, dimensions=vdm.dimensions)
 
 

@@ -216,11 +216,13 @@ def check_animation(path: str | os.PathLike[str], overwrite: bool = False) -> No
         raise InputError(f"'{path}' exists and is not overwritten; give another name")
 
 
-def beside(frame: np.ndarray, levels: int | None, value_range: Range | None) -> Image.Image:
+def beside(
+    frame: np.ndarray, levels: int | None, value_range: Range | None, columns: int | None = None
+) -> Image.Image:
     """Return a sheet of a frame, or its sheets from left to right; see `animation`."""
     if frame.ndim == 4:
-        return sheet(frame, levels, value_range=value_range)
-    sheets = [sheet(part, levels, value_range=value_range) for part in frame]
+        return sheet(frame, levels, columns, value_range=value_range)
+    sheets = [sheet(part, levels, columns, value_range=value_range) for part in frame]
     step, height = sheets[0].width + _BETWEEN, sheets[0].height
     page = Image.new(sheets[0].mode, (len(sheets) * step - _BETWEEN, height), "white")
     for i, one in enumerate(sheets):

@@ -11,8 +11,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 
+from variational_diffusion.conditions import CONDITIONS, parted
 from variational_diffusion.config import (
     Component,
     DataConfig,
@@ -22,6 +24,7 @@ from variational_diffusion.config import (
     validated,
 )
 from variational_diffusion.data import Dataset
+from variational_diffusion.data.source import mean_and_std
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import complete
 from variational_diffusion.networks import NETWORKS
@@ -29,6 +32,9 @@ from variational_diffusion.schedules import SCHEDULES
 from variational_diffusion.weightings import weighting_named
 
 Shape = tuple[int, ...]
+
+_MEASURED = 4096
+"""Examples whose conditions, where they are arrays, give location and scale."""
 
 
 class Preset(BaseModel):
@@ -178,6 +184,7 @@ def configure(
         dataset.shape,
         dataset.levels,
         _decoder(dataset),
+        condition=_condition(dataset),
         preset=preset,
         schedule=schedule,
         network=network,
@@ -192,6 +199,7 @@ def parts(
     levels: int | None,
     decoder: Component,
     *,
+    condition: Component | None = None,
     preset: str | None = None,
     schedule: str | None = None,
     network: str | None = None,
@@ -213,9 +221,12 @@ def parts(
     for key, value in (settings or {}).items():
         section, _, field = key.partition(".")
         _entry("section", sections, section)[field] = value
+    if condition is not None:
+        sections["network"] |= _conditioned(chosen.network.name, condition)
     model = {
         **sections["model"],
         "decoder": decoder,
+        "condition": condition,
         "network": Component(name=chosen.network.name, options=sections["network"]),
         "schedule": Component(name=chosen.schedule.name, options=sections["schedule"]),
     }
@@ -231,6 +242,37 @@ def _decoder(dataset: Dataset) -> Component:
     location, scale = dataset.splits["train"].mean_and_std()
     return Component(
         name="gaussian", options={"location": location.tolist(), "scale": scale.tolist()}
+    )
+
+
+def _condition(dataset: Dataset) -> Component | None:
+    """Return how conditions are encoded: labels with their shares, arrays standardised."""
+    train = dataset.splits["train"]
+    if dataset.labels is not None:
+        assert train.conditions is not None
+        counts = np.bincount(train.conditions[train.indices], minlength=len(dataset.labels))
+        shares = (counts / counts.sum()).tolist()
+        return Component(name="label", options={"names": list(dataset.labels), "shares": shares})
+    _, values = parted(train.limit(_MEASURED).batch(range(min(_MEASURED, len(train)))))
+    if values is None:
+        return None
+    location, scale = mean_and_std([values.numpy()])
+    scale[scale == 0] = 1.0
+    options = {"location": location.tolist(), "scale": scale.tolist()}
+    return Component(name="array", options={"value_shape": list(values.shape[1:]), **options})
+
+
+def _conditioned(network: str, condition: Component) -> dict[str, int]:
+    """Return the options that let a network of the table take a condition."""
+    shape = CONDITIONS[condition.name](**condition.options).shape
+    known = inspect.signature(_entry("network", NETWORKS, network)).parameters
+    if "conditioning_channels" in known and len(shape) == 3:
+        return {"conditioning_channels": shape[0]}
+    if "conditioning_size" in known:
+        return {"conditioning_size": math.prod(shape)}
+    raise InputError(
+        f"network = '{network}' takes no condition but one number; choose another --network, or "
+        "leave out --condition"
     )
 
 

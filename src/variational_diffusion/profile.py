@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from variational_diffusion import objective, process
+from variational_diffusion.conditions import Batch
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import NoiseErrors, PredictedErrors
 from variational_diffusion.model import VDM
@@ -39,26 +40,25 @@ class Errors(NamedTuple):
 
 
 def measure(
-    vdm: VDM, batches: Iterable[Tensor], *, generator: torch.Generator | None = None
+    vdm: VDM, batches: Iterable[Batch], *, generator: torch.Generator | None = None
 ) -> Iterator[Errors]:
     """Yield the errors of every batch, with γ spread evenly over [γ_0, γ_1]."""
     vdm.eval()
     gamma_0, gamma_1 = vdm.schedule.end_points.detach().unbind()
     for batch in batches:
         with torch.inference_mode():
-            encoded = vdm.encode(batch.to(gamma_0.device))
-            u = objective.low_discrepancy_times(len(batch), generator, like=encoded)
+            model, x = vdm.given_in(batch)
+            encoded = vdm.encode(x)
+            u = objective.low_discrepancy_times(len(x), generator, like=encoded)
             gamma = torch.lerp(gamma_0, gamma_1, u)
             noise = randn_like(encoded, generator)
-            error = objective.noise_error(
-                lambda z, gamma: vdm.denoise(z, gamma).noise, encoded, gamma, noise
-            )
+            error = objective.noise_error(_predictor(model), encoded, gamma, noise)
         yield Errors(gamma.cpu(), bits_per_dim(error, vdm.dimensions).cpu())
 
 
 def noise_errors(
     vdm: VDM,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     bins: int = 100,
     generator: torch.Generator | None = None,
@@ -78,24 +78,29 @@ def noise_errors(
     count = torch.zeros(bins, dtype=torch.float64)
     for batch in batches:
         with torch.inference_mode():
-            encoded = vdm.encode(batch.to(gamma_0.device))
-            u = objective.low_discrepancy_times(len(batch), generator, like=encoded)
+            model, x = vdm.given_in(batch)
+            encoded = vdm.encode(x)
+            u = objective.low_discrepancy_times(len(x), generator, like=encoded)
             errors = 2 * objective.noise_errors(
-                lambda z, gamma: vdm.denoise(z, gamma).noise,
+                _predictor(model),
                 encoded,
                 torch.lerp(gamma_0, gamma_1, u),
                 randn_like(encoded, generator),
             )
         index = (u.cpu() * bins).long().clamp(max=bins - 1)
         total.index_add_(0, index, errors.cpu().double())
-        count.index_add_(0, index, torch.ones(len(batch), dtype=torch.float64))
+        count.index_add_(0, index, torch.ones(len(x), dtype=torch.float64))
         yield NoiseErrors(middles, total / count.reshape(-1, *(1,) * len(vdm.shape)))
+
+
+def _predictor(vdm: VDM) -> objective.PredictNoise:
+    return lambda z, gamma: vdm.denoise(z, gamma).noise
 
 
 def predictions(
     vdm: VDM,
     assumed: PredictedErrors,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     groups: int = 200,
     generator: torch.Generator | None = None,
@@ -111,12 +116,13 @@ def predictions(
     rows: list[Tensor] = []
     for gamma, measured, batch in zip(mean.gamma, mean.error.flatten(), batches, strict=False):
         with torch.inference_mode():
-            x = vdm.encode(batch.to(vdm.schedule.gamma_0.device))
+            model, examples = vdm.given_in(batch)
+            x = vdm.encode(examples)
             gamma_t = gamma.to(x).expand(len(x))
             noise = randn_like(x, generator)
             q = process.q_t(x, gamma_t)
             z = q.mean + q.std * noise
-            estimate = vdm.denoise(z, gamma_t).noise
+            estimate = model.denoise(z, gamma_t).noise
             expected = assumed(z, gamma_t, estimate).flatten().double().cpu()
             error = (noise - estimate).square().flatten().double().cpu()
         size = max(1, len(error) // groups)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from variational_diffusion import objective
+from variational_diffusion.conditions import Batch, parted
 from variational_diffusion.config import TrainingConfig
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.ema import ExponentialAverage
@@ -31,7 +32,7 @@ from variational_diffusion.errors import DivergedError, InputError
 from variational_diffusion.graphs import Recorded
 from variational_diffusion.lattice import LEAST_RECORDED_SPACING
 from variational_diffusion.model import VDM
-from variational_diffusion.numerics import bits_per_dim, derived_seed
+from variational_diffusion.numerics import bits_per_dim, derived_seed, expand
 from variational_diffusion.objective import Bound
 from variational_diffusion.optimizers import Muon
 from variational_diffusion.posthoc import PowerAverages
@@ -124,7 +125,7 @@ class Engine:
 
 def fit(
     state: TrainingState,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     config: TrainingConfig,
     *,
     engine: Engine = Engine(),
@@ -140,7 +141,8 @@ def fit(
     With several processes, all of them call this and get the records of the same steps.
 
     batches: the data from batch number `state.step` on: this process's rows of each, of shape
-        (batch / processes, *shape).
+        (batch / processes, *shape), with the values of their conditions where `vdm.condition`
+        takes them.
     stopped: asked after every step; where it is true in any process, this step is the last.
     Raises DivergedError after ten steps in a row that were skipped.
     """
@@ -150,7 +152,7 @@ def fit(
     paused = 0.0
     in_a_row = 0
 
-    for x in batches:
+    for batch in batches:
         progress = _progress(state, config)
         if progress >= 1:
             return
@@ -158,7 +160,7 @@ def fit(
         _set_rates(state.optimizers.values(), factor)
         if not state.vdm.training:
             state.vdm.train()
-        bound, numbers = step.measure(x)
+        bound, numbers = step.measure(batch)
         mine = [
             float(not all(map(math.isfinite, numbers))),
             float(stopped()),
@@ -216,7 +218,7 @@ class _Step:
         if engine.graphs:
             self._record()
 
-    def measure(self, x: Tensor) -> tuple[Bound, list[float]]:
+    def measure(self, batch: Batch) -> tuple[Bound, list[float]]:
         """Leave the gradients of this batch in the parameters.
 
         Returns the bound of the examples, and its mean, the norm of the network's gradient before
@@ -233,7 +235,7 @@ class _Step:
             measures = objective.measures_the_ends(schedule)
             if self.engine.graphs and measures:
                 self._check_recorded_sums()
-            *terms, numbers = self._gradients[measures](x.to(self.device, non_blocking=True))
+            *terms, numbers = self._gradients[measures](*self._inputs(batch))
         schedule.calls = calls + self.engine.parts
         return Bound(*terms), numbers.tolist()
 
@@ -246,15 +248,34 @@ class _Step:
         for optimizer in self.state.optimizers.values():
             optimizer.zero_grad(set_to_none=not self.engine.graphs)
 
-    def _gradients_of(self, x: Tensor) -> Sequence[Tensor]:
+    def _inputs(self, batch: Batch) -> list[Tensor]:
+        """Return the examples, and the encoded conditions of a model that takes them."""
+        x, condition = (
+            part if part is None else part.to(self.device, non_blocking=True)
+            for part in parted(batch)
+        )
+        assert x is not None
+        if self.vdm.condition is None or condition is None:
+            return [x]
+        return [x, self.vdm.condition.encode(condition)]
+
+    def _gradients_of(self, x: Tensor, conditioning: Tensor | None = None) -> Sequence[Tensor]:
         count = self.place.processes * len(x)
-        draws = self.vdm.draw(count, self.generator).rows(self.place.rows(count))
+        mine = self.place.rows(count)
+        draws = self.vdm.draw(count, self.generator).rows(mine)
+        if conditioning is not None:
+            chance = torch.rand(count, generator=self.generator, device=self.device)[mine]
+            kept = (chance >= self.config.condition_dropout).to(conditioning.dtype)
+            conditioning = conditioning * expand(kept, conditioning)
         bounds: list[Bound] = []
         size = len(x) // self.engine.parts
         for part in range(self.engine.parts):
             rows = slice(part * size, (part + 1) * size)
             with self._gradients_stay_here(part < self.engine.parts - 1):
-                bound = self.bound(x[rows], draws=draws.rows(rows), weighting=self.weighting)
+                given = {} if conditioning is None else {"conditioning": conditioning[rows]}
+                bound = self.bound(
+                    x[rows], draws=draws.rows(rows), weighting=self.weighting, **given
+                )
                 price = self.config.range_price * self.vdm.schedule.end_points.diff()
                 loss = bits_per_dim(bound.total, self.vdm.dimensions).mean() + price
                 (loss / self.engine.parts).backward()

@@ -25,6 +25,7 @@ COMMANDS = {
     "schedule": "What the noise schedule has learned: variances in a table, and a figure.",
     "sample": "Draw examples: a sheet, single files, an array, an animation.",
     "edit": "Change examples: inpaint, restore, vary, interpolate.",
+    "classify": "The class under which each example is most likely, and how often that is right.",
     "quality": "How good samples are: FID, KID, precision, recall, with errors and a floor.",
     "report": "One page about a run: curves, samples, likelihoods, how to repeat them.",
     "compress": "Compress examples without loss, to about their bits per dimension.",

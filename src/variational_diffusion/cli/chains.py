@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import click
 import torch
-from torch import Tensor
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import Meter
+from variational_diffusion.conditions import Batch
 from variational_diffusion.data import open_dataset
 from variational_diffusion.data.loader import training_batches
 from variational_diffusion.errors import InputError
@@ -151,7 +151,7 @@ def measured_errors(run: Run, vdm: VDM, weights: str) -> NoiseErrors:
     return errors
 
 
-def _validation_batches(run: Run, size: int, count: int, title: str) -> Iterator[Tensor]:
+def _validation_batches(run: Run, size: int, count: int, title: str) -> Iterator[Batch]:
     """Yield batches of validation examples, in a random order, and show how many were used."""
     split = open_dataset(run.config.data).splits["validation"]
     size = min(size, len(split))

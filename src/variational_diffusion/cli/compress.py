@@ -16,7 +16,7 @@ from variational_diffusion.classical import code_length, code_lengths, picture_l
 from variational_diffusion.cli.chains import chain_of, expected_errors
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import chosen_examples, examples_options
+from variational_diffusion.cli.examples import check_free, chosen_examples, examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.compression import (
     MAX_IMAGES,
@@ -49,9 +49,8 @@ class Totals:
 
     by_model, beside: values of the images that the model coded, and of those beside it. nats,
     padding: the bounds of the tiles that the model coded, and the part of their padding. drawn:
-    nats that the densities of their latents give. stack: on
-    the stacks at the end. seeds: of the tiles that these began with, on the stacks, too. decisions:
-    of close roundings.
+    nats that the densities of their latents give. stack: on the stacks at the end. seeds: of the
+    tiles that these began with, on the stacks, too. decisions: of close roundings.
     """
 
     images: int = 0
@@ -91,9 +90,8 @@ class Totals:
         """Return what a file of `size` bytes has above the bound for all values, in bits."""
         seeded = self.values - self.by_model - self.beside
         return {
-            "chain: lattice, rounding and chance": self.stack
-            - self.seeds
-            - self.nats / math.log(2),
+            "chance of the draw": (self.drawn - self.nats) / math.log(2),
+            "lattice and rounding": self.stack - self.seeds - self.drawn / math.log(2),
             "padding of tiles": self.padding / math.log(2),
             "tiles that begin a stack, without the model": self.seeds - self.bound * seeded,
             "images beside the model": self.beside_bits - self.bound * self.beside,
@@ -150,7 +148,8 @@ def command(
     """Compress examples without loss by the model in RUN.
 
     DATA is anything of the model's kind, all of it, images of any size; left out, --split of RUN's
-    own data. The file needs the model to be read: vdm decompress RUN FILE --out FOLDER.
+    own data. The file needs the model to be read: vdm decompress RUN FILE --out FOLDER. A model
+    with conditions compresses without them.
     """
     target = use_device(device, threads)
     _check_target(out)
@@ -160,6 +159,7 @@ def command(
         raise InputError(
             f"run = '{run}' is a model of real values: lossless compression is for integers"
         )
+    check_free(opened)
     originals = _originals(opened, vdm, data, split, limit)
     for note in originals.notes:
         click.echo(f"note: {note}", err=True)
@@ -207,9 +207,10 @@ def command(
 
 def _originals(run: Run, vdm: VDM, data: str | None, split: str, limit: int | None) -> Originals:
     if data is None:
-        return Originals(chosen_examples(run, None, split, limit))
+        return Originals(chosen_examples(run, None, split, limit, condition="none"))
     levels = run.config.data.levels
-    originals = open_originals(data, run.config.data, vdm.shape)
+    config = run.config.data.model_copy(update={"condition": None})
+    originals = open_originals(data, config, vdm.shape)
     if originals.levels != levels:
         raise InputError(
             f"data = '{data}' has levels {originals.levels}: the model in '{run.path}' takes "

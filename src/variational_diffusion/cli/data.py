@@ -43,6 +43,7 @@ def command(data: str, sheet: str | None, as_json: bool, **options: Any) -> None
                 "shape": list(dataset.shape),
                 "levels": dataset.levels,
                 "splits": counts,
+                "labels": dataset.labels,
                 "notes": list(dataset.notes),
                 "sheet": None if path is None else str(path),
             }
@@ -55,6 +56,8 @@ def command(data: str, sheet: str | None, as_json: bool, **options: Any) -> None
         ("values", f"{levels}, {examples.min()} to {examples.max()} in {len(examples)} examples"),
         *((f"  {name}", _number(count)) for name, count in counts.items()),
     ]
+    if dataset.labels is not None:
+        rows.append(("labels", ", ".join(dataset.labels)))
     print_table(dataset.source, ["", ""], rows)
     for note in dataset.notes:
         click.echo(note)

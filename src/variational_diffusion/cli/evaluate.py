@@ -15,7 +15,12 @@ from variational_diffusion.cli.chains import chain_of, chain_options, is_chain_o
 from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
-from variational_diffusion.cli.examples import chosen_examples, examples_options
+from variational_diffusion.cli.examples import (
+    check_free,
+    chosen_examples,
+    condition_option,
+    examples_options,
+)
 from variational_diffusion.cli.options import command_line, device_options, weights_option
 from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.data import Split
@@ -108,6 +113,7 @@ _NOT_OF_THE_FIGURES = {
 @click.option("--batch-size", type=click.IntRange(1), default=250, help="Examples at once.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the estimate.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@condition_option
 @weights_option
 @speed_options
 @device_options
@@ -124,6 +130,7 @@ def command(
     batch_size: int,
     seed: int,
     as_json: bool,
+    condition: str,
     weights: str,
     compile_mode: str,
     channels_last: bool,
@@ -132,6 +139,9 @@ def command(
     **options: Any,
 ) -> None:
     """Estimate −log p(x) of DATA under the model in RUN, in bits per dimension.
+
+    Of a model with conditions it is −log p(x|c), of the examples' own conditions; --condition none
+    leaves them out.
 
     DATA is read with the options that the run was trained with; without it, the run's own data
     are. Started by torchrun, the processes share the batches out; the figures do not change.
@@ -143,7 +153,9 @@ def command(
     opened = Run.open(run)
     vdm = opened.load(weights).to(target)
     speed_up(vdm, compile_mode=compile_mode, channels_last=channels_last)
-    examples = chosen_examples(opened, data, split, limit)
+    if condition == "none":
+        check_free(opened)
+    examples = chosen_examples(opened, data, split, limit, condition=condition)
     if rounds is None:
         rounds = 1 if estimator in ("ode", "importance") else 2
     with processes(target, DAYS) as place:
@@ -173,10 +185,12 @@ def command(
             click.echo(f"maps: {maps}", err=True)
     summary = summarize(*done.rounds, dimensions=vdm.dimensions)
     steps = options["steps"]
+    conditioned = opened.config.data.condition if condition == "own" else None
     values = {
         "estimator": estimator,
         "split": split,
         **summary.as_json(),
+        "condition": conditioned,
         "levels": opened.config.data.levels,
         "shape": list(vdm.shape),
         "weights": weights,
@@ -194,6 +208,8 @@ def command(
         print_json(values)
         return
     chain = "" if steps is None else f", {steps} steps"
+    if conditioned is not None:
+        chain += f", given the {conditioned}"
     print_table(
         f"{run}: {split} split, {weights} weights, {estimator}{chain}",
         ["", ""],
@@ -243,19 +259,21 @@ def evaluate_rounds(
         while not done.stopped:
             number = len(done.rounds)
             own: dict[int, Estimate] = {}
-            for x, b in zip(
+            for batch, b in zip(
                 ordered_batches(split, batch_size, part=place),
                 range(place.rank, len(sizes), place.processes),
                 strict=True,
             ):
                 generator = torch.Generator(device).manual_seed(derived_seed(seed, number, b))
-                own[b] = estimator(vdm, x.to(device), generator)
+                model, x = vdm.given_in(batch)
+                own[b] = estimator(model, x, generator)
                 if meter is not None:
                     _show(meter, own, done, rounds, len(sizes) / place.processes, vdm.dimensions)
                 if stopped():
                     break
             if together and len(own) < most:
-                estimator(vdm, split.__getitems__([0]).to(device))
+                model, x = vdm.given_in(split.batch([0]))
+                estimator(model, x)
             estimates = _gathered(own, sizes, estimator, place, device)
             done.rounds.append(estimates)
             done.stopped = len(estimates) < len(sizes)
@@ -284,15 +302,14 @@ def evaluate_split(
 
 def write_maps(vdm: VDM, split: Split, path: str, *, seed: int) -> None:
     """Write a sheet: every example beside a map of its bits, dark for few and light for many."""
-    x = next(ordered_batches(split, len(split)))
-    device = vdm.schedule.gamma_0.device
-    generator = torch.Generator(device).manual_seed(seed)
-    bits = bits_of_entries(vdm, x.to(device), generator=generator).cpu().double().numpy()
+    model, x = vdm.given_in(next(ordered_batches(split, len(split))))
+    generator = torch.Generator(x.device).manual_seed(seed)
+    bits = bits_of_entries(model, x, generator=generator).cpu().double().numpy()
     bits = bits.mean(1, keepdims=True)  # over the channels
     low, high = np.quantile(bits, [0.01, 0.99])
     shown = np.clip((bits - low) / max(high - low, 1e-9), 0, 1).repeat(x.shape[1], axis=1)
     levels = vdm.decoder.levels if isinstance(vdm.decoder, Discretized) else None
-    images = x.double().numpy()
+    images = x.cpu().double().numpy()
     least, most = (0.0, levels - 1.0) if levels else (images.min(), images.max())
     images = (images - least) / max(most - least, 1e-9)
     pairs = np.stack([images, shown], axis=1).reshape(-1, *x.shape[1:])

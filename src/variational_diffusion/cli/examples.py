@@ -40,17 +40,43 @@ def examples_options(command: Command) -> Command:
     return command
 
 
-def chosen_examples(run: Run, data: str | None, split: str, limit: int | None) -> Split:
-    """Return the examples that a command names; those of other data must be of the model's kind."""
-    chosen = _opened(run, data).splits[split]
+def condition_option(command: Command) -> Command:
+    """Add --condition, which says whether examples come with their conditions."""
+    return click.option(
+        "--condition",
+        type=click.Choice(["own", "none"]),
+        default="own",
+        help="Of a model with conditions: those of the examples (own, default), or none at all.",
+    )(command)
+
+
+def check_free(run: Run) -> None:
+    """Raise `InputError` where the model never learned to do without a condition."""
+    if run.config.model.condition is not None and not run.config.training.condition_dropout:
+        raise InputError(
+            f"run = '{run.path}' was trained with condition_dropout = 0, so it knows no examples "
+            "without a condition: no guidance, no --condition none; train another with the default"
+        )
+
+
+def chosen_examples(
+    run: Run, data: str | None, split: str, limit: int | None, *, condition: str = "own"
+) -> Split:
+    """Return the examples that a command names; those of other data must be of the model's kind.
+
+    condition: "own" for a model with conditions: they come with the examples; "none": they do not.
+    """
+    chosen = _opened(run, data, condition).splits[split]
     return chosen if limit is None else chosen.limit(limit)
 
 
-def everything(run: Run, data: str | None, split: str, limit: int | None) -> Split:
+def everything(
+    run: Run, data: str | None, split: str, limit: int | None, *, condition: str = "own"
+) -> Split:
     """Return the run's own split; of other data all examples, as far as they are one source's."""
     if data is None:
-        return chosen_examples(run, None, split, limit)
-    train = _opened(run, data).splits["train"]
+        return chosen_examples(run, None, split, limit, condition=condition)
+    train = _opened(run, data, condition).splits["train"]
     return replace(train, indices=np.arange(len(train.source))[:limit])
 
 
@@ -68,15 +94,24 @@ def other_examples(run: Run, data: str, shape: tuple[int, ...]) -> Split:
     return replace(train, indices=np.arange(len(train.source)))
 
 
-def _opened(run: Run, data: str | None) -> Dataset:
+def _opened(run: Run, data: str | None, condition: str) -> Dataset:
     config = run.config.data
+    if condition == "none":
+        config = config.model_copy(update={"condition": None})
     if data is not None:
         config = config.model_copy(update={"source": data, **_NOT_STREAMED})
-    dataset = open_dataset(config)
+    try:
+        dataset = open_dataset(config)
+    except InputError as error:
+        if data is None or not str(error).startswith("condition = "):
+            raise
+        raise InputError(f"{error}; or do without, with --condition none") from error
     model = run.config.model
     if dataset.shape != model.shape or dataset.levels != config.levels:
         raise InputError(
             f"data = '{config.source}' has shape {dataset.shape} and levels {dataset.levels}: "
             f"the model in '{run.path}' takes shape {model.shape} and levels {config.levels}"
         )
+    if run.config.model.condition is not None and dataset.labels is not None:
+        dataset = dataset.labelled(run.config.model.condition.options["names"])
     return dataset

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import torch
 
 from variational_diffusion import evaluations
 from variational_diffusion.checkpoint import Run
@@ -42,7 +43,8 @@ def command(run: str, hub: str | None, onnx: str | None, weights: str, threads: 
     if onnx is not None:
         from variational_diffusion.interchange.onnx import export_denoiser  # noqa: PLC0415
 
-        difference = export_denoiser(vdm, Path(onnx))
+        none = None if vdm.condition is None else torch.zeros(1, *vdm.condition.shape)
+        difference = export_denoiser(vdm, Path(onnx), conditioning=none)
         click.echo(f"{onnx}   (differs from torch by at most {difference:.1e} in ε̂)")
 
 

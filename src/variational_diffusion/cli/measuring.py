@@ -16,6 +16,7 @@ import torch
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.classical import code_lengths
+from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.evaluate import evaluate_rounds
 from variational_diffusion.cli.sample import draw
@@ -176,6 +177,7 @@ def _samples(subject: Subject, options: Options, before: Before) -> Section:
         steps=options["steps"],
         seed=_SEED,
         frames=_FRAMES if subject.images else 0,
+        given=own_conditions(subject.run, subject.vdm, options["samples"], _SEED),
     )
     side = max(1, min(3, _FILM_WIDTH // shape[-1], math.isqrt(len(samples))))
     levels = subject.run.config.data.levels
@@ -261,20 +263,18 @@ def _examples(subject: Subject, options: Options, before: Before) -> Section:
         return Section({"examples": points.__getitems__(np.arange(len(points)))}, {}, {})
     order = before["likelihood"].arrays["bits_per_dim"].argsort()
     candidates = min(_CANDIDATES, len(order) // 2)
-    images = test.__getitems__(torch.cat([order[:candidates], order[-candidates:]]).numpy())
     generator = torch.Generator(subject.device).manual_seed(_SEED)
-    maps = torch.cat(
-        [
-            bits_of_entries(
-                subject.vdm, part.to(subject.device), draws=_DRAWS_OF_MAPS, generator=generator
-            ).cpu()
-            for part in images.split(_EXTREMES)
-        ]
-    )
+    ends = torch.cat([order[:candidates], order[-candidates:]])
+    parts = []
+    for part in ends.split(_EXTREMES):
+        model, x = subject.vdm.given_in(test.batch(part.numpy()))
+        parts.append(bits_of_entries(model, x, draws=_DRAWS_OF_MAPS, generator=generator).cpu())
+    maps = torch.cat(parts)
     rows = maps.flatten(1).mean(1).argsort()  # the few draws of the likelihood do not decide
     n = min(_EXTREMES, candidates)
     rows = torch.cat([rows[:n], rows[-n:].flip(0)])
-    return Section({"examples": images[rows], "maps": maps[rows]}, {"draws": _DRAWS_OF_MAPS}, {})
+    images = test.__getitems__(ends[rows].numpy())
+    return Section({"examples": images, "maps": maps[rows]}, {"draws": _DRAWS_OF_MAPS}, {})
 
 
 def _small(values: np.ndarray, levels: int | None) -> torch.Tensor:

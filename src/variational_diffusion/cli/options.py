@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from variational_diffusion.config import DataConfig, validated
+from variational_diffusion.data.beside import DEGRADATIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -45,6 +46,12 @@ class Shape(click.ParamType):
 def data_options(command: Command) -> Command:
     """Add the options that say how DATA is read; `data_config` collects them."""
     for option in (
+        click.option(
+            "--condition",
+            metavar="WHAT",
+            help="What to condition on: label, label:NAME, vector:NAME or image:NAME of a column "
+            f"or array, or made of the example: {', '.join(DEGRADATIONS)}.",
+        ),
         click.option(
             "--hold-out",
             type=int,

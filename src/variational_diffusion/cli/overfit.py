@@ -6,6 +6,7 @@ import click
 import torch
 
 from variational_diffusion.cli.console import Meter, print_json, print_table
+from variational_diffusion.conditions import parted
 from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset
 from variational_diffusion.data.loader import ordered_batches
@@ -19,11 +20,11 @@ def report_overfit(
     config: RunConfig, dataset: Dataset, device: torch.device, *, as_json: bool
 ) -> None:
     """Try it on the first examples, and print what came of it; exit with 1 if it failed."""
-    x = next(ordered_batches(dataset.splits["train"].limit(_EXAMPLES), _EXAMPLES))
+    batch = next(ordered_batches(dataset.splits["train"].limit(_EXAMPLES), _EXAMPLES))
     vdm = build(config.model, seed=config.training.seed).to(device)
     with Meter("learning by heart", "steps") as meter:
         found = overfit(
-            vdm, x, config.training, lambda done, step: meter.update(done, step, lambda: "")
+            vdm, batch, config.training, lambda done, step: meter.update(done, step, lambda: "")
         )
     if as_json:
         print_json(
@@ -42,8 +43,8 @@ def report_overfit(
         enough = first - SHARE * found.first.terms["diffusion"]
         rows = {"first": first, "last": last, f"to pass: {SHARE:.0%} of diffusion less": enough}
         print_table(
-            f"{'passed' if found.passed else 'FAILED'}: {len(x)} examples, {found.steps} steps "
-            f"in {found.seconds:.0f} seconds",
+            f"{'passed' if found.passed else 'FAILED'}: {len(parted(batch)[0])} examples, "
+            f"{found.steps} steps in {found.seconds:.0f} seconds",
             ["bound of the examples", "bits/dim"],
             [(name, f"{value:.3f}") for name, value in rows.items()],
         )

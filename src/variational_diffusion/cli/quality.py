@@ -13,6 +13,7 @@ import torch
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.columns import check_target
+from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import chosen_examples, everything
@@ -103,8 +104,9 @@ def command(
     else:
         what = f"samples of {options['sampler']} in {options['steps']} steps, seed {seed}"
         vdm = opened.load(weights).to(target)
+        own = own_conditions(opened, vdm, count, seed)
         sampled, sampler, gammas = sampling_of(opened, vdm, weights, options)
-        samples, _ = draw(sampled, count, sampler=sampler, gammas=gammas, seed=seed)
+        samples, _ = draw(sampled, count, sampler=sampler, gammas=gammas, seed=seed, given=own)
     found = {name: reference.distances(x) for name, x in {"samples": samples, **sets}.items()}
     copies = None
     if sheet is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
+from variational_diffusion.cli.conditioning import NOTHING, Given, given_by, given_options
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.cli.samplers import sampling_of, sampling_options
+from variational_diffusion.conditions import Batch
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic, unused
@@ -49,6 +52,7 @@ _BATCH = 250
     help="Also write the bits per dimension of every sample, as .csv beside it.",
 )
 @click.option("--animate", help="Also write z_t and x̂ on the way as this .gif, .webp or .mp4.")
+@given_options
 @weights_option
 @speed_options
 @device_options
@@ -86,6 +90,10 @@ def command(
     table = path.with_suffix(".csv") if path.suffix else path / "likelihood.csv"
     if likelihood:
         check_target("with_likelihood", str(table), ENDINGS)
+    given = given_by(opened, vdm, count, seed, options)
+    drawn_labels = path.with_suffix(".labels.csv") if path.suffix else path / "labels.csv"
+    if given.drawn:
+        check_target("out", str(drawn_labels), ENDINGS)
     with processes(target, DAYS) as place:
         sampled, sampler, gammas = sampling_of(opened, vdm, weights, options)
         samples, frames = draw(
@@ -96,14 +104,18 @@ def command(
             seed=seed,
             frames=_FRAMES if animate else 0,
             place=place,
+            given=given,
         )
         if not place.leads:
             return
     levels = opened.config.data.levels
     write_samples(path, samples, levels)
     click.echo(path)
+    if given.drawn:
+        write_columns(drawn_labels, given.columns(vdm))
+        click.echo(f"labels drawn by their shares of the training data: {drawn_labels}")
     if likelihood:
-        columns = likelihoods(vdm, samples, seed=seed)
+        columns = likelihoods(vdm, samples, seed=seed, condition=given.values)
         write_columns(table, columns)
         bits = columns["bits_per_dim"]
         click.echo(f"{table}   (mean {bits.mean():.3f}, from {bits.min():.3f} to {bits.max():.3f})")
@@ -122,6 +134,7 @@ def draw(
     seed: int,
     frames: int = 0,
     place: Place = ALONE,
+    given: Given = NOTHING,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw examples with a progress bar; return them and up to `frames` + 1 stages of the way.
 
@@ -148,17 +161,20 @@ def draw(
     ):
         for done, part in enumerate(own):
             generator = torch.Generator(like.device).manual_seed(derived_seed(seed, part))
-            path = vdm.trajectory(sizes[part], gammas=gammas, sampler=sampler, generator=generator)
+            rows = slice(part * _BATCH, part * _BATCH + sizes[part])
+            model = given.to(vdm, rows)
+            path = model.trajectory(
+                sizes[part], gammas=gammas, sampler=sampler, generator=generator
+            )
             for step, (gamma, z) in enumerate(path):
                 if frames and part == 0 and step * frames // steps > (step - 1) * frames // steps:
-                    estimate = vdm.denoise(z, gamma).x
+                    estimate = model.denoise(z, gamma).x
                     shown = [vdm.decoder.decode(values) for values in (z, estimate)]
                     kept.append(torch.stack(shown))
                 if meter is not None:
                     share = (done + step / steps) / len(own)
                     note = partial("γ = {:.1f}".format, float(gamma))
                     meter.update(share, done * steps + step, note)
-            rows = slice(part * _BATCH, part * _BATCH + sizes[part])
             whole[rows] = vdm.decoder.sample(z, gamma, generator)
     samples = sum_over_processes(whole).cpu().numpy()
     stages = [stage.cpu().numpy() for stage in kept]
@@ -166,11 +182,19 @@ def draw(
     return samples, np.stack(stages) if stages else np.empty((0, 2, *samples.shape))
 
 
-def likelihoods(vdm: VDM, samples: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-    """Return the bound of every sample, term by term in bits per dimension, as columns."""
+def likelihoods(
+    vdm: VDM, samples: np.ndarray, *, seed: int, condition: Tensor | None = None
+) -> dict[str, np.ndarray]:
+    """Return the bound of every sample, term by term in bits per dimension, as columns.
+
+    condition: what they were given, one value for each; it is then the bound on −log p(x|c).
+    """
     device = vdm.schedule.gamma_0.device
     generator = torch.Generator(device).manual_seed(derived_seed(seed, 1))
-    parts = torch.from_numpy(samples).split(_BATCH)
+    examples = torch.from_numpy(samples).split(_BATCH)
+    parts: Sequence[Batch] = examples
+    if condition is not None:
+        parts = list(zip(examples, condition.split(_BATCH), strict=True))
     rounds = [list(evaluate(vdm, parts, Infinite(8), generator=generator)) for _ in range(2)]
     columns = example_columns(*rounds, dimensions=vdm.dimensions)
     return {name: column.numpy() for name, column in columns.items()}

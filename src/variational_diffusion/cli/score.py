@@ -11,9 +11,15 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import everything, examples_options
+from variational_diffusion.cli.examples import (
+    check_free,
+    chosen_examples,
+    condition_option,
+    everything,
+    examples_options,
+)
 from variational_diffusion.cli.options import device_options, weights_option
-from variational_diffusion.data import Split, open_dataset
+from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.errors import InputError
 from variational_diffusion.figures import save_figure, score_figure
@@ -50,6 +56,7 @@ _SHEET = 16
 @click.option("--sheet", help="Write the least and the most strange images as this .png.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the noise.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@condition_option
 @weights_option
 @device_options
 def command(
@@ -65,6 +72,7 @@ def command(
     sheet: str | None,
     seed: int,
     as_json: bool,
+    condition: str,
     weights: str,
     device: str,
     threads: int | None,
@@ -81,10 +89,12 @@ def command(
     target = use_device(device, threads)
     opened = Run.open(run)
     vdm = opened.load(weights).to(target)
-    examples = everything(opened, data, split, limit)
+    if condition == "none":
+        check_free(opened)
+    examples = everything(opened, data, split, limit, condition=condition)
     if sheet is not None and not is_image(vdm.shape):
         raise InputError(f"sheet = '{sheet}': these examples are no images; give --out FILE.csv")
-    validation = open_dataset(opened.config.data).splits["validation"].limit(reference)
+    validation = chosen_examples(opened, None, "validation", reference, condition=condition)
     own = measured(vdm, validation, draws=draws, seed=seed, title="reference")
     of = measured(vdm, examples, draws=draws, seed=seed, title="scoring")
     against = Reference(own)

@@ -167,7 +167,9 @@ class Session:
                         self._log(recent)
                         recent.clear()
                     if state.seconds - drawn_at > 60 * self.sheets_every:
-                        write_sheet(self.run, state, self.tracking)
+                        write_sheet(
+                            self.run, state, self.tracking, self.dataset.splits["validation"]
+                        )
                         drawn_at = state.seconds
                     if state.seconds - saved_at > self.every and not record.skipped:
                         summary = self._validate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from variational_diffusion.checkpoint import Run
+from variational_diffusion.data import Split
 from variational_diffusion.pictures import is_image, save_sheet, sheet
 from variational_diffusion.processes import here
 from variational_diffusion.tracking import Tracking
@@ -13,17 +14,20 @@ from variational_diffusion.training import TrainingState
 _COUNT, _STEPS, _SEED = 36, 100, 0
 
 
-def write_sheet(run: Run, state: TrainingState, tracking: Tracking) -> None:
+def write_sheet(run: Run, state: TrainingState, tracking: Tracking, split: Split) -> None:
     """Draw from the averaged weights, by the same seed every time; write and track the sheet.
 
-    It is `samples/step-00001200.png` of the run. Of data that are no images there is none. With
-    several processes, all of them call this and the leading one writes.
+    A model with conditions is given those of the first examples of `split`. The sheet is
+    `samples/step-00001200.png` of the run. Of data that are no images there is none. With several
+    processes, all of them call this and the leading one writes.
     """
     vdm = state.average.module.eval()
     if not is_image(vdm.shape):
         return
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(_SEED)
-    samples = vdm.sample(_COUNT, steps=_STEPS, generator=generator).cpu().numpy()
+    count = min(_COUNT, len(split))
+    model, _ = vdm.given_in(split.batch(range(count)))
+    samples = model.sample(count, steps=_STEPS, generator=generator).cpu().numpy()
     if not here().leads:
         return
     levels = run.config.data.levels

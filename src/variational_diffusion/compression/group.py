@@ -46,10 +46,9 @@ class Encoded:
 
     done: examples so far, those left out among them. nats: the bounds of those that the model
     coded, shape (by_model,); padding: how much of these is of entries that are no one's; drawn:
-    nats that the densities of their latents give. left_out:
-    numbers of the images that are not in the group. seed_bits: of the examples coded without the
-    model. decisions: bytes written down for close roundings. stack_bits: on the stack now. payload:
-    the group's bytes, once all are done.
+    nats that the densities of their latents give. left_out: numbers of the images that are not in
+    the group. seed_bits: of the examples coded without the model. decisions: bytes written down for
+    close roundings. stack_bits: on the stack now. payload: the group's bytes, once all are done.
     """
 
     done: int = 0

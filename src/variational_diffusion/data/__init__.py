@@ -11,6 +11,7 @@ import numpy as np
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.arrays import array_source, open_array
 from variational_diffusion.data.augment import Augmentation
+from variational_diffusion.data.beside import DEGRADATIONS
 from variational_diffusion.data.dataset import SPLITS, Dataset
 from variational_diffusion.data.decoding import Decoded
 from variational_diffusion.data.digits import open_digits
@@ -81,9 +82,18 @@ def open_dataset(config: DataConfig) -> Dataset:
             f"{name} = {getattr(config, name)} is for streaming; give --streaming, or leave out "
             f"--{name.replace('_', '-')}"
         )
-    dataset = opener(config)
     augmentation = Augmentation.of(config)
-    return dataset if augmentation is None else dataset.augmented(augmentation)
+    if augmentation is not None and (config.condition or "").startswith("image"):
+        raise InputError(
+            f"condition = '{config.condition}': its images are not flipped or cropped with the "
+            "examples; leave out --flip and --crop"
+        )
+    dataset = opener(config)
+    if augmentation is not None:
+        dataset = dataset.augmented(augmentation)
+    if config.condition in DEGRADATIONS:
+        dataset = dataset.degraded(config.condition)
+    return dataset
 
 
 def open_originals(source: str, like: DataConfig, shape: tuple[int, ...]) -> Originals:
@@ -112,7 +122,7 @@ def open_originals(source: str, like: DataConfig, shape: tuple[int, ...]) -> Ori
 def _originals(config: DataConfig, opener: Opener) -> Originals:
     if opener is open_folder:
         files, notes = image_files(config)
-        decoder, kept, found = survey({"train": files}, config)
+        decoder, kept, found, _ = survey({"train": files}, config)
         examples: Source = Decoded(files, kept["train"], decoder)
         notes = (*found, *notes)
     else:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from variational_diffusion.config import DataConfig
+from variational_diffusion.data.beside import KINDS, asked, labels_of, names_of
 from variational_diffusion.data.dataset import Dataset
 from variational_diffusion.data.source import MAX_LEVELS, channels_first, verify
 from variational_diffusion.data.splits import random_splits
@@ -19,6 +20,9 @@ from variational_diffusion.errors import InputError
 
 _CHUNK = 2**24
 """Bytes that a scan looks at together."""
+
+_LABEL = "label"
+"""The array of labels where none is named."""
 
 
 class ArraySource:
@@ -94,19 +98,30 @@ def open_array(config: DataConfig) -> Dataset:
     file with several arrays when `config.array` names none, and as `ArraySource` does.
     """
     source = array_source(config)
+    conditions, labels = None, None
+    wanted = asked(config, KINDS if _is_npz(config) else [])
+    if wanted is not None:
+        values, name = _from_npz(_path(config), wanted.name or _LABEL)
+        conditions, labels = _beside(values, name, wanted.kind, source)
     splits = random_splits(
-        source, validation=config.validation, test=config.test, seed=config.split_seed
+        source,
+        validation=config.validation,
+        test=config.test,
+        seed=config.split_seed,
+        conditions=conditions,
     )
-    return Dataset(str(_path(config)), splits)
+    return Dataset(str(_path(config)), splits, labels=labels)
 
 
 def array_source(config: DataConfig) -> ArraySource:
     """Return all examples of what `open_array` opens; raise as it does."""
     path = _path(config)
-    if path.suffix.lower() == ".npz":
-        array, name = _from_npz(path, config.array)
+    if _is_npz(config):
+        wanted = asked(config, KINDS)
+        beside = None if wanted is None else wanted.name or _LABEL
+        array, name = _from_npz(path, config.array, beside)
     else:
-        array, name = _from_npy(path), path.name
+        array, name = read_npy(path), path.name
     return ArraySource(array, name, levels=config.levels, value_range=config.value_range)
 
 
@@ -114,7 +129,46 @@ def _path(config: DataConfig) -> Path:
     return Path(config.source).expanduser().resolve()
 
 
-def _from_npy(path: Path) -> np.ndarray:
+def _is_npz(config: DataConfig) -> bool:
+    return _path(config).suffix.lower() == ".npz"
+
+
+def _beside(
+    values: np.ndarray, named: str, kind: str, source: ArraySource
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Return what the examples are conditioned on, and the names of labels."""
+    if values.ndim == 0 or len(values) != len(source):
+        raise InputError(
+            f"{named} has shape {values.shape}, and there are {len(source)} examples: one "
+            "condition for each is needed; save arrays of one length"
+        )
+    if kind == "label":
+        if values.ndim != 1 or values.dtype.kind not in "biuU":
+            raise InputError(
+                f"{named} holds {values.dtype} of shape {values.shape}: labels are whole numbers "
+                "or text, one for each example"
+            )
+        names = names_of(values)
+        return labels_of(values, names), names
+    if kind == "vector" and values.ndim == 1:
+        values = values[:, None]
+    conditions = channels_first(values, named)
+    if kind == "image":
+        if conditions.ndim != 4 or conditions.shape[2:] != source.shape[1:]:
+            raise InputError(
+                f"{named} has shape {values.shape}, and examples {source.shape}: images to "
+                "condition on have the height and width of the examples; resample them"
+            )
+    elif conditions.ndim != 2:
+        raise InputError(f"{named} has shape {values.shape}: vectors are of shape (n, d)")
+    if conditions.dtype.kind not in "biuf" or not np.isfinite(conditions).all():
+        raise InputError(f"{named} holds {values.dtype}: finite numbers are allowed")
+    kept = conditions if conditions.dtype == np.uint8 else conditions.astype(np.float32)
+    return np.ascontiguousarray(kept), None
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """Return the array of a .npy file, mapped into memory; raise `InputError` for another file."""
     with _reading(path):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     if isinstance(array, NpzFile):
@@ -123,12 +177,13 @@ def _from_npy(path: Path) -> np.ndarray:
     return array
 
 
-def _from_npz(path: Path, wanted: str | None) -> tuple[np.ndarray, str]:
+def _from_npz(path: Path, wanted: str | None, beside: str | None = None) -> tuple[np.ndarray, str]:
+    """Return an array and its name: the wanted one, or the only one that is not `beside`."""
     with _reading(path), path.open("rb") as file:  # numpy leaves a damaged file open
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise InputError(f"{path.name} is a .npy file by its contents; rename it to .npy")
-        names = sorted(archive.files)
+        names = sorted(name for name in archive.files if name != beside)
         if wanted is None and len(names) == 1:
             wanted = names[0]
         if wanted not in names:

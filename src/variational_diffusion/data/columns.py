@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.exceptions import DatasetsError
 
+from variational_diffusion.data.beside import Asked
 from variational_diffusion.data.stored import Stored
 from variational_diffusion.errors import InputError
 
@@ -20,10 +22,13 @@ _TOGETHER = 64
 
 
 class ArrowStore:
-    """A column of a map-style data set of `datasets`."""
+    """A column of a map-style data set of `datasets`. beside: read with it to condition on."""
 
-    def __init__(self, dataset: Any, column: str, name: str, *, files: bool) -> None:
-        self._rows = dataset.select_columns([column]).with_format("arrow")
+    def __init__(
+        self, dataset: Any, column: str, name: str, *, files: bool, beside: Beside | None = None
+    ) -> None:
+        self._rows = dataset.select_columns(_columns(column, beside)).with_format("arrow")
+        self._beside = beside
         self._column = column
         self._name = f"{name} {column}"
         self._files = files
@@ -35,16 +40,23 @@ class ArrowStore:
         """Return the examples of these indices."""
         if not len(indices):
             return []
-        column = self._rows[np.asarray(indices).tolist()][self._column]
+        table = self._rows[np.asarray(indices).tolist()]
         names = [f"{self._name} {index}" for index in indices]
-        return stored_rows(column, names, files=self._files)
+        found = stored_rows(table[self._column], names, files=self._files)
+        return found if self._beside is None else self._beside.added(found, table)
 
 
 class ArrowShards:
-    """A column of a streaming data set of `datasets`; its shards are files or row groups."""
+    """A column of a streaming data set of `datasets`; its shards are files or row groups.
 
-    def __init__(self, dataset: Any, column: str, name: str, *, files: bool) -> None:
-        self._rows = dataset.select_columns([column]).with_format("arrow")
+    beside: read with it to condition on.
+    """
+
+    def __init__(
+        self, dataset: Any, column: str, name: str, *, files: bool, beside: Beside | None = None
+    ) -> None:
+        self._rows = dataset.select_columns(_columns(column, beside)).with_format("arrow")
+        self._beside = beside
         self._column = column
         self._name = name
         self._files = files
@@ -62,12 +74,74 @@ class ArrowShards:
             for table in rows.iter(batch_size=_TOGETHER):
                 names = [f"{name} {start + i}" for i in range(len(table))]
                 start += len(table)
-                yield from stored_rows(table[self._column], names, files=self._files)
+                found = stored_rows(table[self._column], names, files=self._files)
+                yield from found if self._beside is None else self._beside.added(found, table)
 
 
-def choose_column(schema: pa.Schema, wanted: str | None, label: str) -> str:
-    """Return the name of the column of examples: `wanted`, or the only one that can be."""
-    possible = [entry.name for entry in schema if _is_examples(entry.type)]
+class Beside(NamedTuple):
+    """The column of a condition. names: of its labels by number, where the data say them."""
+
+    column: str
+    names: tuple[str, ...] | None
+
+    def added(self, examples: list[Stored], table: pa.Table) -> list[Stored]:
+        """Return the examples with what stands beside them in their rows of a table."""
+        values = table[self.column].to_pylist()
+        for example, value in zip(examples, values, strict=True):
+            if value is None or (self.names is not None and not 0 <= value < len(self.names)):
+                raise InputError(
+                    f"'{example.name}' has the {self.column} {value}; leave that example out"
+                )
+        if self.names is not None:
+            values = [self.names[value] for value in values]
+        return [
+            example._replace(beside=value) for example, value in zip(examples, values, strict=True)
+        ]
+
+
+def _columns(column: str, beside: Beside | None) -> list[str]:
+    return [column] if beside is None else [column, beside.column]
+
+
+def beside_column(features: Any, wanted: Asked | None, label: str) -> Beside | None:
+    """Return the column of a condition: the one named, or the only one of class labels.
+
+    features: of `datasets`. Raises InputError where there is none, or none that can be one.
+    """
+    if wanted is None:
+        return None
+    types = {entry.name: entry.type for entry in features.arrow_schema}
+    fits = _is_label if wanted.kind == "label" else _is_vector
+    possible = [name for name, kind in types.items() if fits(kind)]
+    classes = [name for name in possible if isinstance(features[name], datasets.ClassLabel)]
+    name = wanted.name or (classes[0] if len(classes) == 1 else "label")
+    if name not in possible:
+        raise InputError(
+            f"condition = '{wanted.kind}': '{label}' has {', '.join(possible) or 'no column'} for "
+            f"it; choose with --condition {wanted.kind}:NAME"
+        )
+    by_number = wanted.kind == "label" and name in classes
+    return Beside(name, tuple(features[name].names) if by_number else None)
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    kind = kind.value_type if _is_list(kind) else kind
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def choose_column(
+    schema: pa.Schema, wanted: str | None, label: str, beside: Beside | None = None
+) -> str:
+    """Return the name of the column of examples: `wanted`, or the only one that can be.
+
+    beside: the column of their conditions, which is none of examples.
+    """
+    taken = None if beside is None else beside.column
+    possible = [e.name for e in schema if _is_examples(e.type) and e.name != taken]
     if wanted is None and len(possible) == 1:
         return possible[0]
     if wanted is not None and wanted in possible:

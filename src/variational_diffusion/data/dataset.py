@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.augment import Augmentation
+from variational_diffusion.data.beside import KINDS, asked, conditions_of, labels_of, names_of
 from variational_diffusion.data.decoding import Decoded
 from variational_diffusion.data.source import Split
 from variational_diffusion.data.splits import random_splits
@@ -34,12 +36,15 @@ class Dataset:
     notes: remarks of one line each, such as "12 damaged images skipped".
     stream: the training examples of streamed data. Their split "train" is then a sample of them,
         for what looks at the training data but does not train.
+    labels: names of the classes, of data that are conditioned on labels: value k of a condition is
+        the k-th.
     """
 
     source: str
     splits: dict[str, Split]
     notes: tuple[str, ...] = ()
     stream: Stream | None = None
+    labels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         assert tuple(self.splits) == SPLITS
@@ -67,6 +72,36 @@ class Dataset:
         stream = None if self.stream is None else replace(self.stream, augmentation=augmentation)
         return replace(self, splits=splits, stream=stream)
 
+    def degraded(self, degradation: str) -> Dataset:
+        """Return the data set with conditions made of its images by an entry of `DEGRADATIONS`."""
+        if len(self.shape) != 3:
+            raise InputError(
+                f"condition = '{degradation}' is for images of shape (channels, height, width), "
+                f"and these examples have {self.shape}; leave out --condition"
+            )
+        splits = {
+            name: replace(split, degradation=degradation) for name, split in self.splits.items()
+        }
+        stream = None if self.stream is None else replace(self.stream, degradation=degradation)
+        return replace(self, splits=splits, stream=stream)
+
+    def labelled(self, names: Sequence[str]) -> Dataset:
+        """Return the data set with its classes numbered as in `names`.
+
+        Raises InputError for an example of a class that is not among them.
+        """
+        if self.labels is None or self.labels == tuple(names):
+            return self
+
+        def renumbered(split: Split) -> Split:
+            assert split.conditions is not None
+            assert self.labels is not None
+            of_source = [self.labels[k] for k in split.conditions]
+            return replace(split, conditions=labels_of(of_source, names))
+
+        splits = {name: renumbered(split) for name, split in self.splits.items()}
+        return replace(self, splits=splits, labels=tuple(names))
+
 
 def stored_dataset(
     stores: Mapping[str, Store], config: DataConfig, source: str, notes: tuple[str, ...] = ()
@@ -76,24 +111,36 @@ def stored_dataset(
     stores: "train", and "validation" and "test" where the source has them; the others are drawn
     from "train".
     """
-    decoder, kept, found = survey(stores, config)
+    decoder, kept, found, beside = survey(stores, config)
+    conditions, labels = _conditions(beside, config)
     sources = {name: Decoded(store, kept[name], decoder) for name, store in stores.items()}
-    own = {name: Split(part, np.arange(len(part))) for name, part in sources.items() if len(part)}
+    own = {
+        name: Split(part, np.arange(len(part)), conditions=conditions.get(name))
+        for name, part in sources.items()
+        if len(part)
+    }
     splits = random_splits(
         sources["train"],
         validation=own.get("validation", config.validation),
         test=own.get("test", config.test),
         seed=config.split_seed,
+        conditions=conditions.get("train"),
     )
-    return Dataset(source, splits, (*found, *notes))
+    return Dataset(source, splits, (*found, *notes), labels=labels)
 
 
-def streamed_dataset(shards: Mapping[str, Shards], config: DataConfig, source: str) -> Dataset:
+def streamed_dataset(
+    shards: Mapping[str, Shards],
+    config: DataConfig,
+    source: str,
+    labels: tuple[str, ...] | None = None,
+) -> Dataset:
     """Return a data set whose training examples are streamed.
 
     shards: "train", and "validation" and "test" where the source has them, of which the first
     `config.hold_out` examples are taken. For a split that it has not, as many are taken out of the
     training. All of these are read once and kept in memory, undecoded.
+    labels: names of all classes there are, of data that are conditioned on them.
     """
     n = config.hold_out
     missing = [name for name in SPLITS[1:] if name not in shards]
@@ -109,11 +156,16 @@ def streamed_dataset(shards: Mapping[str, Shards], config: DataConfig, source: s
             f"'{source}' holds too few examples to stream: none is left for {', '.join(empty)}; "
             "leave out --streaming"
         )
-    decoder, kept, notes = survey(
+    decoder, kept, notes, beside = survey(
         {name: Held(stores[name]) for name in SPLITS}, config, complete=False
     )
+    conditions, _ = _conditions(beside, config, labels)
     splits = {
-        name: Split(Decoded(Held(stores[name]), kept[name], decoder), np.arange(len(kept[name])))
+        name: Split(
+            Decoded(Held(stores[name]), kept[name], decoder),
+            np.arange(len(kept[name])),
+            conditions=conditions.get(name),
+        )
         for name in SPLITS
     }
     stream = Stream(
@@ -123,8 +175,25 @@ def streamed_dataset(shards: Mapping[str, Shards], config: DataConfig, source: s
         lanes=config.lanes,
         held=held,
         skip_damaged=config.skip_damaged,
+        conditioned=bool(conditions),
+        labels=labels,
     )
-    return Dataset(source, splits, tuple(notes), stream)
+    return Dataset(source, splits, tuple(notes), stream, labels)
+
+
+def _conditions(
+    beside: Mapping[str, list[Any]], config: DataConfig, labels: tuple[str, ...] | None = None
+) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
+    """Return what the examples of every split are conditioned on, and the names of labels.
+
+    beside: what stands beside the examples. labels: the names where they are known.
+    """
+    wanted = asked(config, KINDS)
+    if wanted is None:
+        return {}, None
+    if wanted.kind == "label" and labels is None:
+        labels = names_of(value for values in beside.values() for value in values)
+    return {name: conditions_of(values, labels) for name, values in beside.items()}, labels
 
 
 def _first(

@@ -6,6 +6,7 @@ import numpy as np
 
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.arrays import ArraySource
+from variational_diffusion.data.beside import asked, labels_of, names_of
 from variational_diffusion.data.dataset import Dataset
 from variational_diffusion.data.splits import random_splits
 
@@ -18,9 +19,14 @@ def open_digits(config: DataConfig) -> Dataset:
     """Open 1,797 images of 8×8 pixels with 17 levels (E. Alpaydin and C. Kaynak, UCI, 1998)."""
     from sklearn.datasets import load_digits  # noqa: PLC0415 (imports scipy: half a second)
 
-    images = load_digits().images.astype(np.uint8)
-    source = ArraySource(images, "digits", levels=config.levels or 17)
+    digits = load_digits()
+    source = ArraySource(digits.images.astype(np.uint8), "digits", levels=config.levels or 17)
+    names = names_of(digits.target) if asked(config, ["label"]) else None
     splits = random_splits(
-        source, validation=config.validation, test=TEST_EXAMPLES, seed=config.split_seed
+        source,
+        validation=config.validation,
+        test=TEST_EXAMPLES,
+        seed=config.split_seed,
+        conditions=None if names is None else labels_of(digits.target, names),
     )
-    return Dataset("digits", splits)
+    return Dataset("digits", splits, labels=names)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from variational_diffusion.config import DataConfig
+from variational_diffusion.data.beside import asked
 from variational_diffusion.data.dataset import Dataset, stored_dataset
 from variational_diffusion.data.images import extensions
 from variational_diffusion.data.stored import Stored
@@ -22,11 +23,12 @@ SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
 class Files:
-    """Files of a folder by number. names: their paths in it."""
+    """Files of a folder by number. names: their paths in it. labelled: by their subfolders."""
 
-    def __init__(self, folder: Path, names: list[str]) -> None:
+    def __init__(self, folder: Path, names: list[str], *, labelled: bool = False) -> None:
         self.folder = folder
         self._names = names
+        self._labelled = labelled
 
     def __len__(self) -> int:
         return len(self._names)
@@ -34,7 +36,9 @@ class Files:
     def read(self, indices: np.ndarray) -> list[Stored]:
         """Return the files of these indices."""
         names = [self._names[index] for index in indices]
-        return [Stored(name, self.folder / name) for name in names]
+        if not self._labelled:
+            return [Stored(name, self.folder / name) for name in names]
+        return [Stored(name, self.folder / name, name.partition("/")[0]) for name in names]
 
 
 def open_folder(config: DataConfig) -> Dataset:
@@ -62,7 +66,14 @@ def image_files(config: DataConfig) -> tuple[Files, tuple[str, ...]]:
             "with IDX files, .parquet files or .tar files"
         )
     others = (f"{n_others} files that are no images ignored",) if n_others else ()
-    return Files(folder, names), others
+    labelled = asked(config, ["label"]) is not None
+    outside = [name for name in names if "/" not in name]
+    if labelled and outside:
+        raise InputError(
+            f"condition = 'label': '{outside[0]}' lies in no subfolder of '{folder}'; give a "
+            "folder with a subfolder for each class"
+        )
+    return Files(folder, names, labelled=labelled), others
 
 
 def kind_of(path: Path) -> str:

@@ -16,7 +16,14 @@ import datasets
 import huggingface_hub
 
 from variational_diffusion.config import DataConfig
-from variational_diffusion.data.columns import ArrowShards, ArrowStore, asking, choose_column
+from variational_diffusion.data.beside import asked, names_of
+from variational_diffusion.data.columns import (
+    ArrowShards,
+    ArrowStore,
+    asking,
+    beside_column,
+    choose_column,
+)
 from variational_diffusion.data.dataset import Dataset, stored_dataset, streamed_dataset
 from variational_diffusion.data.folder import SHARDS, kind_of
 from variational_diffusion.data.tar import TarShards, TarStore
@@ -79,14 +86,17 @@ def _opened(builder: Any, config: DataConfig, label: str) -> Dataset:
     if kind == "webdataset":
         files = _splits(builder.config.data_files, label)
         if config.streaming:
+            asked(config, [])
             shards = {name: TarShards(list(paths), config.column) for name, paths in files.items()}
             return streamed_dataset(shards, config, label)
         with asking(label):
             local = {name: _downloaded(list(paths)) for name, paths in files.items()}
-        stores = {name: TarStore(paths, config.column) for name, paths in local.items()}
+        labelled = asked(config, ["label"]) is not None
+        stores = {
+            name: TarStore(paths, config.column, labelled=labelled) for name, paths in local.items()
+        }
         return stored_dataset(stores, config, label)
 
-    options = {"files": kind == "imagefolder"}
     with asking(label):
         if not config.streaming:
             builder.download_and_prepare()
@@ -95,12 +105,23 @@ def _opened(builder: Any, config: DataConfig, label: str) -> Dataset:
         if config.streaming and kind == "parquet" and not _is_remote(builder):
             parts = {name: part.reshard() for name, part in parts.items()}
         schema = parts["train"].features.arrow_schema
-        column = choose_column(schema, config.column, label)
+        wanted = asked(config, ["label", "vector"])
+        beside = beside_column(parts["train"].features, wanted, label)
+        column = choose_column(schema, config.column, label, beside)
+    options: dict[str, Any] = {"files": kind == "imagefolder", "beside": beside}
     if config.streaming:
+        names = None if beside is None else beside.names
+        if wanted is not None and wanted.kind == "label" and names is None:
+            raise InputError(
+                f"condition = '{config.condition}': which labels there are is not known before all "
+                "of a stream has been read, unless its column is of class labels; leave out "
+                "--streaming"
+            )
         return streamed_dataset(
             {name: ArrowShards(part, column, name, **options) for name, part in parts.items()},
             config,
             label,
+            None if names is None else names_of(names),
         )
     return stored_dataset(
         {name: ArrowStore(part, column, name, **options) for name, part in parts.items()},

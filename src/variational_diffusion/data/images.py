@@ -176,7 +176,7 @@ def _orientation(image: Image.Image) -> int:
 @contextmanager
 def _opened(stored: Stored) -> Iterator[Image.Image]:
     """Open a file in a format that we read; turn what goes wrong into one line with its name."""
-    name, content = stored
+    name, content = stored.name, stored.content
     assert isinstance(content, Path | bytes)
     _silence()
     try:

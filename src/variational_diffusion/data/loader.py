@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from variational_diffusion.conditions import Batch
 from variational_diffusion.data.dataset import Dataset
 from variational_diffusion.data.source import Split
 from variational_diffusion.data.stream import Position, Task
 from variational_diffusion.errors import InputError
 
 
-class Batches(Iterator[Tensor]):
-    """Batches in their order, made ahead by threads.
+class Batches(Iterator[Batch]):
+    """Batches in their order, made ahead by threads: examples, or pairs of them and conditions.
 
     Threads, not processes: decoders of images and copies release Python's lock, and nothing is sent
     from one process to another.
@@ -47,14 +48,14 @@ class Batches(Iterator[Tensor]):
         self._position = position
         self._device = device
         self._ahead = max(1, workers) + 1
-        self._pending: deque[tuple[Future[Tensor], Position]] = deque()
+        self._pending: deque[tuple[Future[Batch], Position]] = deque()
         self._pool = ThreadPoolExecutor(max(1, workers), "decode")
         weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
 
     def __iter__(self) -> Batches:
         return self
 
-    def __next__(self) -> Tensor:
+    def __next__(self) -> Batch:
         start = time.monotonic()
         self._submit(1)  # the one that is due comes before those after it
         if not self._pending:
@@ -146,7 +147,7 @@ def ordered_batches(
     positions = np.arange(len(split))
     starts = range(part[0] * batch_size, len(split), part[1] * batch_size)
     chosen = (positions[first : first + batch_size] for first in starts)
-    return Batches(((partial(split.__getitems__, few), {}) for few in chosen), {}, workers=workers)
+    return Batches(((partial(split.batch, few), {}) for few in chosen), {}, workers=workers)
 
 
 def batch_positions(n: int, batch_size: int, seed: int, k: int) -> np.ndarray:
@@ -177,8 +178,11 @@ def _split_tasks(
         yield partial(split.draw, positions, seed, numbers), {}
 
 
-def _on_device(task: Task, device: torch.device | None) -> Tensor:
+def _on_device(task: Task, device: torch.device | None) -> Batch:
     batch = task()
     if device is None or device.type != "cuda":
         return batch
-    return batch.pin_memory().to(device, non_blocking=True)
+    if isinstance(batch, Tensor):
+        return batch.pin_memory().to(device, non_blocking=True)
+    x, condition = (part.pin_memory().to(device, non_blocking=True) for part in batch)
+    return x, condition

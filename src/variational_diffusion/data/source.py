@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from variational_diffusion.conditions import Batch
 from variational_diffusion.data.augment import Augmentation
+from variational_diffusion.data.beside import DEGRADATIONS
 from variational_diffusion.errors import InputError
 
 MAX_LEVELS = 65_536
@@ -18,6 +20,8 @@ MAX_LEVELS = 65_536
 
 
 _CHANNELS = range(1, 5)
+_TOGETHER = 1024
+"""Examples that are read together where all of a split are."""
 
 Examples = np.ndarray | list[np.ndarray]
 
@@ -54,11 +58,16 @@ class Split:
 
     indices: the examples' numbers in the source, shape (n,).
     augmentation: its crop is the middle of an example, but for `draw`, which is of the training.
+    conditions: what all examples of the source are conditioned on, shape (len(source), *value);
+        None: nothing that was read.
+    degradation: a name of `DEGRADATIONS`, for a condition that is made of the example.
     """
 
     source: Source
     indices: np.ndarray
     augmentation: Augmentation | None = None
+    conditions: np.ndarray | None = None
+    degradation: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,19 +88,36 @@ class Split:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return a batch in one reading, shape (n, *shape), as `as_tensor` says."""
+        """Return examples in one reading, shape (n, *shape), as `as_tensor` says."""
         return as_tensor(self.read(np.asarray(indices, dtype=np.int64)))
 
-    def draw(self, positions: np.ndarray, seed: int, numbers: Sequence[int]) -> Tensor:
-        """Return a batch for training, shape (n, *shape), with flips and crops.
+    def batch(self, positions: Sequence[int] | np.ndarray) -> Batch:
+        """Return `__getitems__`, in a pair with the values of the conditions if there are any."""
+        positions = np.asarray(positions, dtype=np.int64)
+        return self._with_conditions(self.__getitems__(positions), positions)
+
+    def draw(self, positions: np.ndarray, seed: int, numbers: Sequence[int]) -> Batch:
+        """Return a batch for training, as `batch`, with flips and crops.
 
         numbers: of the examples in the stream of training examples; see `Augmentation.random`.
         """
         augment = self.augmentation
         if augment is None:
-            return self.__getitems__(positions)
+            return self.batch(positions)
         rows = zip(self.source.read(self.indices[positions]), numbers, strict=True)
-        return as_tensor(np.stack([augment.random(row, seed, number) for row, number in rows]))
+        x = as_tensor(np.stack([augment.random(row, seed, number) for row, number in rows]))
+        return self._with_conditions(x, positions)
+
+    def _with_conditions(self, x: Tensor, positions: np.ndarray) -> Batch:
+        if self.degradation is not None:
+            return x, DEGRADATIONS[self.degradation](x)
+        if self.conditions is not None:
+            return x, as_tensor(self.conditions[self.indices[positions]])
+        return x
+
+    def without_conditions(self) -> Split:
+        """Return the same examples alone."""
+        return replace(self, conditions=None, degradation=None)
 
     def read(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Return examples by their position in the split (all without one), as `Source.read`."""
@@ -111,22 +137,33 @@ class Split:
     def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation for each entry of the first axis of an example.
 
-        Two float64 arrays of shape (shape[0],): channels of an image, entries of a vector. Read in
-        pieces, and summed about the first piece's mean, so that a large offset costs no digits.
+        Two float64 arrays of shape (shape[0],): channels of an image, entries of a vector.
         """
-        total, squares, count = np.zeros(self.shape[0]), np.zeros(self.shape[0]), 0
-        centre: np.ndarray | None = None
-        for first in range(0, len(self), 1024):
-            values = self.read(np.arange(first, min(first + 1024, len(self)))).astype(np.float64)
-            rows = np.moveaxis(values, 1, 0).reshape(self.shape[0], -1)
-            centre = rows.mean(1) if centre is None else centre
-            rows = rows - centre[:, None]
-            total += rows.sum(1)
-            squares += np.square(rows).sum(1)
-            count += rows.shape[1]
-        assert centre is not None
-        mean = total / count
-        return centre + mean, np.sqrt(np.maximum(squares / count - mean**2, 0))
+        starts = range(0, len(self), _TOGETHER)
+        return mean_and_std(
+            self.read(np.arange(first, min(first + _TOGETHER, len(self)))) for first in starts
+        )
+
+
+def mean_and_std(pieces: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation for each entry of the second axis of all pieces together.
+
+    They are summed about the first piece's mean, so that a large offset costs no digits.
+    pieces: shape (n, m, ...). Two float64 arrays of shape (m,) are returned.
+    """
+    centre: np.ndarray | None = None
+    total, squares, count = np.zeros(()), np.zeros(()), 0
+    for piece in pieces:
+        values = piece.astype(np.float64)
+        rows = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
+        centre = rows.mean(1) if centre is None else centre
+        rows = rows - centre[:, None]
+        total = total + rows.sum(1)
+        squares = squares + np.square(rows).sum(1)
+        count += rows.shape[1]
+    assert centre is not None
+    mean = total / count
+    return centre + mean, np.sqrt(np.maximum(squares / count - mean**2, 0))
 
 
 def channels_first(array: np.ndarray, name: str) -> np.ndarray:

@@ -14,7 +14,12 @@ def share(n: int, fraction: float) -> int:
 
 
 def random_splits(
-    source: Source, *, validation: float | Split, seed: int, test: float | int | Split
+    source: Source,
+    *,
+    validation: float | Split,
+    seed: int,
+    test: float | int | Split,
+    conditions: np.ndarray | None = None,
 ) -> dict[str, Split]:
     """Draw "train", "validation" and "test" out of all examples of `source`.
 
@@ -25,6 +30,7 @@ def random_splits(
     validation: a share of the source's examples, in (0, 1), or a split as for `test`.
     test: a share, a number of examples, or a split that the source brought with it and that is
         kept as it is.
+    conditions: of the source's examples, see `Split`.
     Raises InputError when no example is left for the training.
     """
     n = len(source)
@@ -40,8 +46,9 @@ def random_splits(
             "for the training; give at least 3 examples, or smaller --validation and --test shares"
         )
     drawn = np.split(order, [n_test, n_test + n_validation])
+    made = [Split(source, indices, conditions=conditions) for indices in drawn]
     return {
-        "train": Split(source, drawn[2]),
-        "validation": validation if isinstance(validation, Split) else Split(source, drawn[1]),
-        "test": test if isinstance(test, Split) else Split(source, drawn[0]),
+        "train": made[2],
+        "validation": validation if isinstance(validation, Split) else made[1],
+        "test": test if isinstance(test, Split) else made[0],
     }

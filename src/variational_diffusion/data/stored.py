@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,11 +13,13 @@ class Stored(NamedTuple):
     """One example that is not decoded.
 
     name: what messages call it. content: an image file, the bytes of an image or `.npy` file, or
-    an array.
+    an array. beside: the label's name or the vector that it is conditioned on, where one was asked
+    for.
     """
 
     name: str
     content: Path | bytes | np.ndarray
+    beside: Any = None
 
 
 @runtime_checkable

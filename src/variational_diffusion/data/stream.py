@@ -18,16 +18,17 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
+from variational_diffusion.conditions import Batch
 from variational_diffusion.data.augment import Augmentation
+from variational_diffusion.data.beside import DEGRADATIONS, conditions_of
 from variational_diffusion.data.decoding import Decoder
 from variational_diffusion.data.images import DamagedError
 from variational_diffusion.data.source import as_tensor
 from variational_diffusion.data.stored import Shards, Stored
 from variational_diffusion.errors import InputError
 
-Task = Callable[[], Tensor]
+Task = Callable[[], Batch]
 Position = dict[str, Any]
 
 
@@ -49,6 +50,8 @@ class Stream:
 
     held: shard → number of examples at its beginning that are kept out of the training.
     skip_damaged: put another example of the same batch in the place of one that does not decode.
+    conditioned: whether what stands beside the examples comes with them, and labels: the names, if
+        it is labels. degradation: see `Split`.
     """
 
     shards: Shards
@@ -58,6 +61,9 @@ class Stream:
     held: Mapping[int, int] = field(default_factory=dict)
     skip_damaged: bool = False
     augmentation: Augmentation | None = None
+    conditioned: bool = False
+    labels: tuple[str, ...] | None = None
+    degradation: str | None = None
 
     def tasks(
         self, batch_size: int, seed: int, start: int, position: Position, part: tuple[int, int]
@@ -104,20 +110,27 @@ class Stream:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, chosen: list[tuple[list[Stored], int]], seed: int, number: int) -> Tensor:
+    def _decode(self, chosen: list[tuple[list[Stored], int]], seed: int, number: int) -> Batch:
         """Return a batch: of each list, the example at the place that stands beside it."""
-        examples = [self._sound(*choice) for choice in chosen]
+        decoded = [self._sound(*choice) for choice in chosen]
+        examples = [example for example, _ in decoded]
         if self.augmentation is not None:
             augment = self.augmentation.random
             examples = [augment(x, seed, number + i) for i, x in enumerate(examples)]
-        return as_tensor(np.stack(examples))
+        x = as_tensor(np.stack(examples))
+        if self.degradation is not None:
+            return x, DEGRADATIONS[self.degradation](x)
+        if self.conditioned:
+            return x, as_tensor(conditions_of([beside for _, beside in decoded], self.labels))
+        return x
 
-    def _sound(self, lane: list[Stored], place: int) -> np.ndarray:
+    def _sound(self, lane: list[Stored], place: int) -> tuple[np.ndarray, Any]:
+        """Return an example, and what stands beside it."""
         if not self.skip_damaged:
-            return self.decoder.decode(lane[place])
+            return self.decoder.decode(lane[place]), lane[place].beside
         for stored in lane[place:] + lane[:place]:
             try:
-                return self.decoder.decode(stored)
+                return self.decoder.decode(stored), stored.beside
             except DamagedError as error:
                 last = error
         raise last

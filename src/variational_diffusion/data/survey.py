@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,11 +18,15 @@ _ASKED = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
 
 
 class Survey(NamedTuple):
-    """How examples are decoded, which of each store are sound, and remarks of one line each."""
+    """How examples are decoded, which of each store are sound, and remarks of one line each.
+
+    beside: what stands beside the sound ones of each store.
+    """
 
     decoder: Decoder
     kept: dict[str, np.ndarray]
     notes: list[str]
+    beside: dict[str, list[Any]]
 
 
 def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = True) -> Survey:
@@ -38,6 +42,7 @@ def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = 
         raise InputError("no examples; give data that hold some")
     headers: dict[str, Header] = {}
     kept: dict[str, list[int]] = {split: [] for split in stores}
+    beside: dict[str, list[Any]] = {split: [] for split in stores}
     n_damaged = 0
     arrays = is_array(first)
     for split, index, stored in _examples(stores, everything):
@@ -47,6 +52,7 @@ def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = 
             else:
                 headers[stored.name] = read_header(stored, decode=config.skip_damaged)
             kept[split].append(index)
+            beside[split].append(stored.beside)
         except DamagedError:
             if not config.skip_damaged:
                 raise
@@ -59,9 +65,10 @@ def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = 
         decoder = _arrays_decoder(stores, sound, config, complete)
         for _, _, stored in _examples(stores, sound):
             decoder.decode(stored)
-        return Survey(decoder, sound, notes)
+        return Survey(decoder, sound, notes, beside)
     pictures = _pictures_decoder(headers, config, complete)
-    return Survey(pictures, sound, [*notes, *_notes(list(headers.values()), pictures)])
+    notes += _notes(list(headers.values()), pictures)
+    return Survey(pictures, sound, notes, beside)
 
 
 def _arrays_decoder(

@@ -22,6 +22,9 @@ from variational_diffusion.errors import InputError
 _LARGEST = 2**30
 """Bytes that a member may have, so that a damaged header takes no memory."""
 
+_LARGEST_LABEL = 1000
+"""Bytes that a label may have."""
+
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 """Key and extension, which begins at the first dot of the file's name."""
 
@@ -33,15 +36,27 @@ class _Member(NamedTuple):
 
 
 class TarStore:
-    """The examples of tar files by number. The headers of all members are read here, once."""
+    """The examples of tar files by number. The headers of all members are read here, once.
 
-    def __init__(self, paths: list[str], column: str | None) -> None:
+    labelled: whether the member with the extension .cls of the same name holds an example's label.
+    """
+
+    def __init__(self, paths: list[str], column: str | None, *, labelled: bool = False) -> None:
         self._paths = paths
         self._members: list[_Member] = []
         self._file: list[int] = []
+        self._labels: list[str] = []
         for i, path in enumerate(paths):
             with _opened(path) as file:
                 self._members += _members(file, path, column)
+            if labelled:
+                with _opened(path) as file:
+                    found = {_key(member): member for member in _members(file, path, "cls")}
+                with _opened(path) as file:
+                    self._labels += [
+                        _label(file, path, member, found)
+                        for member in self._members[len(self._labels) :]
+                    ]
             self._file += [i] * (len(self._members) - len(self._file))
 
     def __len__(self) -> int:
@@ -54,7 +69,8 @@ class TarStore:
     def _read(self, index: int) -> Stored:
         path, member = self._paths[self._file[index]], self._members[index]
         with _opened(path) as file:
-            return _stored(file, path, member)
+            stored = _stored(file, path, member)
+        return stored._replace(beside=self._labels[index]) if self._labels else stored
 
 
 class TarShards:
@@ -96,6 +112,26 @@ def _members(file: IO[bytes], path: str, column: str | None) -> Iterator[_Member
                 )
             last = (key, extension)
             yield _Member(info.name, info.offset_data, info.size)
+
+
+def _key(member: _Member) -> str:
+    match = _NAME.fullmatch(member.name)
+    assert match is not None
+    return match[1]
+
+
+def _label(file: IO[bytes], path: str, member: _Member, found: dict[str, _Member]) -> str:
+    """Return the label of an example, the text of the member beside it."""
+    beside = found.get(_key(member))
+    if beside is None or beside.size > _LARGEST_LABEL:
+        problem = "no .cls" if beside is None else f"a .cls of {beside.size:,} bytes"
+        raise InputError(
+            f"condition = 'label': '{member.name}' of '{path}' has {problem} beside it; give every "
+            "example its label as text"
+        )
+    content = _stored(file, path, beside).content
+    assert isinstance(content, bytes)
+    return content.decode("utf-8", "replace").strip()
 
 
 def _stored(file: IO[bytes], path: str, member: _Member) -> Stored:

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from variational_diffusion import flow
+from variational_diffusion.conditions import Batch
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import Gammas
@@ -205,20 +206,21 @@ class Importance:
 
 def evaluate(
     vdm: VDM,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     estimator: Estimator | None = None,
     *,
     generator: torch.Generator | None = None,
 ) -> Iterator[Estimate]:
     """Yield the estimate of every batch; by default the bound for infinitely many steps.
 
-    The model is put into evaluation mode and the batches are moved to its device.
+    The model is put into evaluation mode and the batches are moved to its device. Of a batch with
+    conditions, it is the estimate of −log p(x|c).
     """
     estimator = estimator or Infinite()
     vdm.eval()
-    device = next(vdm.parameters(), vdm.schedule.gamma_0).device
     for batch in batches:
-        yield estimator(vdm, batch.to(device), generator)
+        model, x = vdm.given_in(batch)
+        yield estimator(model, x, generator)
 
 
 def stratified_times(

@@ -85,6 +85,17 @@ def inputs_per_channel(levels: int | None) -> int:
     return 1 if levels is None else 4
 
 
+def with_image(
+    inputs: Float[Tensor, "batch inputs *space"], conditioning: Tensor | None, channels: int
+) -> Float[Tensor, "batch all *space"]:
+    """Append the channels of an image to condition on, zeros when there is none."""
+    if not channels:
+        return inputs
+    if conditioning is None:
+        conditioning = inputs.new_zeros(len(inputs), channels, *inputs.shape[2:])
+    return torch.cat([inputs, conditioning], dim=1)
+
+
 class NoiseLevelEmbedding(nn.Module):
     """γ, and a vector to condition on, as a vector of 4 · width entries (VDM appendix B).
 

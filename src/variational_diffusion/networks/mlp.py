@@ -24,7 +24,7 @@ class MLP(nn.Module):
     gamma_min, gamma_max: range that the embedding maps to [0, 1].
     levels: number of levels of discrete data, whose lattice is then an input; None: real values.
     width, blocks: size and number of the residual blocks.
-    conditioning_size: length of the conditioning vector, shape (batch, conditioning_size).
+    conditioning_size: entries of an array to condition on, shape (batch, …).
     """
 
     def __init__(
@@ -54,8 +54,10 @@ class MLP(nn.Module):
         self,
         z: Float[Tensor, "batch *shape"],
         gamma: Float[Tensor, " batch"],
-        conditioning: Float[Tensor, "batch n"] | None = None,
+        conditioning: Float[Tensor, "batch *condition"] | None = None,
     ) -> Float[Tensor, "batch *shape"]:
+        if conditioning is not None:
+            conditioning = conditioning.flatten(1)
         with full_precision(z):
             embedding = self.embedding(gamma, conditioning)
             h = self.dense_in(with_features(z.flatten(1), gamma, self.levels))

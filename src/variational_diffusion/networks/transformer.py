@@ -18,6 +18,7 @@ from variational_diffusion.networks.layers import (
     image_channels,
     inputs_per_channel,
     with_features,
+    with_image,
     zero_initialised,
 )
 
@@ -35,7 +36,9 @@ class Transformer(nn.Module):
     patch: side of a patch, in pixels.
     width, depth, heads: size of a patch's vector, transformer blocks, attention heads.
     channels, blocks: of the two stages at full resolution.
-    conditioning_size: length of the conditioning vector, shape (batch, conditioning_size).
+    conditioning_size: length of a vector to condition on, shape (batch, conditioning_size).
+    conditioning_channels: of an image to condition on, of the examples' height and width; the
+        conditioning is one or the other.
 
     Source: Peebles and Xie, "Scalable Diffusion Models with Transformers" (2023): its adaLN-Zero
     blocks.
@@ -56,6 +59,7 @@ class Transformer(nn.Module):
         blocks: int = 1,
         dropout: float = 0.0,
         conditioning_size: int = 0,
+        conditioning_channels: int = 0,
     ) -> None:
         super().__init__()
         in_channels = image_channels(shape)
@@ -65,6 +69,7 @@ class Transformer(nn.Module):
                 "multiple of 4 and a width that the heads divide"
             )
         self.levels = levels
+        self.conditioning_channels = conditioning_channels
         self.patch = patch
         self.grid = math.ceil(shape[1] / patch), math.ceil(shape[2] / patch)
         self.embedding = NoiseLevelEmbedding(32, gamma_min, gamma_max, conditioning_size)
@@ -73,7 +78,7 @@ class Transformer(nn.Module):
         def stage(channels_in: int) -> Stage:
             return Stage(channels_in, channels, size, blocks=blocks, dropout=dropout)
 
-        inputs = in_channels * inputs_per_channel(levels)
+        inputs = in_channels * inputs_per_channel(levels) + conditioning_channels
         self.conv_in = nn.Conv2d(inputs, channels, 3, padding=1)
         self.before = stage(channels)
         self.to_patches = nn.Conv2d(channels, width, patch, stride=patch)
@@ -91,11 +96,13 @@ class Transformer(nn.Module):
         self,
         z: Float[Tensor, "batch c h w"],
         gamma: Float[Tensor, " batch"],
-        conditioning: Float[Tensor, "batch n"] | None = None,
+        conditioning: Float[Tensor, "batch *condition"] | None = None,
     ) -> Float[Tensor, "batch c h w"]:
         with full_precision(z):
-            embedding = self.embedding(gamma, conditioning)
-            h = self.conv_in(with_features(z, gamma, self.levels))
+            channels = self.conditioning_channels
+            embedding = self.embedding(gamma, None if channels else conditioning)
+            inputs = with_features(z, gamma, self.levels)
+            h = self.conv_in(with_image(inputs, conditioning, channels))
         h = self.before(h, embedding)
         height, width = z.shape[-2:]
         rows, columns = self.grid

@@ -19,6 +19,7 @@ from variational_diffusion.networks.layers import (
     image_channels,
     inputs_per_channel,
     with_features,
+    with_image,
     zero_initialised,
 )
 
@@ -36,7 +37,9 @@ class UNet(nn.Module):
     widths: channels at each resolution, the full one first.
     blocks: ResNet blocks at each resolution, each way.
     attention: whether the lowest resolution ends in self-attention.
-    conditioning_size: length of the conditioning vector, shape (batch, conditioning_size).
+    conditioning_size: length of a vector to condition on, shape (batch, conditioning_size).
+    conditioning_channels: of an image to condition on, of the examples' height and width; the
+        conditioning is one or the other.
     """
 
     def __init__(
@@ -51,19 +54,21 @@ class UNet(nn.Module):
         attention: bool = False,
         dropout: float = 0.0,
         conditioning_size: int = 0,
+        conditioning_channels: int = 0,
     ) -> None:
         super().__init__()
         channels = image_channels(shape)
         if any(width % 4 for width in widths) or not widths:
             raise InputError(f"widths = {list(widths)}: give one or more multiples of 4")
         self.levels = levels
+        self.conditioning_channels = conditioning_channels
         self.embedding = NoiseLevelEmbedding(widths[0], gamma_min, gamma_max, conditioning_size)
         size = self.embedding.size
 
         def stage(channels_in: int, width: int) -> Stage:
             return Stage(channels_in, width, size, blocks=blocks, dropout=dropout)
 
-        inputs = channels * inputs_per_channel(levels)
+        inputs = channels * inputs_per_channel(levels) + conditioning_channels
         self.conv_in = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         self.shrink = nn.ModuleList()
@@ -83,11 +88,13 @@ class UNet(nn.Module):
         self,
         z: Float[Tensor, "batch c h w"],
         gamma: Float[Tensor, " batch"],
-        conditioning: Float[Tensor, "batch n"] | None = None,
+        conditioning: Float[Tensor, "batch *condition"] | None = None,
     ) -> Float[Tensor, "batch c h w"]:
         with full_precision(z):
-            embedding = self.embedding(gamma, conditioning)
-            h = self.conv_in(with_features(z, gamma, self.levels))
+            channels = self.conditioning_channels
+            embedding = self.embedding(gamma, None if channels else conditioning)
+            inputs = with_features(z, gamma, self.levels)
+            h = self.conv_in(with_image(inputs, conditioning, channels))
         skips = []
         for i, blocks in enumerate(self.down):
             h = blocks(h, embedding)

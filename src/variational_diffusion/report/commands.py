@@ -38,7 +38,16 @@ def _words(config: RunConfig, preset: str) -> list[str] | None:
 
     def laid_over() -> tuple[ModelConfig, TrainingConfig]:
         levels = config.data.levels
-        return parts(model.shape, levels, model.decoder, preset=preset, settings=settings, **names)
+        return parts(
+            model.shape,
+            levels,
+            model.decoder,
+            condition=model.condition,
+            preset=preset,
+            settings=settings,
+            schedule=names.get("schedule"),
+            network=names.get("network"),
+        )
 
     try:
         plain, _ = laid_over()

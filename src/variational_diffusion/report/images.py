@@ -21,13 +21,13 @@ def data_uri(picture: Image.Image) -> str:
 
 
 def animation_uri(
-    frames: np.ndarray, levels: int | None, *, value_range: Range | None = None
+    frames: np.ndarray, levels: int | None, columns: int, *, value_range: Range | None = None
 ) -> str:
     """Return sheets side by side, shape (n_frames, k, n, channels, height, width), as a WebP.
 
     It repeats, and is compressed with loss: most of it is noise, which no coder makes smaller.
     """
-    pages = [beside(frame, levels, value_range) for frame in frames]
+    pages = [beside(frame, levels, value_range, columns) for frame in frames]
     return _uri(
         pages,
         save_all=True,

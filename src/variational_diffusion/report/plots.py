@@ -215,7 +215,7 @@ def _short(value: float, _: object = None) -> str:
 
 def _power(value: float, _: object = None) -> str:
     """Return a power of ten with a raised exponent; ordinary numbers as they are."""
-    if 1e-3 < value < 1e4:
+    if 0.9e-3 < value < 5e3:
         return f"{value:g}"
     exponent = str(round(math.log10(value)))
     if not math.isclose(value, 10.0 ** int(exponent)):

@@ -204,7 +204,7 @@ def variance_rows(profile: Section) -> list[tuple[str, str, str]]:
         (
             shown,
             f"{variance[name]:.3g} ± {error[name]:.2g}",
-            f"{variance[name] / variance['optimum']:.2f}",
+            f"{variance[name] / variance['optimum']:,.2f}",
         )
         for name, shown in names.items()
     ]
@@ -218,8 +218,9 @@ def comparison(likelihood: Section, config: RunConfig) -> tuple[list[Row], str]:
     widest = max([bits, *classical.values(), *(each.bits_per_dim for each in figures)])
 
     def row(name: str, value: float, kind: str, shown: str, note: str = "") -> Row:
-        share = max(0.0, value / widest) if widest > 0 and bits > 0 else 0.0
-        return Row(name, shown, kind, share, note)
+        # the bits of a density may be negative: no bars
+        share = 0.0 if config.data.levels is None else min(1.0, max(0.0, value / widest))
+        return Row(name, shown.replace("-", "−"), kind, share, note)
 
     plus_minus = "" if error is None else f" ± {error:.4f}"
     rows = [row("this model, bound", bits, "model", f"{bits:.4f}{plus_minus}")]
@@ -253,17 +254,18 @@ def sample_pictures(samples: Section, look: Look) -> tuple[Picture, Picture]:
     """Return the sheet of samples, and how the first of them came out of noise."""
     images = samples.arrays["samples"].numpy()
     width = images.shape[-1]
-    columns = max(1, min(8, _SHEET_WIDTH // width))
+    columns = max(1, min(8, _SHEET_WIDTH // width, math.isqrt(len(images))))
     images = images[: columns**2]
     drawn = look.sheet(images, columns, f"{len(images)} samples of the model, drawn at random")
     frames = samples.arrays["frames"].numpy()
-    still = beside(frames[-1], look.levels, look.value_range)
+    columns = math.isqrt(frames.shape[2])
+    still = beside(frames[-1], look.levels, look.value_range, columns)
     film = Picture(
-        animation_uri(frames, look.levels, value_range=look.value_range),
+        animation_uri(frames, look.levels, columns, value_range=look.value_range),
         f"Animation: {frames.shape[2]} samples come out of noise, and beside them the estimates "
         "of what they will be",
         *still.size,
-        "Left z_t, right what the network takes it to become.",
+        "Left the noisy z, right what the network takes it to become.",
         data_uri(still),
     )
     return drawn, film
@@ -271,7 +273,7 @@ def sample_pictures(samples: Section, look: Look) -> tuple[Picture, Picture]:
 
 def neighbour_cards(neighbours: Section, look: Look) -> list[Picture]:
     """Return each of the samples that are nearest to a training image, beside its nearest ones."""
-    unit = "" if look.levels is None else " % of the range"
+    unit, short = ("", "") if look.levels is None else (" % of the range", " %")
     scale = 1 if look.levels is None else 100 / (look.levels - 1)
     cards = []
     for images, distances in zip(
@@ -283,7 +285,7 @@ def neighbour_cards(neighbours: Section, look: Look) -> list[Picture]:
                 images,
                 len(images),
                 f"A sample, and its nearest training images, at {', '.join(texts)}{unit}",
-                f"nearest at {texts[0]}{unit}",
+                f"{texts[0]}{short} away",
             )
         )
     return cards

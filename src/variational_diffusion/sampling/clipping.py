@@ -32,6 +32,10 @@ class Clipped(nn.Module):
         self.network, self.prediction = network, prediction
         self.limit, self.quantile = limit, quantile
 
+    def around(self, network: nn.Module) -> Clipped:
+        """Return the same around another network."""
+        return Clipped(network, self.prediction, self.limit, self.quantile)
+
     def forward(
         self,
         z: Float[Tensor, "batch *shape"],

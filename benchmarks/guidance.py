@@ -1,0 +1,127 @@
+"""What a condition is worth: agreement of samples with their labels, likelihoods, classification.
+
+    vdm train fashion-mnist --condition label --run runs/labels --steps 4000
+    python benchmarks/guidance.py runs/labels
+
+The samples' labels take turns. A small classifier, trained on the training images apart from the
+model, says how many of them look like what was asked for; beside it stands its accuracy on test
+images, which samples of the data's own distribution would have.
+"""
+
+from __future__ import annotations
+
+import math
+
+import click
+import numpy as np
+import torch
+from common import log_option, markdown, report, threads_option
+
+from variational_diffusion.checkpoint import Run
+from variational_diffusion.classification import class_bounds, labels_of, probabilities
+from variational_diffusion.cli.conditioning import Given
+from variational_diffusion.cli.devices import use_device
+from variational_diffusion.cli.evaluate import evaluate_split
+from variational_diffusion.cli.examples import chosen_examples
+from variational_diffusion.cli.sample import draw
+from variational_diffusion.conditions import parted
+from variational_diffusion.data import Split, open_dataset
+from variational_diffusion.data.loader import ordered_batches
+from variational_diffusion.likelihood import Infinite
+from variational_diffusion.quality.classifier import Classifier, fit_classifier, new_classifier
+
+
+@click.command()
+@click.argument("run")
+@click.option("--n", "count", type=click.IntRange(10), default=1000, show_default=True)
+@click.option("--guidance", "weights", type=float, multiple=True, default=(1.0, 2.0))
+@click.option("--sampler", default="dpmpp-2m", show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--limit", type=click.IntRange(2), default=1000, help="Images for the likelihood.")
+@click.option("--classified", type=click.IntRange(2), default=200, help="Images to classify.")
+@click.option("--draws", type=click.IntRange(1), default=16, help="Of an image and class.")
+@click.option("--classifier-steps", type=click.IntRange(1), default=3000, show_default=True)
+@threads_option
+@log_option
+def main(
+    run: str,
+    count: int,
+    weights: tuple[float, ...],
+    sampler: str,
+    steps: int,
+    limit: int,
+    classified: int,
+    draws: int,
+    classifier_steps: int,
+    threads: int,
+    log: bool,
+) -> None:
+    """Measure what a RUN with labels makes of them."""
+    device = use_device("auto", threads)
+    opened = Run.open(run)
+    vdm = opened.load().to(device)
+    names = labels_of(vdm).names
+    dataset = open_dataset(opened.config.data).labelled(names)
+    rows: list[list[object]] = []
+
+    judge = trained(dataset.splits["train"], classifier_steps)
+    right = [
+        (judge.logits(x).argmax(1) == label).float()
+        for x, label in map(parted, ordered_batches(dataset.splits["test"], 500))
+    ]
+    rows.append(["the classifier apart, test images", share(torch.cat(right))])
+    for weight in weights:
+        asked = torch.arange(count) % len(names)
+        samples, _ = draw(
+            vdm, count, sampler=sampler, steps=steps, seed=0, given=Given(asked, weight)
+        )
+        with torch.no_grad():
+            parts = torch.from_numpy(samples).split(500)
+            taken = torch.cat([judge.logits(part).argmax(1) for part in parts])
+        agree = (taken == asked).float()
+        rows.append([f"samples that it takes for their label, guidance {weight:g}", share(agree)])
+        worst = min(range(len(names)), key=lambda k: float(agree[asked == k].mean()))
+        of_worst = float(agree[asked == worst].mean())
+        rows.append([f"the same, the worst class ({names[worst]})", f"{of_worst:.1%}"])
+        click.echo(markdown(["", ""], rows[-2:]), err=True)
+
+    own, none = (
+        evaluate_split(
+            vdm, chosen_examples(opened, None, "test", limit, condition=condition), draws=8
+        )
+        for condition in ("own", "none")
+    )
+    for name, summary in (("given the label", own), ("without it", none)):
+        figure = f"{summary.bits_per_dim:.4f} ± {summary.draws_error:.4f}"
+        rows.append([f"bits/dim of {limit} test images {name}, ± by the draws", figure])
+
+    found = []
+    for b, batch in enumerate(ordered_batches(dataset.splits["test"].limit(classified), 100)):
+        x, label = parted(batch)
+        bounds = class_bounds(vdm, x.to(device), Infinite(draws), seed=b).cpu()
+        found.append(
+            (probabilities(bounds, labels_of(vdm).shares.cpu()).argmax(1) == label).float()
+        )
+    rows.append([f"vdm classify, {classified} test images, {draws} draws", share(torch.cat(found))])
+    report(markdown([f"{sampler}, {steps} steps, {count} samples", ""], rows), log=log)
+
+
+def trained(split: Split, steps: int) -> Classifier:
+    """Return a classifier of the split's labels."""
+    assert split.conditions is not None
+    labels = split.conditions[split.indices].astype(np.int64)
+    classifier = new_classifier(split, labels)
+    for step, _ in enumerate(fit_classifier(classifier, split, labels, steps=steps)):
+        if step % 200 == 0:
+            click.echo(f"classifier: step {step} of {steps}", err=True)
+    return classifier.eval().requires_grad_(False)
+
+
+def share(right: torch.Tensor) -> str:
+    """Return a share with its standard error."""
+    p = float(right.mean())
+    return f"{p:.1%} ± {math.sqrt(p * (1 - p) / len(right)):.1%}"
+
+
+if __name__ == "__main__":
+    main()
