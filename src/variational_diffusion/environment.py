@@ -24,7 +24,7 @@ EXTRAS = {
 }
 """Extra → what needs it; `pip install "variational-diffusion[EXTRA]"` adds it."""
 
-DEVELOPMENT = ("dev",)
+DEVELOPMENT = ("docs", "dev")
 """Extras for work on the package itself."""
 
 
