@@ -228,10 +228,9 @@ class Studio:
         path = editing.inpaint(
             model, self._batch(x), hole, gammas, repeats=3, generator=self._generator(seed)
         )
-        total = 3 * steps
         for done, z in enumerate(path, 1):
-            if done == total or done * _FRAMES // total > (done - 1) * _FRAMES // total:
-                yield done / total, editing.to_data(model, z)[0].cpu().numpy()
+            if done == steps or done * _FRAMES // steps > (done - 1) * _FRAMES // steps:
+                yield done / steps, editing.to_data(model, z)[0].cpu().numpy()
 
     @cached_property
     def coder(self) -> ChainCoder:
