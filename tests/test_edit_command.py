@@ -9,6 +9,7 @@ from PIL import Image
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run
 from variational_diffusion.data import open_dataset
+from variational_diffusion.model import VDM
 
 QUICK = ["--limit", "3", "--threads", "1"]
 STEPS = ["--steps", "4", "--draws", "2"]
@@ -187,3 +188,46 @@ def test_a_weighting_is_part_of_the_configuration(capsys, trained):
     options = ["--steps", "3", "--batch-size", "8", "--set", "network.widths=[8,8]"]
     assert run(["train", "digits", "--run", trained, *options]) == 2
     assert "training.weighting: 'sigmoid' here, 'bound' asked" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+    """A run of three steps on the digits with their labels."""
+    path = str(tmp_path_factory.mktemp("runs") / "labels")
+    options = ["--steps", "3", "--batch-size", "8", "--set", "network.widths=[8,8]"]
+    assert run(["train", "digits", "--run", path, *options, "--condition", "label"]) == 0
+    return path
+
+
+def test_a_model_with_conditions_is_given_those_of_the_examples_or_others(
+    capsys, conditional, tmp_path, monkeypatch
+):
+    seen = []
+
+    def given(vdm, values, **options):
+        seen.append((values.tolist(), options["guidance"]))
+        return vdm
+
+    monkeypatch.setattr(VDM, "given", given)
+    split = open_dataset(Run.open(conditional).config.data).splits["test"]
+    own = split.batch(range(3))[1].tolist()
+    vary = ["vary", conditional, "--gamma", "0", *QUICK, "--steps", "2", "--draws", "1"]
+    for i, (options, expected) in enumerate(
+        [
+            ([], [(own, 1.0)]),
+            (["--label", "4", "--guidance", "2"], [([4, 4, 4], 2.0)]),
+            (["--condition", "none"], []),
+        ]
+    ):
+        seen.clear()
+        edit(capsys, [*vary, *options, "--out", str(tmp_path / f"{i}.npy")])
+        assert seen == expected
+    seen.clear()
+    way = ["interpolate", conditional, "--between", "1", "--tolerance", "1e-2", *QUICK]
+    edit(capsys, [*way, "--out", str(tmp_path / "way.npy")])
+    assert seen == []
+
+
+def test_an_unconditional_model_takes_no_label(capsys, trained):
+    told = edit(capsys, ["vary", trained, "--gamma", "0", "--label", "4", *QUICK], code=2).err
+    assert "is unconditional; train another with" in told

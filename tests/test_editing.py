@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from known_answers import ExactDenoiser, correlated_vdm, exact_vdm
-from variational_diffusion import editing, grids
+from variational_diffusion import editing, grids, process
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.measurements import Measurement
@@ -139,6 +139,23 @@ def test_posterior_samples_are_exact_for_gaussian_data(rows, generator):
     covariance = covariance + math.exp(-8.0) * torch.eye(3, dtype=torch.float64)
     assert (COVARIANCE.diagonal() > 1.2 * covariance.diagonal()).any()
     assert_moments(samples, mean, covariance, bias=0.07)
+
+
+@pytest.mark.parametrize("gamma", [-3.0, 2.5])
+def test_a_step_is_made_with_the_mean_of_x_given_z_and_y(gamma, generator):
+    """Conditioned on (z, y) at once, where `_informed` takes one after the other."""
+    vdm = correlated_vdm(MEAN, COVARIANCE)
+    z = torch.randn(4, 3, dtype=torch.float64, generator=generator)
+    y = torch.randn(4, 2, dtype=torch.float64, generator=generator)
+    measurement = Measurement(lambda x: x @ MATRIX.T, 0.3)
+    gamma = torch.tensor(gamma, dtype=torch.float64)
+    informed = editing._informed(vdm, z, gamma, y, measurement, 2, None)
+    both = torch.cat([process.alpha(gamma) * torch.eye(3, dtype=torch.float64), MATRIX])
+    noise = torch.cat([torch.sigmoid(gamma).expand(3), torch.tensor([0.09, 0.09])]).double()
+    seen = both @ COVARIANCE @ both.T + torch.diag(noise)
+    off = torch.cat([z, y], 1) - both @ MEAN
+    expected = MEAN + torch.linalg.solve(seen, off.T).T @ both @ COVARIANCE
+    torch.testing.assert_close(informed, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_one_iteration_moves_along_the_gradient_of_the_residual(generator):

@@ -20,6 +20,7 @@ EXTRAS = {
     "official": "vdm import-official",
     "diffusers": "variational_diffusion.interchange.diffusers",
     "video": "vdm sample --animate FILE.mp4",
+    "web": "vdm serve",
 }
 """Extra → what needs it; `pip install "variational-diffusion[EXTRA]"` adds it."""
 

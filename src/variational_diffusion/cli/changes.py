@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from variational_diffusion import editing
 from variational_diffusion.checkpoint import Run
+from variational_diffusion.cli.conditioning import Given, given_by, given_options
 from variational_diffusion.cli.console import Meter, print_json
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import chosen_examples, examples_options, other_examples
 from variational_diffusion.cli.options import device_options, weights_option
+from variational_diffusion.conditions import parted
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic, unused
@@ -27,8 +29,8 @@ from variational_diffusion.numerics import derived_seed
 from variational_diffusion.pictures import is_image, save_sheet
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Steps = Callable[[Tensor, torch.Generator], Iterator[Tensor]]
-"""(examples, generator) → z after every step."""
+Steps = Callable[[VDM, Tensor, torch.Generator], Iterator[Tensor]]
+"""(model, examples, generator) → z after every step."""
 
 _EXAMPLES = 8
 _BATCH = 100
@@ -43,6 +45,7 @@ def task_options(task: Command) -> Command:
         click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the draws."),
         weights_option,
         device_options,
+        given_options,
         examples_options,
     ):
         task = option(task)
@@ -62,6 +65,7 @@ class Job:
     data: str | None
     split: str
     limit: int
+    options: dict[str, Any]
 
     @classmethod
     def start(
@@ -78,8 +82,12 @@ class Job:
         weights: str,
         device: str,
         threads: int | None,
+        **options: Any,
     ) -> Job:
-        """Open the run, load the model, and refuse a target that could not be written."""
+        """Open the run, load the model, and refuse a target that could not be written.
+
+        options: those of `given_options`.
+        """
         target = use_device(device, threads)
         opened = Run.open(run)
         vdm = opened.load(weights).to(target).eval()
@@ -92,40 +100,65 @@ class Job:
             raise InputError(f"out = '{path}': these data are no images; give --out FILE.npy")
         if path.exists():
             raise InputError(f"out = '{path}' exists: give another --out")
-        return cls(task, opened, vdm, path, seed, as_json, data, split, limit or _EXAMPLES)
+        return cls(task, opened, vdm, path, seed, as_json, data, split, limit or _EXAMPLES, options)
 
     @property
     def device(self) -> torch.device:
         return self.vdm.schedule.initial_end_points.device
 
-    def examples(self) -> Tensor:
-        """Return the examples to be changed, in the decoder's domain."""
-        chosen = chosen_examples(self.run, self.data, self.split, self.limit)
-        return torch.from_numpy(chosen.read(np.arange(len(chosen)))).to(self.device)
+    def examples(self, *, free: bool = False) -> tuple[Tensor, Given]:
+        """Return the examples to be changed, and what the model is given for each.
 
-    def measurements(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the examples of DATA, which have the shape of measurements."""
+        That is what the options ask for; otherwise the examples' own conditions, or with `free`
+        nothing.
+        """
+        kind = "none" if free or self._asked() else self.options["condition"]
+        chosen = chosen_examples(self.run, self.data, self.split, self.limit, condition=kind)
+        x, own = parted(chosen.batch(range(len(chosen))))
+        return x.to(self.device), self._given(len(x), own, free)
+
+    def _asked(self) -> bool:
+        return bool(self.options["labels"]) or self.options["conditions"] is not None
+
+    def _given(self, count: int, own: Tensor | None, free: bool) -> Given:
+        options = dict(self.options)
+        if free and not self._asked() and self.vdm.condition is not None:
+            options["condition"] = "none"
+        given = given_by(self.run, self.vdm, count, self.seed, options)
+        if given.values is None or self._asked():
+            return given
+        if own is None:
+            raise InputError(
+                "label = none: measurements come without conditions; give --label, --conditions "
+                "or --condition none"
+            )
+        return replace(given, values=own, drawn=False)
+
+    def measurements(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Given]:
+        """Return the examples of DATA, which have the shape of measurements; as `examples`."""
         if self.data is None:
             raise InputError("data = none: with --measured, name the data that were measured")
         shape = tuple(function(torch.zeros(1, *self.vdm.shape)).shape[1:])
         shape = shape if len(shape) == len(self.vdm.shape) else self.vdm.shape
         chosen = other_examples(self.run, self.data, shape).limit(self.limit)
-        return torch.from_numpy(chosen.read(np.arange(len(chosen)))).to(self.device)
+        x, _ = parted(chosen.batch(range(len(chosen))))
+        return x.to(self.device), self._given(len(x), None, False)
 
     def generator(self, *numbers: int) -> torch.Generator:
         """Return a source of randomness for one part of the work."""
         return torch.Generator(self.device).manual_seed(derived_seed(self.seed, *numbers))
 
-    def drawn(self, given: Tensor, path: Steps, *, steps: int, draws: int) -> Tensor:
+    def drawn(self, x: Tensor, given: Given, path: Steps, *, steps: int, draws: int) -> Tensor:
         """Return results for every example, shape (n, draws, *shape), with a progress bar."""
-        parts = given.split(_BATCH)
+        parts = x.split(_BATCH)
         total = len(parts) * draws * steps
         results: list[list[Tensor]] = [[] for _ in range(draws)]
         done = 0
         with Meter(self.task, "steps") as meter:
             for i, part in enumerate(parts):
+                model = given.to(self.vdm, slice(i * _BATCH, i * _BATCH + len(part)))
                 for draw, column in enumerate(results):
-                    for z in path(part, self.generator(1 + i, draw)):
+                    for z in path(model, part, self.generator(1 + i, draw)):
                         done, z_0 = done + 1, z
                         meter.update(done / total, done, lambda: "")
                     column.append(editing.to_data(self.vdm, z_0))

@@ -16,6 +16,7 @@ from variational_diffusion.cli.changes import Job, middle, read_mask, task_optio
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.errors import InputError
 from variational_diffusion.measurements import MEASUREMENTS, Measurement
+from variational_diffusion.model import VDM
 from variational_diffusion.sampling import SAMPLERS, named
 
 
@@ -24,7 +25,8 @@ def command() -> None:
     """Change examples with the model in RUN, which needs no training for it.
 
     DATA is as at vdm train; without it the run's own SPLIT is taken. The first 8 examples are
-    changed unless --limit says otherwise.
+    changed unless --limit says otherwise. A model with conditions is given those of the examples,
+    unless --label or --conditions names others.
     """
 
 
@@ -56,14 +58,14 @@ def inpaint(mask: str, repeats: int, jump: int, steps: int, draws: int, **shared
     hole = read_mask(mask, job.vdm.shape)
     gammas = grids.uniform_in_time(job.vdm.schedule, steps).detach()
 
-    def path(x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    def path(model: VDM, x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         return editing.inpaint(
-            job.vdm, x, hole, gammas, repeats=repeats, jump=jump, generator=generator
+            model, x, hole, gammas, repeats=repeats, jump=jump, generator=generator
         )
 
-    x = job.examples()
+    x, given = job.examples()
     hidden = torch.where(hole, middle(job.vdm), x).to(x.dtype)
-    job.write(x, hidden, job.drawn(x, path, steps=steps, draws=draws))
+    job.write(x, hidden, job.drawn(x, given, path, steps=steps, draws=draws))
 
 
 @command.command()
@@ -103,17 +105,18 @@ def restore(
     function = _function(measurement, shape, {"factor": factor, "width": width, "mask": mask})
     seen = Measurement(function, noise)
     if measured:
-        encoded = job.vdm.encode(job.measurements(function))
+        degraded, given = job.measurements(function)
+        encoded = job.vdm.encode(degraded)
         x, y = None, function(encoded) if measurement == "mask" else encoded
     else:
-        x = job.examples()
+        x, given = job.examples()
         y = seen(job.vdm.encode(x), job.generator())
     gammas = grids.uniform_in_time(job.vdm.schedule, steps).detach()
 
-    def path(y: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        return editing.posterior_samples(job.vdm, y, seen, gammas, generator=generator)
+    def path(model: VDM, y: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        return editing.posterior_samples(model, y, seen, gammas, generator=generator)
 
-    results = job.drawn(y, path, steps=steps, draws=draws)
+    results = job.drawn(y, given, path, steps=steps, draws=draws)
     residual = function(job.vdm.encode(results[:, 0])) - y
     job.write(x, visible(job.vdm, y), results, residual=float(residual.square().mean().sqrt()))
 
@@ -130,11 +133,11 @@ def vary(gamma: float, sampler: str, steps: int, draws: int, **shared: Any) -> N
     job = Job.start("vary", **shared)
     gammas = editing.below(grids.uniform_in_time(job.vdm.schedule, steps).detach(), gamma)
 
-    def path(x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        return editing.variations(job.vdm, x, gammas, sampler=carry, generator=generator)
+    def path(model: VDM, x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        return editing.variations(model, x, gammas, sampler=carry, generator=generator)
 
-    x = job.examples()
-    job.write(x, None, job.drawn(x, path, steps=len(gammas) - 1, draws=draws))
+    x, given = job.examples()
+    job.write(x, None, job.drawn(x, given, path, steps=len(gammas) - 1, draws=draws))
 
 
 @command.command()
@@ -151,18 +154,20 @@ def vary(gamma: float, sampler: str, steps: int, draws: int, **shared: Any) -> N
 def interpolate(between: int, tolerance: float, **shared: Any) -> None:
     """Go from the first example to the second, from the third to the fourth, and so on.
 
-    The ends are encoded and decoded too; how far they are from the examples is printed.
+    The ends are encoded and decoded too; how far they are from the examples is printed. A model
+    with conditions goes without them, or with those that --label or --conditions name.
     """
     job = Job.start("interpolate", **shared)
-    x = job.examples()
+    x, given = job.examples(free=True)
     if len(x) < 2:
         raise InputError("limit = 1: an interpolation takes two examples or more")
     first, second = x[0 : len(x) // 2 * 2 : 2], x[1::2]
     shares = np.linspace(0, 1, between + 2).tolist()
     stages = []
     with Meter("interpolating", "images") as meter:
+        model = given.to(job.vdm, slice(0, len(first)))
         path = editing.interpolate(
-            job.vdm, first, second, shares, tolerance=tolerance, generator=job.generator()
+            model, first, second, shares, tolerance=tolerance, generator=job.generator()
         )
         for done, stage in enumerate(path):
             stages.append(stage)
