@@ -31,6 +31,8 @@ bench: install .venv/peers
 	$(BIN)/vdm train digits --run .venv/run --steps 20 --json
 	$(BIN)/python benchmarks/likelihoods.py .venv/run --limit 8 --importance-limit 4 --draws 2 --samples 2 --no-log
 	$(BIN)/python benchmarks/chains.py .venv/run --limit 8 --steps 2 --no-log
+	$(BIN)/python benchmarks/samplers.py .venv/run --n 40 --steps 4 --ancestral-steps 8 --flow-n 2 --limit 8 --repeats 1 --no-log
+	$(BIN)/python benchmarks/compression.py .venv/run --limit 40 --steps 3 --configuration "two threads" --no-log
 
 install: .venv/installed
 

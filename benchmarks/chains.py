@@ -12,40 +12,50 @@ that of the difference from the expectation by the choice of these images.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import product
 
 import click
 import torch
 from common import log_option, markdown, report, threads_option
 
 from variational_diffusion.checkpoint import Run
-from variational_diffusion.cli.chains import measured_errors
+from variational_diffusion.cli.chains import expected_errors, widen
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluate_rounds
 from variational_diffusion.cli.examples import chosen_examples
-from variational_diffusion.grids import (
-    GRIDS,
-    VARIANCES,
-    PredictedErrors,
-    assumed_errors,
-    expected_diffusion,
-    step_grid,
-)
+from variational_diffusion.grids import GRIDS, VARIANCES, expected_diffusion, step_grid
 from variational_diffusion.likelihood import Chain, Infinite, summarize
+from variational_diffusion.model import VDM
 
 
 @click.command()
 @click.argument("run")
 @click.option("--steps", "counts", multiple=True, type=click.IntRange(1), default=[10, 20, 50, 100])
+@click.option("--grid", "laid", multiple=True, type=click.Choice(list(GRIDS)), default=list(GRIDS))
 @click.option("--limit", type=click.IntRange(2), default=250, show_default=True)
 @threads_option
 @log_option
-def main(run: str, counts: tuple[int, ...], limit: int, threads: int, log: bool) -> None:
+def main(
+    run: str, counts: tuple[int, ...], laid: tuple[str, ...], limit: int, threads: int, log: bool
+) -> None:
     """Compare the chains of a RUN."""
     device = use_device("auto", threads)
     opened = Run.open(run)
     vdm = opened.load().to(device)
-    errors = measured_errors(opened, vdm, "ema")
-    head = opened.head()
+    variances = VARIANCES if opened.head() is not None else VARIANCES[:-1]
+    report(bounds(opened, vdm, counts, laid, variances, limit), log=log)
+
+
+def bounds(
+    opened: Run,
+    vdm: VDM,
+    counts: Sequence[int],
+    laid: Sequence[str],
+    variances: Sequence[str],
+    limit: int,
+) -> str:
+    """Return the table of chains with these numbers of steps, grids and reverse variances."""
     examples = chosen_examples(opened, None, "test", limit)
 
     def bits(estimator: Infinite | Chain) -> tuple[float, float, dict[str, float]]:
@@ -56,30 +66,27 @@ def main(run: str, counts: tuple[int, ...], limit: int, threads: int, log: bool)
     limit_bits, limit_error, terms = bits(Infinite(64))
     ends = terms["prior"] + terms["reconstruction"]
     rows: list[list[object]] = []
-    for steps in counts:
-        for grid in GRIDS:
-            for variance in VARIANCES if head is not None else VARIANCES[:-1]:
-                assumed = assumed_errors(variance, errors)
-                gammas = step_grid(grid, vdm.schedule, steps, errors, assumed)
-                vdm.reverse_errors = assumed
-                if variance == "predicted":
-                    vdm.reverse_errors = PredictedErrors(errors, head.to(device))
-                value, error, _ = bits(Chain(gammas))
-                expected = expected_diffusion(gammas, errors, assumed) / math.log(2)
-                rows.append(
-                    [
-                        steps,
-                        grid,
-                        variance,
-                        f"{value:.3f} ± {error:.3f}",
-                        f"{value / limit_bits - 1:+.1%}",
-                        f"{expected + ends:.3f}" if variance != "predicted" else "",
-                    ]
-                )
-                print(rows[-1], flush=True)
+    for steps, grid, variance in product(counts, laid, variances):
+        errors, assumed = expected_errors(opened, vdm, "ema", variance)
+        gammas = step_grid(grid, vdm.schedule, steps, errors, assumed)
+        widen(opened, vdm, "ema", variance)
+        value, error, _ = bits(Chain(gammas))
+        expected = expected_diffusion(gammas, errors, assumed) / math.log(2)
+        rows.append(
+            [
+                steps,
+                grid,
+                variance,
+                f"{value:.3f} ± {error:.3f}",
+                f"{value / limit_bits - 1:+.1%}",
+                f"{expected + ends:.3f}",
+            ]
+        )
+        print(rows[-1], flush=True)
+    vdm.reverse_errors = None
     header = ["T", "grid", "variance", "bits/dim", "over T → ∞", "expected"]
     note = f"{opened.config.data.source}, {limit} test images; T → ∞: {limit_bits:.3f} ± "
-    report(f"{note}{limit_error:.3f} bits/dim\n\n{markdown(header, rows)}", log=log)
+    return f"{note}{limit_error:.3f} bits/dim\n\n{markdown(header, rows)}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import torch
 from torch import Tensor, nn
 
 from variational_diffusion.decoders import Gaussian
@@ -101,3 +102,25 @@ def ancestral_moments(gammas: list[float], mean: float, std: float) -> tuple[flo
         offset = alpha_s * c * mean * (1 - shrink * alpha_t)
         m, v = slope * m + offset, slope**2 * v + sigma_s2 * c
     return m, v
+
+
+class CorrelatedDenoiser(nn.Module):
+    """E[ε|z] for x ~ N(mean, covariance), one γ for the whole batch, as noise."""
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        super().__init__()
+        self.mean, self.covariance = mean, covariance
+
+    def forward(self, z: Tensor, gamma: Tensor, conditioning: Tensor | None = None) -> Tensor:
+        alpha, sigma = (-gamma[0]).sigmoid().sqrt(), gamma[0].sigmoid().sqrt()
+        spread = alpha**2 * self.covariance + sigma**2 * torch.eye(len(self.mean)).to(z)
+        return sigma * torch.linalg.solve(spread, (z - alpha * self.mean).T).T
+
+
+def correlated_vdm(
+    mean: Tensor, covariance: Tensor, gamma_min: float = -8.0, gamma_max: float = 8.0
+) -> VDM:
+    """Return the model that is exact for N(mean, covariance), in float64."""
+    network = CorrelatedDenoiser(mean, covariance)
+    schedule = FixedLinear(gamma_min, gamma_max)
+    return VDM(network, schedule, Gaussian(), (len(mean),), "noise").double()

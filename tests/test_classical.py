@@ -1,12 +1,13 @@
 """Code lengths against known answers, and files that can be decoded again."""
 
+import importlib.util
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from variational_diffusion.classical import code_lengths, mosaic
+from variational_diffusion.classical import code_lengths, mosaic, picture_lengths
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 
@@ -55,6 +56,25 @@ def test_image_coders_are_given_where_they_hold_the_data(shape, levels, coders):
     lengths = code_lengths(images, levels)
     # One column of 16,384 pixels is folded into no mosaic: a single image stays as it is.
     assert set(lengths) == {"order-0 entropy", "xz"} | coders
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_picture_formats_take_each_image_alone(channels):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (6, channels, 24, 24), dtype=np.uint8)
+    lengths = picture_lengths(noise, 256)
+    together = code_lengths(noise, 256)
+    names = {"PNG, one by one", "WebP lossless, one by one"}
+    assert names <= set(lengths)
+    assert lengths["PNG, one by one"] > together["PNG (one mosaic)"] > 8
+    if importlib.util.find_spec("imagecodecs") is not None:
+        assert lengths["JPEG XL, one by one"] > lengths["JPEG XL (one mosaic)"] > 8
+        names |= {"JPEG XL, one by one", "JPEG XL (one mosaic)"}
+    assert set(lengths) == names
+    one = noise[:1].repeat(6, axis=0)
+    assert picture_lengths(one, 256)["WebP lossless, one by one"] > 8
+    assert picture_lengths(noise.reshape(6, -1), 256) == {}
+    assert picture_lengths(noise, 65_536) == {}
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

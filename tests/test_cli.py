@@ -21,7 +21,9 @@ from variational_diffusion.cli import data as data_command
 from variational_diffusion.cli import quality as quality_command
 from variational_diffusion.cli import session as session_module
 from variational_diffusion.errors import DivergedError
+from variational_diffusion.grids import GRIDS
 from variational_diffusion.model import VDM
+from variational_diffusion.sampling import SAMPLERS
 from variational_diffusion.schedules import SCHEDULES
 from variational_diffusion.tensors import read_tensors
 
@@ -375,6 +377,25 @@ def test_sample_writes_a_sheet_files_an_array_and_an_animation(capsys, trained, 
     assert path.endswith("-2.png")
 
 
+def test_sample_takes_every_sampler_and_grid(capsys, trained, tmp_path):
+    common = ["sample", trained, "--n", "3", "--steps", "3"]
+    drawn = {}
+    for i, options in enumerate(
+        (
+            *(["--sampler", name] for name in SAMPLERS),
+            *(["--grid", name] for name in GRIDS if name != "gamma"),
+            ["--eta", "0.5"],
+            ["--clip", "0.9"],
+            ["--stop-early", "0"],
+            ["--sampler", "ancestral", "--variance", "position"],
+        )
+    ):
+        path = tmp_path / f"{i}.npy"
+        output(capsys, [*common, *options, "--out", str(path)])
+        drawn[" ".join(options)] = np.load(path).tobytes()
+    assert len(set(drawn.values())) == len(drawn)  # every option is felt
+
+
 def test_the_demo_ends_with_its_table(capsys, tmp_path):
     directory = str(tmp_path / "demo")
     text = output(capsys, ["demo", "--run", directory, "--minutes", "0.02"]).out
@@ -485,7 +506,15 @@ def test_mistakes_with_a_trained_run(capsys, trained, tmp_path):
     taken.write_bytes(b"mine")
     np.save(tmp_path / "other.npy", np.zeros((50, 4, 4), np.uint8))
     for arguments, message in (
-        (["sample", trained, "--sampler", "euler"], "euler"),
+        (["sample", trained, "--sampler", "euler"], "'euler': known are ancestral, ddim"),
+        (["sample", trained, "--steps", "0"], "0"),
+        (["sample", trained, "--grid", "cosine"], "'time', 'gamma', 'karras', 'equal-error'"),
+        (["sample", trained, "--eta", "2"], "eta = 2.0: give 0 (deterministic) to 1"),
+        (["sample", trained, "--sampler", "heun", "--eta", "1"], "heun has none; it is for ddim"),
+        (["sample", trained, "--variance", "scalar"], "type --sampler ancestral"),
+        (["sample", trained, "--stop-early", "999"], "levels; give a number between, or 0"),
+        (["sample", trained, "--stop-early", "2", "--steps", "1"], "takes two steps or more"),
+        (["sample", trained, "--clip", "1.5"], "1.5"),
         (["sample", trained, "--out", str(taken)], "exists"),
         (["sample", trained, "--out", str(tmp_path / "x.jpg")], ".png sheet"),
         (["evaluate", trained, str(tmp_path / "other.npy")], "shape (1, 4, 4)"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from known_answers import entropy, error, exact_vdm, gap, prior, reconstruction
+from known_answers import ExactDenoiser, entropy, error, exact_vdm, gap, prior, reconstruction
 from variational_diffusion import grids, process
 from variational_diffusion.decoders import Gaussian
 from variational_diffusion.errors import InputError
@@ -22,7 +22,8 @@ from variational_diffusion.heads import fit_head
 from variational_diffusion.likelihood import Chain, evaluate
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import VarianceHead
-from variational_diffusion.profile import noise_errors
+from variational_diffusion.profile import noise_errors, predictions
+from variational_diffusion.sampling import Multistep
 from variational_diffusion.schedules import Cosine, FixedLinear
 
 MEAN, STD, DIMENSIONS = 0.3, 0.5, 4
@@ -168,6 +169,84 @@ def test_uniform_grids():
     torch.testing.assert_close(grids.uniform_in_time(cosine, 4), cosine(t))
     even = grids.uniform_in_gamma(cosine, 4)
     torch.testing.assert_close(even, torch.tensor([4, 1.5, -1, -3.5, -6], dtype=torch.float64))
+    ratio = torch.exp(0.5 * grids.karras(cosine, 4)) ** (1 / 7)
+    torch.testing.assert_close(ratio.diff(), (ratio[-1] - ratio[0]).expand(4) / 4)
+    nearly = grids.karras(cosine, 4, rho=1e4)
+    torch.testing.assert_close(nearly, even, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", grids.GRIDS)
+@pytest.mark.parametrize("steps", [2, 5, 30])
+def test_every_grid_falls_from_end_to_end(name, steps):
+    schedule = Cosine(-6.0, 4.0).double()
+    errors = known_errors()
+    whole = grids.step_grid(name, schedule, steps, errors)
+    short = grids.step_grid(name, schedule, steps, errors, stop=-2.5)
+    for gammas in (whole, short):
+        assert len(gammas) == steps + 1
+        assert (float(gammas[0]), float(gammas[-1])) == (4.0, -6.0)
+        assert (gammas.diff() < 0).all()
+    assert float(short[-2]) == -2.5
+    with pytest.raises(InputError, match=r"end = -7.0: give a γ between -6.00 and 4.00"):
+        grids.step_grid(name, schedule, steps, errors, stop=-7.0)
+    with pytest.raises(InputError, match="steps = 1: stopping early takes two"):
+        grids.step_grid(name, schedule, 1, errors, stop=-2.5)
+    if name in grids.MEASURED:
+        with pytest.raises(InputError, match=f"grid = '{name}' needs measured errors"):
+            grids.step_grid(name, schedule, steps)
+
+
+def test_a_grid_that_stops_early_is_laid_as_the_whole_one_is():
+    cosine = Cosine(-6.0, 4.0).double()
+    t = torch.linspace(1, 0, 5, dtype=torch.float64)
+    gammas = grids.uniform_in_time(cosine, 3, end=float(cosine(t)[3]))
+    torch.testing.assert_close(gammas, cosine(t)[:4])
+
+
+def local_errors(gammas, stds):
+    """What each step of DDIM adds to the end of the exact flow, for each std, in closed form."""
+    alpha, sigma = process.alpha(gammas)[:, None], process.sigma(gammas)[:, None]
+    spread = (alpha**2 * stds**2 + sigma**2).sqrt()
+    noise = sigma[:-1] / spread[:-1] ** 2  # ε̂ for z = 1
+    step = sigma[1:] * noise + alpha[1:] / alpha[:-1] * (1 - sigma[:-1] * noise)
+    exact = spread[1:] / spread[:-1]
+    return (step - exact) * spread[:-1] * spread[-1] / spread[1:]
+
+
+def test_equal_error_is_equal_where_the_theory_is_exact():
+    """One std, DDIM, small steps: no error is a tenth away from the mean, and the sum is least."""
+    errors, stds = known_errors(), torch.tensor([STD], dtype=torch.float64)
+    even = grids.equal_error(SCHEDULE, 400, errors, order=1)
+    found = local_errors(even, stds).abs()
+    assert (found / found.mean() - 1).abs().max() < 0.1
+    for other in (grids.uniform_in_gamma(SCHEDULE, 400), grids.karras(SCHEDULE, 400)):
+        assert local_errors(other, stds).abs().sum() > 1.05 * found.sum()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_equal_error_serves_data_of_several_scales(order):
+    """The end of the flow, against the uniform grid, for entries of stds from 0.03 to 1."""
+    stds = torch.tensor([0.03, 0.1, 0.3, 1.0], dtype=torch.float64)
+    gamma = torch.linspace(-12, 8, 500, dtype=torch.float64)
+    errors = NoiseErrors(gamma, stds**2 / (stds**2 + gamma.exp()[:, None]))
+    schedule = FixedLinear(-12.0, 8.0).double()
+    z = torch.eye(4, dtype=torch.float64)
+    exact = flow_scale(schedule, stds)
+
+    vdm = VDM(ExactDenoiser(0.0, stds, "velocity"), schedule, Gaussian(), (4,))
+    off = []
+    for name in ("equal-error", "gamma"):
+        gammas = grids.step_grid(name, schedule, 30, errors)
+        *_, z_0 = Multistep(order)(vdm, z, gammas)
+        off.append(float((z_0.diagonal() - exact).square().sum().sqrt()))
+    assert off[0] < 0.8 * off[1]
+
+
+def flow_scale(schedule, stds):
+    """Return by how much the exact flow scales z of each std."""
+    gammas = schedule.end_points[:, None]
+    spread = (torch.sigmoid(-gammas) * stds**2 + torch.sigmoid(gammas)).sqrt()
+    return spread[0] / spread[1]
 
 
 def test_errors_are_measured_at_their_positions(generator):
@@ -231,6 +310,42 @@ def test_a_head_learns_what_z_says_of_the_error(generator):
     assert totals[0] > totals[1] > totals[2]
 
 
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_predictions_are_sorted_and_keep_their_ratio_to_the_errors(factor, generator):
+    """A head that knows (ε − ε̂)² = (z/sigma)², up to a factor; twice that as the measured mean."""
+    vdm = VDM(Silent(), FixedLinear(-4.0, 4.0), Gaussian(), (1, 4, 4), "noise")
+    measured = NoiseErrors(torch.linspace(-3.5, 3.5, 8), torch.full((8, 1, 4, 4), 2.0))
+
+    def head(z, gamma, noise):
+        return (z / process.sigma(gamma)[:, None, None, None]).square().log() + math.log(factor / 2)
+
+    batches = itertools.repeat(torch.zeros(500, 1, 4, 4))
+    assumed = PredictedErrors(measured, head)
+    errors, predicted = predictions(vdm, assumed, batches, groups=20, generator=generator)
+    assert errors.error.shape == predicted.error.shape == (8, 20)
+    assert (predicted.error.diff(dim=1) > 0).all()
+    known = slice(2, None)  # a head says e^−8 times the mean at least
+    ratio = predicted.error[:, known] / errors.error[:, known]
+    torch.testing.assert_close(ratio, torch.full_like(ratio, factor), rtol=1e-3, atol=0.0)
+    torch.testing.assert_close(errors.error.mean(1), torch.full((8,), 2.0).double())
+    # of 20 groups of ε², the least is 0.0013 on average and the largest 5.58, of a mean of 1
+    assert float(errors.error[:, 0].mean()) < 0.01
+    assert float(errors.error[:, -1].mean()) == pytest.approx(11.2, rel=0.05)
+
+
+@pytest.mark.parametrize("excess", [0.02, 0.1])
+def test_the_fewest_steps_are_the_fewest(excess):
+    errors = known_errors(bins=200)
+
+    def diffusion(gammas):
+        return grids.expected_diffusion(gammas, errors, None)
+
+    steps = grids.fewest_steps(SCHEDULE, errors, None, excess)
+    limit = (1 + excess) * diffusion(grids.uniform_in_gamma(SCHEDULE, 1000))
+    assert diffusion(bound_optimal(SCHEDULE, steps, errors)) <= limit
+    assert diffusion(bound_optimal(SCHEDULE, steps - 1, errors)) > limit
+
+
 def test_reverse_takes_the_predicted_errors(generator):
     vdm = VDM(Silent(), FixedLinear(-4.0, 4.0), Gaussian(), (1, 2, 2), "noise")
     flat = NoiseErrors(torch.tensor([-4.0, 4.0]), torch.full((2, 1, 2, 2), 0.5))
@@ -245,7 +360,9 @@ def test_reverse_takes_the_predicted_errors(generator):
 
 
 def test_mistakes_are_named():
-    with pytest.raises(InputError, match="grid = 'even': known are time, gamma, optimal"):
+    with pytest.raises(
+        InputError, match="grid = 'even': known are time, gamma, karras, equal-error"
+    ):
         grids.step_grid("even", SCHEDULE, 3)
     with pytest.raises(InputError, match="grid = 'optimal' needs measured errors"):
         grids.step_grid("optimal", SCHEDULE, 3)

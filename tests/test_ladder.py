@@ -9,14 +9,15 @@ import variational_diffusion
 
 LEVELS = [
     {"errors", "graphs", "environment"},
-    {"numerics", "lattice", "config", "files", "memory", "processes"},
+    {"numerics", "lattice", "config", "files", "memory", "processes", "weightings"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
-    | {"optimizers", "tensors", "journal"},
-    {"decoders", "networks", "objective", "sampling", "grids", "flow", "quality"},
+    | {"optimizers", "tensors", "journal", "measurements"},
+    {"decoders", "networks", "objective", "grids", "flow", "quality", "hub"},
+    {"sampling"},
     {"model"},
-    {"training", "likelihood", "profile", "sharding", "heads", "compression"},
-    {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan"},
-    {"snapshots", "report"},
+    {"training", "likelihood", "profile", "sharding", "heads", "compression", "interchange"},
+    {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan", "editing"},
+    {"snapshots", "report", "evaluations"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""

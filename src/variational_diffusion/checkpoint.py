@@ -6,9 +6,11 @@
     best.safetensors      the average when the validation was best
     state/00001200.safetensors    all of training after step 1200, in one file
     metrics.jsonl         one JSON object a line, each with a checksum
+    evaluations.jsonl     what vdm evaluate measured of which weights; see `evaluations`
     averages/00001200.safetensors    two averages of step 1200; see `snapshots`
     ema-0.07.safetensors  an average of another width, made of them by `vdm ema`
     errors-ema.safetensors    measured errors of ε̂ for these weights, once a command needed them
+    predictions-ema.safetensors  the same, sorted by what the head predicts
     variance-ema.safetensors  a head that predicts these errors, where one was trained
     report/, report.html  what `vdm report` measured, and its page
     samples/
@@ -296,6 +298,7 @@ class Run:
 
     def save_head(self, head: VarianceHead, weights: str = "ema") -> None:
         """Write the head that predicts the errors of these weights; replaces an earlier one."""
+        (self.path / f"predictions-{weights}.safetensors").unlink(missing_ok=True)
         write_tensors(
             self.path / f"variance-{weights}.safetensors",
             head.state_dict(),
@@ -311,6 +314,24 @@ class Run:
         head = VarianceHead(self.config.model.shape, **json.loads(metadata["options"]))
         _load(head, tensors, self.path / f"variance-{weights}.safetensors")
         return head.eval().requires_grad_(False)
+
+    def save_predictions(
+        self, errors: NoiseErrors, predicted: NoiseErrors, weights: str = "ema"
+    ) -> None:
+        """Write the errors of these weights and what their head takes them to be."""
+        write_tensors(
+            self.path / f"predictions-{weights}.safetensors",
+            {"gamma": errors.gamma, "error": errors.error, "predicted": predicted.error},
+            {"weights": self._weights_digest(weights)},
+        )
+
+    def predictions(self, weights: str = "ema") -> tuple[NoiseErrors, NoiseErrors] | None:
+        """Return what `save_predictions` wrote; None if the weights have changed since."""
+        found = self._of_weights("predictions", weights)
+        if found is None:
+            return None
+        gamma, error, predicted = (found[0][name] for name in ("gamma", "error", "predicted"))
+        return NoiseErrors(gamma, error), NoiseErrors(gamma, predicted)
 
     def _of_weights(
         self, name: str, weights: str

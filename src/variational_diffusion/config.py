@@ -104,6 +104,8 @@ class TrainingConfig(_Section):
     schedule_learning_rate: for the shape of the noise schedule, which learns by the variance.
     end_point_learning_rate: for its end points, which learn by the bound; each is a logarithm of
         the distance from the middle of the initial range.
+    weighting: a name of `WEIGHTINGS`, what the diffusion loss is weighted by at every γ; "bound":
+        not at all. What is reported is always the bound.
     range_price: bits per dimension that a unit of γ at either end has to save. By the bound alone
         γ_1 has no optimum: more noise always brings z_1 closer to N(0, I), by less and less.
     clip_norm: largest norm of the network's gradient; None: not limited.
@@ -123,6 +125,7 @@ class TrainingConfig(_Section):
     weight_decay: float = Field(0.01, ge=0)
     schedule_learning_rate: float = Field(1e-2, ge=0)
     end_point_learning_rate: float = Field(3e-3, ge=0)
+    weighting: str = "bound"
     range_price: float = Field(2e-4, ge=0)
     warmup_steps: int = Field(100, ge=0)
     decay_from: float = Field(0.0, ge=0, le=1)

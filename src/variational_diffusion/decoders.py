@@ -9,6 +9,7 @@ appendix B.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -96,6 +97,14 @@ class Discretized(nn.Module):
     def spacing(self, gamma_0: process.Gamma) -> Tensor:
         """Return the distance of two levels in standard deviations of the noise at γ_0."""
         return (2 / self.levels) * torch.exp(-0.5 * gamma_0)
+
+    def noise_at(self, gamma: float) -> float:
+        """Return the standard deviation of the noise in z/alpha at γ, in levels."""
+        return 0.5 * self.levels * math.exp(0.5 * gamma)
+
+    def gamma_at(self, noise: float) -> float:
+        """Return the γ where the noise is this many levels: the inverse of `noise_at`."""
+        return 2 * math.log(2 * noise / self.levels)
 
     def _position(self, x: Tensor) -> Tensor:
         """Return real numbers in units of levels, where f(k) is k."""

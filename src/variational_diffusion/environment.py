@@ -15,8 +15,13 @@ DISTRIBUTION = "variational-diffusion"
 
 EXTRAS = {
     "tracking": "vdm train --track tensorboard",
+    "jxl": "vdm compress, for JPEG XL beside it",
+    "onnx": "vdm export --onnx",
+    "official": "vdm import-official",
+    "diffusers": "variational_diffusion.interchange.diffusers",
+    "video": "vdm sample --animate FILE.mp4",
 }
-"""Extra → the command that needs it; `pip install "variational-diffusion[EXTRA]"` adds it."""
+"""Extra → what needs it; `pip install "variational-diffusion[EXTRA]"` adds it."""
 
 DEVELOPMENT = ("dev",)
 """Extras for work on the package itself."""

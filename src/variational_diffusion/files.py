@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -46,6 +47,39 @@ def atomic(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Pa
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a new folder beside `path`; rename it to `path` when the block ends well.
+
+    When the block raises, the folder is removed with all that is in it. Raises InputError when
+    `path` exists and is no empty folder, and when it cannot be made.
+    """
+    path = Path(path)
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(
+            f"'{path}' exists and is no empty folder; give another name, for example "
+            f"--out {unused(path)}"
+        )
+    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise InputError(_why_not(path, error)) from error
+    try:
+        yield temporary
+        if path.is_dir():
+            path.rmdir()
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise InputError(_why_not(path, error)) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def unused(path: str | os.PathLike[str]) -> Path:

@@ -11,31 +11,27 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from variational_diffusion import grids, objective, process
+from variational_diffusion import grids, hub, objective, process
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import DECODERS, Discretized, Gaussian
 from variational_diffusion.errors import InputError
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.numerics import Normal, expand, randn_like
 from variational_diffusion.objective import Bound, Draws
-from variational_diffusion.sampling import SAMPLERS
+from variational_diffusion.sampling import Clipped, Denoised, Sampler, named
 from variational_diffusion.schedules import SCHEDULES, Schedule
+from variational_diffusion.weightings import Weighting
 
 
-class Denoised(NamedTuple):
-    """Estimates of the noise ε and of the encoded data x in z = alpha x + sigma ε."""
-
-    noise: Tensor
-    x: Tensor
-
-
-class VDM(nn.Module):
+class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
     """A variational diffusion model of arrays of one shape.
 
     network: any module called as network(z, gamma, conditioning=None), gamma of shape (batch,),
@@ -45,6 +41,8 @@ class VDM(nn.Module):
         last layers out of it. Nothing outside the network is ever in a lower precision.
     reverse_errors: measured or predicted errors of ε̂ that widen the steps of `reverse`, and so of
         samplers and of the bound with finitely many steps; None, the default: the paper's variance.
+    config: what `build` made the model of, and `save_pretrained` stores; None for a model that was
+        put together by hand.
     """
 
     def __init__(
@@ -65,6 +63,7 @@ class VDM(nn.Module):
         self.prediction = prediction
         self.autocast: torch.dtype | None = None
         self.reverse_errors: grids.NoiseErrors | grids.PredictedErrors | None = None
+        self.config: ModelConfig | None = None
 
     @property
     def dimensions(self) -> int:
@@ -78,6 +77,7 @@ class VDM(nn.Module):
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
         draws: Draws | None = None,
+        weighting: Weighting | None = None,
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Bound:
@@ -88,6 +88,8 @@ class VDM(nn.Module):
             many steps.
         gammas: the grid of such a model in place of `steps`, from γ_1 down to γ_0.
         draws: times and noise; by default those of `draw`.
+        weighting: what the gradient of the diffusion loss for infinitely many steps is weighted by,
+            as at `objective.diffusion`; the values stay those of the bound.
         """
         self._check_shape(x)
         if steps is not None:
@@ -104,7 +106,9 @@ class VDM(nn.Module):
 
         t, noise = draws.times, draws.noise
         if gammas is None:
-            diffusion = objective.diffusion(predict_noise, self.schedule, encoded, t, noise)
+            diffusion = objective.diffusion(
+                predict_noise, self.schedule, encoded, t, noise, weighting
+            )
         else:
             diffusion = objective.diffusion_discrete(
                 predict_noise, gammas, encoded, t, noise, self.reverse_errors
@@ -191,32 +195,44 @@ class VDM(nn.Module):
         sigma = expand(process.sigma(gamma.expand(z.shape[0])), z)
         return 0.5 * sigma * (noise - sigma * z)
 
+    def clipped(self, quantile: float = 0.0) -> VDM:
+        """Return this model with x̂ kept in the range of its levels: see `sampling.Clipped`.
+
+        Whatever takes a model takes it. It shares its parts with this one.
+        """
+        if not isinstance(self.decoder, Discretized):
+            raise InputError("clip: real-valued data have no range; only x̂ of levels is clipped")
+        limit = 1 - 1 / self.decoder.levels
+        network = Clipped(self.network, self.prediction, limit, quantile)
+        model = VDM(network, self.schedule, self.decoder, self.shape, self.prediction)
+        model.autocast, model.reverse_errors = self.autocast, self.reverse_errors
+        return model.train(self.training)
+
     def trajectory(
         self,
         n: int,
         *,
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
-        sampler: str = "ancestral",
+        sampler: str | Sampler = "ancestral",
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Float[Tensor, "n *shape"]]]:
         """Yield (γ, z) for n samples: first the prior's draw at γ_1, then after every step.
 
         steps: number of sampler steps, uniform in t. gammas: the grid in place of `steps`, from
-        γ_1 down to γ_0. sampler: a name in `SAMPLERS`.
+        γ_1 down to γ_0. sampler: a name in `SAMPLERS`, or what is called like its entries.
         """
         if (steps is None) == (gammas is None):
             raise InputError(f"steps = {steps} and gammas = {gammas}: give one of them")
-        if sampler not in SAMPLERS:
-            raise InputError(f"sampler = {sampler!r}: known are {', '.join(SAMPLERS)}")
+        carry = named(sampler) if isinstance(sampler, str) else sampler
         if gammas is None:
             assert steps is not None
             gammas = grids.uniform_in_time(self.schedule, steps)
         shape = (n, *self.shape)
         z = torch.randn(shape, generator=generator, dtype=gammas.dtype, device=gammas.device)
         yield gammas[0], z
-        path = SAMPLERS[sampler](self, z, gammas, conditioning=conditioning, generator=generator)
+        path = carry(self, z, gammas, conditioning=conditioning, generator=generator)
         yield from zip(gammas[1:], path, strict=True)
 
     @torch.no_grad()
@@ -226,7 +242,7 @@ class VDM(nn.Module):
         *,
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
-        sampler: str = "ancestral",
+        sampler: str | Sampler = "ancestral",
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Shaped[Tensor, "n *shape"]:
@@ -245,6 +261,52 @@ class VDM(nn.Module):
         *_, (gamma_0, z_0) = path
         return self.decoder.sample(z_0, gamma_0, generator)
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the model as a folder that `from_pretrained` reads (see `hub`).
+
+        save_directory: new or empty. options: those of `ModelHubMixin.save_pretrained`, such as
+            model_card_kwargs, which are the arguments of `hub.card`.
+        Raises InputError for a folder with files in it, and for a model that `build` did not make.
+        """
+        hub.check_new(Path(save_directory))
+        self._known_config()
+        return super().save_pretrained(save_directory, **options)
+
+    def generate_model_card(self, **facts: Any) -> ModelCard:
+        """Return the model card; the arguments are those of `hub.card`."""
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        return hub.card(self.config, parameters, **facts)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        hub.write_folder(save_directory, self._known_config(), self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> VDM:
+        """Return a model from a folder or from a repository of the hub, in evaluation mode.
+
+        options: those of `ModelHubMixin.from_pretrained`, such as revision and token.
+        Raises InputError when there is no such model, and when its files are damaged.
+        """
+        folder = hub.fetch(str(pretrained_model_name_or_path), **options)
+        config, tensors = hub.read_folder(folder)
+        vdm = build(config)
+        try:
+            vdm.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise InputError(
+                f"'{folder}': {hub.WEIGHTS} does not fit {hub.CONFIG}: the two belong to "
+                "different models, restore the pair"
+            ) from error
+        return vdm.eval().requires_grad_(False)
+
+    def _known_config(self) -> ModelConfig:
+        if self.config is None:
+            raise InputError(
+                "config = None: this model was put together by hand and cannot be stored; set "
+                "vdm.config to the ModelConfig that describes it, or make it by build(config)"
+            )
+        return self.config
+
     def _check_shape(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.shape:
             raise InputError(
@@ -260,13 +322,15 @@ def build(config: ModelConfig, *, seed: int = 0) -> VDM:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return VDM(
+        vdm = VDM(
             network=_construct("network", NETWORKS, config.network, config.shape),
             schedule=_construct("schedule", SCHEDULES, config.schedule),
             decoder=_construct("decoder", DECODERS, config.decoder),
             shape=config.shape,
             prediction=config.prediction,
         )
+    vdm.config = complete(config)
+    return vdm
 
 
 def complete(config: ModelConfig) -> ModelConfig:

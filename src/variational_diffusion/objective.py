@@ -23,6 +23,7 @@ from variational_diffusion import process
 from variational_diffusion.numerics import expand, sum_per_example
 from variational_diffusion.processes import sum_over_processes
 from variational_diffusion.schedules import Schedule, between
+from variational_diffusion.weightings import Weighting
 
 PredictNoise = Callable[[Tensor, Tensor], Tensor]
 """ε̂(z, γ): z of shape (batch, *shape) and γ of shape (batch,) to the shape of z."""
@@ -105,6 +106,7 @@ def diffusion(
     x: Float[Tensor, "batch *shape"],
     t: PerExample,
     noise: Float[Tensor, "batch *shape"],
+    weighting: Weighting | None = None,
 ) -> PerExample:
     """Return an unbiased estimate of the diffusion loss for infinitely many steps (VDM eq. 17).
 
@@ -123,12 +125,17 @@ def diffusion(
     processes act on all three gradients alike.
 
     The end points: see `_at_the_ends`.
+
+    weighting: w(γ). The values returned stay those of the bound; the network's gradient is that of
+    w(γ_t) L, and the shape's that of E[(w(γ_t) L)²]. The end points keep the gradient of the bound:
+    they are part of the model whose likelihood is reported.
     """
     end_points = schedule.end_points
-    u, rate_u = schedule.shape_and_rate(t)
+    u, rate_u = schedule.weighted_shape_and_rate(t, weighting)
     gamma_t, rate = between(end_points.detach(), u, rate_u)
     error = noise_error(predict_noise, x, gamma_t, noise)
-    loss = rate * error
+    bound = rate * error
+    loss = bound if weighting is None else weighting(gamma_t) * bound
 
     value = loss.detach()
     factor = 2 * (value - schedule.mean_loss) if schedule.training else 2 * value
@@ -141,6 +148,8 @@ def diffusion(
         total = sum_over_processes(torch.stack([value.sum(), count]))
         _remember(schedule.mean_loss, schedule.mean_loss.lerp(total[0] / total[1], share))
         schedule.observe(u.detach(), error.detach())
+    if weighting is not None:
+        loss = bound.detach() + (loss - value)  # the bound's value with the gradient of w L
     if end_points.requires_grad:
         loss = loss + _at_the_ends(predict_noise, schedule, end_points, x, noise)
     return loss

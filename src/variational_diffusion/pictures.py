@@ -28,6 +28,17 @@ _FORMATS: dict[str, tuple[str, dict[str, bool]]] = {
     ".png": ("PNG", {}),
     ".webp": ("WEBP", {"lossless": True, "exact": True}),
 }
+_PIXELS: dict[str, tuple[str, frozenset[str], dict[str, bool]]] = {
+    ".png": ("PNG", frozenset({"1", "L", "I;16", "RGB", "RGBA"}), {}),
+    ".webp": ("WEBP", frozenset({"RGB", "RGBA"}), {"lossless": True, "exact": True}),
+    ".tif": ("TIFF", frozenset({"1", "L", "I;16", "RGB", "RGBA"}), {}),
+    ".tiff": ("TIFF", frozenset({"1", "L", "I;16", "RGB", "RGBA"}), {}),
+    ".bmp": ("BMP", frozenset({"1", "L", "RGB"}), {}),
+    ".pbm": ("PPM", frozenset({"1"}), {}),
+    ".pgm": ("PPM", frozenset({"L"}), {}),
+    ".ppm": ("PPM", frozenset({"RGB"}), {}),
+}
+"""Extension → pillow's name of the format, the modes that it gives back exactly, options."""
 _GAP = 2
 _BETWEEN = 8
 """Between sheets that stand side by side."""
@@ -113,6 +124,22 @@ def save_image(
     Raises InputError for another extension, and when the file exists, as `files.atomic` does.
     """
     _save(to_pil(image, levels, value_range=value_range), path, overwrite)
+
+
+def keeps_pixels(path: str | os.PathLike[str], mode: str) -> bool:
+    """Tell whether files of this extension give every pixel of pillow's mode back as it was."""
+    return Path(path).suffix.lower() in _PIXELS and mode in _PIXELS[Path(path).suffix.lower()][1]
+
+
+def save_pixels(pixels: np.ndarray, mode: str, path: str | os.PathLike[str]) -> None:
+    """Write integers, shape (channels, height, width), as they are: an image of pillow's mode.
+
+    path: `keeps_pixels` holds for it and for mode.
+    """
+    assert keeps_pixels(path, mode)
+    name, _, options = _PIXELS[Path(path).suffix.lower()]
+    dtype = {"1": bool, "I;16": np.uint16}.get(mode, np.uint8)
+    _from_bytes(pixels.astype(dtype)).save(path, format=name, **options)
 
 
 def save_sheet(

@@ -26,6 +26,7 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.model import complete
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.schedules import SCHEDULES
+from variational_diffusion.weightings import weighting_named
 
 Shape = tuple[int, ...]
 
@@ -218,10 +219,9 @@ def parts(
         "network": Component(name=chosen.network.name, options=sections["network"]),
         "schedule": Component(name=chosen.schedule.name, options=sections["schedule"]),
     }
-    return (
-        complete(validated(ModelConfig, model)),
-        validated(TrainingConfig, sections["training"]),
-    )
+    training = validated(TrainingConfig, sections["training"])
+    weighting_named(training.weighting)  # refused here, before a run is begun
+    return complete(validated(ModelConfig, model)), training
 
 
 def _decoder(dataset: Dataset) -> Component:

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from variational_diffusion import objective
+from variational_diffusion import objective, process
 from variational_diffusion.errors import InputError
-from variational_diffusion.grids import NoiseErrors
+from variational_diffusion.grids import NoiseErrors, PredictedErrors
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, randn_like
 from variational_diffusion.schedules import Cosine, FixedLinear, Schedule
@@ -90,6 +90,44 @@ def noise_errors(
         total.index_add_(0, index, errors.cpu().double())
         count.index_add_(0, index, torch.ones(len(batch), dtype=torch.float64))
         yield NoiseErrors(middles, total / count.reshape(-1, *(1,) * len(vdm.shape)))
+
+
+def predictions(
+    vdm: VDM,
+    assumed: PredictedErrors,
+    batches: Iterable[Tensor],
+    *,
+    groups: int = 200,
+    generator: torch.Generator | None = None,
+) -> tuple[NoiseErrors, NoiseErrors]:
+    """Return the errors of entries of which about the same is assumed, and what is assumed.
+
+    For each bin of γ one batch is taken. All its entries are sorted by what is assumed of them and
+    put into groups of one size, whose means take the place of positions. Both are scaled to the
+    measured mean of the bin, so that the choice of the batch matters less, and smoothed.
+    """
+    vdm.eval()
+    mean = assumed.mean.averaged()
+    rows: list[Tensor] = []
+    for gamma, measured, batch in zip(mean.gamma, mean.error.flatten(), batches, strict=False):
+        with torch.inference_mode():
+            x = vdm.encode(batch.to(vdm.schedule.gamma_0.device))
+            gamma_t = gamma.to(x).expand(len(x))
+            noise = randn_like(x, generator)
+            q = process.q_t(x, gamma_t)
+            z = q.mean + q.std * noise
+            estimate = vdm.denoise(z, gamma_t).noise
+            expected = assumed(z, gamma_t, estimate).flatten().double().cpu()
+            error = (noise - estimate).square().flatten().double().cpu()
+        size = max(1, len(error) // groups)
+        order = expected.argsort()[: len(error) // size * size]
+        both = torch.stack([error[order], expected[order]]).reshape(2, -1, size).mean(2)
+        rows.append(both * measured.double().cpu() / both[0].mean())
+    errors, expectations = torch.stack(rows, 1)
+    return (
+        NoiseErrors(mean.gamma, errors).smoothed(),
+        NoiseErrors(mean.gamma, expectations).smoothed(),
+    )
 
 
 @dataclass(frozen=True)

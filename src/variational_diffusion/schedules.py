@@ -17,6 +17,7 @@ from torch.nn.functional import softplus
 
 from variational_diffusion.errors import InputError
 from variational_diffusion.processes import sum_over_processes
+from variational_diffusion.weightings import Weighting
 
 Time = Float[Tensor, " *batch"]
 
@@ -97,6 +98,13 @@ class Schedule(nn.Module, ABC):
     @abstractmethod
     def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
         """Return u(t), from u(0) = 0 to u(1) = 1, and du/dt > 0."""
+
+    def weighted_shape_and_rate(self, t: Time, weighting: Weighting | None) -> tuple[Time, Time]:
+        """Return u(t) and du/dt where the loss is weighted by w(γ), which training may do.
+
+        The shape itself, unless a schedule keeps the two apart.
+        """
+        return self.shape_and_rate(t)
 
     def observe(self, u: Time, error: Time) -> None:
         """Take note of errors m = ½‖ε − ε̂‖² that were measured at the shape's values u.
@@ -183,6 +191,32 @@ class Monotone(Schedule):
         self.bias_2 = nn.Parameter(-steepness * torch.linspace(0, 1, hidden))
         self.raw_weight_3 = nn.Parameter(_inverse_softplus(torch.full((hidden,), 1 / hidden)))
 
+    @torch.no_grad()
+    def set_shape(
+        self,
+        slope: Float[Tensor, ""],
+        steepness: Float[Tensor, " hidden"],
+        offset: Float[Tensor, " hidden"],
+        weight: Float[Tensor, " hidden"],
+    ) -> None:
+        """Let u follow g(t) = slope · t + Σ weight · sigmoid(steepness · t + offset).
+
+        All but the offsets are ≥ 0. Raises InputError where g is flatter than a learned one can be.
+        """
+        least = _LEAST_RATE * weight.sum()
+        if not slope > least:
+            raise InputError(
+                f"slope = {float(slope):.3g}: with these weights it has to be above "
+                f"{float(least):.3g}, the share of a straight line that a monotone schedule keeps"
+            )
+        weight_1 = (slope - least) / (1 + _LEAST_RATE)
+        smallest = torch.finfo(self.bias_2.dtype).tiny
+        self.raw_weight_1.fill_(_inverse_softplus(weight_1))
+        self.bias_1.zero_()
+        self.raw_weight_2.copy_(_inverse_softplus((steepness / weight_1).clamp(min=smallest)))
+        self.bias_2.copy_(offset)
+        self.raw_weight_3.copy_(_inverse_softplus(weight.clamp(min=smallest)))
+
     def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
         g, rate = self._unnormalised(t)
         (g_0, g_1), _ = self._unnormalised(torch.linspace(0, 1, 2, dtype=t.dtype, device=t.device))
@@ -210,6 +244,9 @@ class Adaptive(Schedule):
     running mean of m²; the means are smoothed over neighbouring bins, and γ(t) is the inverse of
     the cumulative distribution function of √E[m²] with a small uniform part: piecewise linear in
     t, and steeper where the errors are small.
+
+    A loss that is weighted by w(γ) is estimated best by the density ∝ w √E[m²], which its times are
+    drawn from. What is kept is the mean of m², so the shape itself stays that of the bound.
 
     bins: number of bins. memory: number of measurements, over all bins, that the means go back to.
     uniform: share of the uniform part, in (0, 1]. learn_end_points: as in `Schedule`.
@@ -254,21 +291,31 @@ class Adaptive(Schedule):
         self.moment.mul_(fading).add_(total)
 
     def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
-        cumulative = torch.cat([t.new_zeros(1), self.density().to(t.dtype).cumsum(0)])
+        return self.weighted_shape_and_rate(t, None)
+
+    def weighted_shape_and_rate(self, t: Time, weighting: Weighting | None) -> tuple[Time, Time]:
+        cumulative = torch.cat([t.new_zeros(1), self.density(weighting).to(t.dtype).cumsum(0)])
         cumulative = cumulative / cumulative[-1]
         bins = len(self.count)
         index = torch.searchsorted(cumulative[1:-1], t.detach(), right=True)
         start, mass = cumulative[index], cumulative.diff()[index]
         return (index + (t - start) / mass) / bins, 1 / (bins * mass)
 
-    def density(self) -> Float[Tensor, " bins"]:
-        """Return the density of u in every bin, relative to the uniform one; its mean is 1."""
+    def density(self, weighting: Weighting | None = None) -> Float[Tensor, " bins"]:
+        """Return the density of u in every bin, relative to the uniform one; its mean is 1.
+
+        weighting: the density is the best one for the loss weighted by it.
+        """
         position = torch.arange(len(self.count), dtype=self.count.dtype, device=self.count.device)
         width = _SMOOTHING * len(self.count)
         kernel = torch.exp(-0.5 * ((position[:, None] - position) / width).square())
         count, moment = (kernel * self.count).sum(1), (kernel * self.moment).sum(1)
         # the mean over all bins, with next to no weight, where nothing was measured nearby
         root = ((moment + 1e-6 * moment.sum() / count.sum()) / (count + 1e-6)).sqrt()
+        if weighting is not None:
+            middles = (position + 0.5) / len(position)
+            gamma_0, gamma_1 = self.end_points.detach().unbind()
+            root = root * weighting(torch.lerp(gamma_0, gamma_1, middles))
         uniform = torch.ones_like(root)
         density = torch.lerp(root / root.mean(), uniform, self.uniform)
         return torch.where(density.isfinite().all(), density, uniform)  # nothing was seen yet

@@ -27,8 +27,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     header = {**metadata, "format": FORMAT}
     header["digest"] = _digest(contents, header)
     with atomic(path, overwrite=True) as temporary:
+        mode = temporary.stat().st_mode
         try:
             save_file(contents, temporary, metadata=header)
+            temporary.chmod(mode)  # safetensors makes files that only their owner can read
         except SafetensorError as error:
             raise InputError(
                 f"'{path}' cannot be written ({error}): free some space; "

@@ -36,6 +36,7 @@ from variational_diffusion.objective import Bound
 from variational_diffusion.optimizers import Muon
 from variational_diffusion.posthoc import PowerAverages
 from variational_diffusion.processes import Place, here, largest_over_processes, whole
+from variational_diffusion.weightings import weighting_named
 
 Function = Callable[..., Sequence[Tensor]]
 
@@ -109,8 +110,8 @@ class StepRecord:
 class Engine:
     """How the arithmetic of a step is carried out; the numbers are the same for all of them.
 
-    bound: what is called as bound(x, draws=…) in place of the model, such as a wrapper that
-        averages gradients over processes; None: the model.
+    bound: what is called as bound(x, draws=…, weighting=…) in place of the model, such as a
+        wrapper that averages gradients over processes; None: the model.
     parts: the batch goes through the model in so many equal parts, one after the other, which
         takes that much less memory.
     graphs: record a step as CUDA graphs and replay them; one process, one part.
@@ -130,6 +131,9 @@ def fit(
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepRecord]:
     """Minimise the mean of the bound, in bits per dimension, until the budget is spent.
+
+    With a `weighting` in the configuration, its diffusion loss is weighted in all gradients but
+    those of the end points; the records are of the bound itself.
 
     The schedule learns as described at `objective.diffusion`, its end points with a small price on
     the range of γ. A step whose bound or gradient is not finite leaves the weights as they are.
@@ -204,6 +208,7 @@ class _Step:
         self.network = list(self.vdm.network.parameters())
         self.schedule = [p for p in self.vdm.schedule.parameters() if p.requires_grad]
         self.bound = engine.bound or self.vdm
+        self.weighting = weighting_named(config.weighting)
         self._gradients: dict[bool, Callable[..., Sequence[Tensor]]] = dict.fromkeys(
             (False, True), self._gradients_of
         )
@@ -249,7 +254,7 @@ class _Step:
         for part in range(self.engine.parts):
             rows = slice(part * size, (part + 1) * size)
             with self._gradients_stay_here(part < self.engine.parts - 1):
-                bound = self.bound(x[rows], draws=draws.rows(rows))
+                bound = self.bound(x[rows], draws=draws.rows(rows), weighting=self.weighting)
                 price = self.config.range_price * self.vdm.schedule.end_points.diff()
                 loss = bits_per_dim(bound.total, self.vdm.dimensions).mean() + price
                 (loss / self.engine.parts).backward()

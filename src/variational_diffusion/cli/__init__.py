@@ -24,12 +24,16 @@ COMMANDS = {
     "variance": "Train a small network that predicts the reverse variance, for few steps.",
     "schedule": "What the noise schedule has learned: variances in a table, and a figure.",
     "sample": "Draw examples: a sheet, single files, an array, an animation.",
+    "edit": "Change examples: inpaint, restore, vary, interpolate.",
     "quality": "How good samples are: FID, KID, precision, recall, with errors and a floor.",
     "report": "One page about a run: curves, samples, likelihoods, how to repeat them.",
     "compress": "Compress examples without loss, to about their bits per dimension.",
     "decompress": "Bring back what vdm compress wrote, exact to the bit.",
     "data": "Show what will be read: count, shape, levels, splits, examples.",
     "plan": "What a run will take: operations, memory, time and energy on named hardware.",
+    "export": "Write a model as a pretrained folder for the hub, or as an ONNX file.",
+    "push": "Upload a model to the Hugging Face hub.",
+    "import-official": "Make a run of a checkpoint of the official VDM release.",
     "doctor": "What is installed, which device there is, and what is missing.",
     "demo": "Train, evaluate and sample on handwritten digits, in a few minutes.",
 }
@@ -46,7 +50,8 @@ class _Commands(click.Group):
             raise click.UsageError(
                 f"command = '{cmd_name}': known are {', '.join(COMMANDS)}; type: vdm --help"
             )
-        return import_module(f"variational_diffusion.cli.{cmd_name}").command
+        module = cmd_name.replace("-", "_")
+        return import_module(f"variational_diffusion.cli.{module}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

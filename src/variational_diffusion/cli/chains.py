@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
 import torch
+from torch import Tensor
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import Meter
@@ -16,6 +17,7 @@ from variational_diffusion.data.loader import training_batches
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import (
     GRIDS,
+    MEASURED,
     VARIANCES,
     Gammas,
     NoiseErrors,
@@ -24,12 +26,13 @@ from variational_diffusion.grids import (
     step_grid,
 )
 from variational_diffusion.model import VDM
-from variational_diffusion.profile import noise_errors
+from variational_diffusion.profile import noise_errors, predictions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _EVALUATIONS = 20_000
 _BATCH = 200
+_PREDICTIONS = 10  # examples for every bin of γ
 
 
 def chain_options(command: Command) -> Command:
@@ -44,8 +47,9 @@ def chain_options(command: Command) -> Command:
         ),
         click.option(
             "--grid",
-            type=click.Choice(GRIDS),
-            help="Of the steps: uniform in time (default), in gamma, or for the least bound.",
+            type=click.Choice(list(GRIDS)),
+            help="Of the steps: uniform in time (default), in gamma, in a power of sigma/alpha "
+            "(karras), for equal errors along the flow, or for the least bound (optimal).",
         ),
         click.option("--steps", type=click.IntRange(1), help="Steps T of the chain."),
     ):
@@ -65,12 +69,36 @@ def chain_of(run: Run, vdm: VDM, weights: str, options: dict[str, Any]) -> Gamma
     kept in the run: on training examples they would be too small.
     """
     grid, variance = options["grid"] or "time", options["variance"] or "posterior"
-    errors = None
-    if grid == "optimal" or variance != "posterior":
-        errors = measured_errors(run, vdm, weights)
-    assumed = assumed_errors(variance, errors)
+    return grid_of(run, vdm, weights, grid, variance, options["steps"])
+
+
+def grid_of(
+    run: Run,
+    vdm: VDM,
+    weights: str,
+    grid: str,
+    variance: str,
+    steps: int,
+    stop: float | None = None,
+) -> Gammas:
+    """Give the model a reverse variance of `VARIANCES`; return a grid of `GRIDS` for it."""
     widen(run, vdm, weights, variance)
-    return step_grid(grid, vdm.schedule, options["steps"], errors, assumed)
+    measured: tuple[NoiseErrors | None, NoiseErrors | None] = (None, None)
+    if grid == "optimal":
+        measured = expected_errors(run, vdm, weights, variance)
+    elif grid in MEASURED:
+        measured = measured_errors(run, vdm, weights), None
+    return step_grid(grid, vdm.schedule, steps, *measured, stop=stop)
+
+
+def expected_errors(
+    run: Run, vdm: VDM, weights: str, variance: str
+) -> tuple[NoiseErrors, NoiseErrors | None]:
+    """Return the model's errors and what a name of `VARIANCES` takes them to be, for a grid."""
+    if variance == "predicted":
+        return predictions_of(run, vdm, weights)
+    errors = measured_errors(run, vdm, weights)
+    return errors, assumed_errors(variance, errors)
 
 
 def widen(run: Run, vdm: VDM, weights: str, variance: str) -> None:
@@ -94,21 +122,40 @@ def predicted_errors(run: Run, vdm: VDM, weights: str) -> PredictedErrors:
     return PredictedErrors(errors, head.to(vdm.schedule.gamma_0.device))
 
 
+def predictions_of(run: Run, vdm: VDM, weights: str) -> tuple[NoiseErrors, NoiseErrors]:
+    """Return errors sorted by what the run's head predicts: kept in the run, or measured now."""
+    kept = run.predictions(weights)
+    if kept is not None:
+        return kept
+    head = predicted_errors(run, vdm, weights)
+    bins = len(head.mean.gamma)
+    batches = _validation_batches(run, _PREDICTIONS, bins, "measuring the head's errors")
+    generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(0)
+    found = predictions(vdm, head, batches, generator=generator)
+    run.save_predictions(*found, weights)
+    return found
+
+
 def measured_errors(run: Run, vdm: VDM, weights: str) -> NoiseErrors:
     """Return the model's errors E(ε − ε̂)²: those kept in the run, or measured now and kept."""
     errors = run.errors(weights)
     if errors is not None:
         return errors
-    split = open_dataset(run.config.data).splits["validation"]
-    size = min(_BATCH, len(split))
-    count = -(-_EVALUATIONS // size)
+    batches = _validation_batches(
+        run, _BATCH, -(-_EVALUATIONS // _BATCH), "measuring the model's errors"
+    )
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(0)
-    with Meter("measuring the model's errors", "evaluations") as meter:
-        examples = itertools.islice(training_batches(split, size, 0), count)
-        for i, so_far in enumerate(noise_errors(vdm, examples, generator=generator), 1):
-            meter.update(i / count, i * size, lambda: "")
-            errors = so_far
-    assert errors is not None
+    *_, errors = noise_errors(vdm, batches, generator=generator)
     errors = errors.smoothed()
     run.save_errors(errors, weights)
     return errors
+
+
+def _validation_batches(run: Run, size: int, count: int, title: str) -> Iterator[Tensor]:
+    """Yield batches of validation examples, in a random order, and show how many were used."""
+    split = open_dataset(run.config.data).splits["validation"]
+    size = min(size, len(split))
+    with Meter(title, "evaluations") as meter:
+        for i, batch in enumerate(itertools.islice(training_batches(split, size, 0), count), 1):
+            yield batch
+            meter.update(i / count, i * size, lambda: "")

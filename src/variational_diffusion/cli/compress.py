@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,60 +12,94 @@ import click
 import numpy as np
 
 from variational_diffusion.checkpoint import Run
-from variational_diffusion.classical import code_length, code_lengths
-from variational_diffusion.cli.chains import chain_of, measured_errors
+from variational_diffusion.classical import code_length, code_lengths, picture_lengths
+from variational_diffusion.cli.chains import chain_of, expected_errors
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import chosen_examples, everything, examples_options
+from variational_diffusion.cli.examples import chosen_examples, examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.compression import (
-    MAX_GROUP,
+    MAX_IMAGES,
+    MAX_VALUES,
     ChainCoder,
+    Container,
     Encoded,
+    EncodedImages,
     Header,
-    decode,
-    encode,
-    group_entry,
-    write,
+    ImageCoding,
+    Origin,
+    Writer,
+    number_of_tiles,
 )
-from variational_diffusion.data import Split
-from variational_diffusion.data.decoding import Decoded
+from variational_diffusion.data import Originals, open_originals
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
-from variational_diffusion.grids import VARIANCES, assumed_errors, fewest_steps
+from variational_diffusion.files import atomic
+from variational_diffusion.grids import VARIANCES, fewest_steps
 from variational_diffusion.model import VDM
 
-_COMPARED = 1000  # examples that classical coders get
+_COMPARED = 1000  # images that classical coders get
+_READ = 64  # images that are read together
+_GROUP_VALUES = 1 << 26  # values of a group's tiles: they are in memory together
 
 
 @dataclass
 class Totals:
-    """What was written, in bits unless it says otherwise.
+    """What was written: images, their values, and bits unless it says otherwise.
 
-    nats: the bounds of the examples that the model coded. stack: on the stacks at the end. first:
-    of the examples coded without the model, on the stacks, too. decisions: of close roundings.
-    tables: of the groups' payloads besides.
+    by_model, beside: values of the images that the model coded, and of those beside it. nats,
+    padding: the bounds of the tiles that the model coded, and the part of their padding. drawn:
+    nats that the densities of their latents give. stack: on
+    the stacks at the end. seeds: of the tiles that these began with, on the stacks, too. decisions:
+    of close roundings.
     """
 
-    examples: int = 0
+    images: int = 0
+    values: int = 0
     by_model: int = 0
+    beside: int = 0
+    beside_images: int = 0
     nats: float = 0.0
+    padding: float = 0.0
+    drawn: float = 0.0
     stack: int = 0
-    first: int = 0
+    seeds: int = 0
     decisions: int = 0
-    payload_bytes: int = 0
-    payloads: list[bytes] = field(default_factory=list)
+    beside_bits: int = 0
 
-    def add(self, group: Encoded) -> None:
+    def add(self, images: int, group: EncodedImages) -> None:
         """Count a group that is done."""
-        self.examples += group.done
+        self.images += images
+        self.values += group.values
         self.by_model += group.by_model
-        self.nats += float(group.nats.sum())
-        self.stack += group.stack_bits
-        self.first += group.first_bits
-        self.decisions += 8 * group.decisions
-        self.payload_bytes += len(group.payload)
-        self.payloads.append(group.payload)
+        self.beside += group.beside
+        self.beside_images += group.beside_images
+        self.nats += float(group.stack.nats.sum())
+        self.padding += group.stack.padding
+        self.drawn += group.stack.drawn
+        self.stack += group.stack.stack_bits
+        self.seeds += group.stack.seed_bits
+        self.decisions += 8 * group.stack.decisions
+        self.beside_bits += group.beside_bits
+
+    @property
+    def bound(self) -> float:
+        """Bits per value of the bound for the images that the model coded."""
+        return (self.nats - self.padding) / math.log(2) / self.by_model if self.by_model else 0.0
+
+    def overhead(self, size: int) -> dict[str, float]:
+        """Return what a file of `size` bytes has above the bound for all values, in bits."""
+        seeded = self.values - self.by_model - self.beside
+        return {
+            "chain: lattice, rounding and chance": self.stack
+            - self.seeds
+            - self.nats / math.log(2),
+            "padding of tiles": self.padding / math.log(2),
+            "tiles that begin a stack, without the model": self.seeds - self.bound * seeded,
+            "images beside the model": self.beside_bits - self.bound * self.beside,
+            "decisions": self.decisions,
+            "container": 8 * size - self.stack - self.decisions - self.beside_bits,
+        }
 
 
 @click.command()
@@ -84,9 +118,9 @@ class Totals:
 )
 @click.option(
     "--group",
-    type=click.IntRange(1, MAX_GROUP),
+    type=click.IntRange(1, MAX_IMAGES),
     default=10_000,
-    help="Examples that share a stack: smaller groups are decoded on their own, and cost more.",
+    help="Images that share a stack: smaller groups are decoded on their own, and cost more.",
 )
 @click.option(
     "--fast",
@@ -115,8 +149,8 @@ def command(
 ) -> None:
     """Compress examples without loss by the model in RUN.
 
-    DATA is anything of the model's kind, all of it; left out, --split of RUN's own data. The file
-    needs the model to be read: vdm decompress RUN FILE --out FOLDER.
+    DATA is anything of the model's kind, all of it, images of any size; left out, --split of RUN's
+    own data. The file needs the model to be read: vdm decompress RUN FILE --out FOLDER.
     """
     target = use_device(device, threads)
     _check_target(out)
@@ -126,8 +160,9 @@ def command(
         raise InputError(
             f"run = '{run}' is a model of real values: lossless compression is for integers"
         )
-    choose = chosen_examples if data is None else everything
-    examples = choose(opened, data, split, limit)
+    originals = _originals(opened, vdm, data, split, limit)
+    for note in originals.notes:
+        click.echo(f"note: {note}", err=True)
     variance = variance or _best_variance(opened, weights)
     gammas = chain_of(
         opened,
@@ -140,13 +175,6 @@ def command(
         },
     )
     coder = ChainCoder(vdm, gammas.cpu().numpy(), portable=not fast)
-    totals, entries = Totals(), []
-    for x in _groups(examples, group, vdm):
-        done = _encoded(coder, x, totals.examples / len(examples), len(examples))
-        if not no_verify:
-            _verify(coder, done, x)
-        totals.add(done)
-        entries.append(group_entry(done.payload, x, coder.levels))
     header = Header(
         model=coder.model,
         weights=weights,
@@ -155,40 +183,93 @@ def command(
         levels=coder.levels,
         precision="fast" if fast else "portable",
         gammas=Header.of_chain(coder.gammas),
-        names=_names(examples),
-        groups=entries,
+        origin=Origin.model_validate(
+            {"dtype": originals.dtype, "axes": originals.axes, "mode": originals.mode}
+        ),
     )
-    write(out, header, totals.payloads)
-    _report(out, coder, totals, examples, as_json)
+    totals = Totals()
+    with atomic(out) as temporary, temporary.open("w+b") as file:
+        with Writer(file, header) as writer, Meter("compressing", "images") as meter:
+            for numbers, images in _groups(originals, group, vdm.shape):
+                coding = ImageCoding(coder, images, originals.names(numbers))
+                for so_far in coding.run():
+                    done = totals.images + coding.share * len(images)
+                    told = partial(_bits_so_far, so_far, coder)
+                    meter.update(done / len(originals), int(done), told)
+                encoded = coding.done()
+                writer.add(len(images), encoded.table, encoded.payload)
+                totals.add(len(images), encoded)
+        file.flush()
+        if not no_verify:
+            _verify(Container(file, out), coder, originals)
+    _report(out, coder, totals, originals, as_json)
 
 
-def _encoded(coder: ChainCoder, x: np.ndarray, before: float, total: int) -> Encoded:
-    with Meter("compressing", "images") as meter:
-        for so_far in encode(coder, x):
-            share = before + so_far.done / total
-            meter.update(share, so_far.done, partial(_bits_so_far, so_far, coder))
-    return so_far
+def _originals(run: Run, vdm: VDM, data: str | None, split: str, limit: int | None) -> Originals:
+    if data is None:
+        return Originals(chosen_examples(run, None, split, limit))
+    levels = run.config.data.levels
+    originals = open_originals(data, run.config.data, vdm.shape)
+    if originals.levels != levels:
+        raise InputError(
+            f"data = '{data}' has levels {originals.levels}: the model in '{run.path}' takes "
+            f"levels {levels}"
+        )
+    return originals if limit is None else originals.limit(limit)
+
+
+def _groups(
+    originals: Originals, size: int, shape: tuple[int, ...]
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Yield numbers and images in groups of at most `size`; only one group is in memory."""
+    images: list[np.ndarray] = []
+    first, values = 0, 0
+    for number, image in _each(originals, shape):
+        needed = number_of_tiles(image.shape, shape) * math.prod(shape)
+        if images and (len(images) == size or values + needed > _GROUP_VALUES):
+            yield np.arange(first, number), images
+            images, first, values = [], number, 0
+        images.append(image)
+        values += needed
+    if images:
+        yield np.arange(first, len(originals)), images
+
+
+def _each(originals: Originals, shape: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield number and values of every image; raise InputError for one the model cannot code."""
+    for first in range(0, len(originals), _READ):
+        numbers = np.arange(first, min(first + _READ, len(originals)))
+        for number, image in zip(numbers.tolist(), originals.read(numbers), strict=True):
+            if image.shape != shape and not (
+                len(image.shape) == len(shape) == 3 and image.shape[0] == shape[0]
+            ):
+                raise InputError(
+                    f"example {number} has shape {image.shape}: the model takes {shape}, and "
+                    "images of other heights and widths"
+                )
+            if number_of_tiles(image.shape, shape) * math.prod(shape) > MAX_VALUES:
+                raise InputError(
+                    f"example {number} has shape {image.shape}: its tiles may have {MAX_VALUES:,} "
+                    "values; cut it into several images"
+                )
+            yield number, image
 
 
 def _bits_so_far(so_far: Encoded, coder: ChainCoder) -> str:
-    return f"{so_far.stack_bits / (so_far.done * coder.dimensions):.3f} bits/dim"
+    coded = so_far.by_model + so_far.seed
+    return f"{so_far.stack_bits / (max(coded, 1) * coder.dimensions):.3f} bits/dim"
 
 
-def _verify(coder: ChainCoder, done: Encoded, x: np.ndarray) -> None:
+def _verify(container: Container, coder: ChainCoder, originals: Originals) -> None:
+    """Decode the file, and compare every image with what is read again."""
     with Meter("verifying", "images") as meter:
-        left = len(x)
-        for place, part in decode(coder, done.payload, len(x)):
-            if not np.array_equal(part, x[place]):
-                raise RuntimeError(f"examples {place} did not decode to what was coded")
-            left -= len(part)
-            meter.update(1 - left / len(x), len(x) - left, lambda: "")
-
-
-def _groups(examples: Split, size: int, vdm: VDM) -> Iterator[np.ndarray]:
-    """Yield the examples, int64, in parts of at most `size`; only one part is in memory."""
-    for first in range(0, len(examples), size):
-        rows = np.arange(first, min(first + size, len(examples)))
-        yield np.asarray(examples.read(rows)).astype(np.int64).reshape(-1, *vdm.shape)
+        for count, image in enumerate(container.decoded(coder), 1):
+            original = originals.read(np.array([image.number]))[0]
+            if not np.array_equal(image.values, original):
+                raise RuntimeError(f"example {image.number} did not decode to what was coded")
+            meter.update(count / len(originals), count, lambda: "")
+    if container.damaged or container.images != len(originals):
+        raise RuntimeError(f"what was written does not decode: {', '.join(container.damaged)}")
 
 
 def _best_variance(run: Run, weights: str) -> str:
@@ -196,14 +277,7 @@ def _best_variance(run: Run, weights: str) -> str:
 
 
 def _default_steps(run: Run, vdm: VDM, weights: str, variance: str) -> int:
-    errors = measured_errors(run, vdm, weights)
-    return fewest_steps(vdm.schedule, errors, assumed_errors(variance, errors))
-
-
-def _names(examples: Split) -> list[str] | None:
-    """Return the names of the examples' files, where they are files of a folder."""
-    source = examples.source
-    return source.names(examples.indices) if isinstance(source, Decoded) else None
+    return fewest_steps(vdm.schedule, *expected_errors(run, vdm, weights, variance))
 
 
 def _check_target(out: str) -> None:
@@ -213,44 +287,44 @@ def _check_target(out: str) -> None:
         raise InputError(f"out = '{out}' exists: give another --out")
 
 
-def _report(out: str, coder: ChainCoder, totals: Totals, examples: Split, as_json: bool) -> None:
+def _classical(images: list[np.ndarray], levels: int) -> dict[str, float]:
+    """Return the bits per value of classical coders."""
+    if len({image.shape for image in images}) == 1:
+        together = np.stack(images)
+        return code_lengths(together, levels) | picture_lengths(together, levels)
+    bits = sum(code_length(image, levels) * image.size for image in images)
+    return {"WebP or deflate, one by one": bits / sum(image.size for image in images)}
+
+
+def _report(
+    out: str, coder: ChainCoder, totals: Totals, originals: Originals, as_json: bool
+) -> None:
     size = Path(out).stat().st_size
-    values = totals.examples * coder.dimensions
-    model_bits = totals.stack - totals.first
-    bound = totals.nats / math.log(2)
-    overhead = {
-        "chain: lattice, rounding and chance": model_bits - bound,
-        "first images, without the model": totals.first
-        - (bound / totals.by_model if totals.by_model else 0) * (totals.examples - totals.by_model),
-        "decisions": totals.decisions,
-        "container": 8 * size - totals.stack - totals.decisions,
-    }
-    ideal = bound * totals.examples / totals.by_model if totals.by_model else 0.0
-    compared = np.asarray(examples.limit(min(_COMPARED, len(examples))).read())
-    classical = code_lengths(compared, coder.levels)
-    classical["WebP or deflate, one by one"] = float(
-        np.mean([code_length(image, coder.levels) for image in compared])
-    )
+    per_value = {name: bits / totals.values for name, bits in totals.overhead(size).items()}
+    compared = originals.read(np.arange(min(_COMPARED, len(originals))))
+    classical = _classical(compared, coder.levels)
     if as_json:
         print_json(
             {
                 "file": out,
-                "examples": totals.examples,
-                "by_model": totals.by_model,
+                "examples": totals.images,
+                "beside_the_model": totals.beside_images,
                 "bytes": size,
-                "bits_per_dim": 8 * size / values,
-                "bound": ideal / values,
+                "bits_per_dim": 8 * size / totals.values,
+                "bound": totals.bound,
                 "steps": coder.steps,
-                "overhead": {name: bits / values for name, bits in overhead.items()},
+                "overhead": per_value,
                 "classical": classical,
             }
         )
         return
-    per_dim = [(out, size, 8 * size / values), (f"bound, T = {coder.steps}", None, ideal / values)]
-    rows = [(name, "" if b is None else f"{b:,}", f"{bits:.4f}") for name, b, bits in per_dim]
-    rows += [(f"  + {name}", "", f"{bits / values:.4f}") for name, bits in overhead.items()]
+    rows = [
+        (out, f"{size:,}", f"{8 * size / totals.values:.4f}"),
+        (f"bound, T = {coder.steps}", "", f"{totals.bound:.4f}"),
+    ]
+    rows += [(f"  + {name}", "", f"{bits:.4f}") for name, bits in per_value.items() if bits]
     rows += [(name, "", f"{bits:.4f}") for name, bits in classical.items()]
-    title = f"{totals.examples} examples, {totals.by_model} of them by the model"
-    if len(compared) < totals.examples:
+    title = f"{totals.images} images, {totals.beside_images} of them beside the model"
+    if len(compared) < totals.images:
         title += f"; classical coders on the first {len(compared)}"
     print_table(title, ["", "bytes", "bits per dimension"], rows)

@@ -9,13 +9,14 @@ import click
 import numpy as np
 import torch
 
+from variational_diffusion import evaluations
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import chain_of, chain_options, is_chain_option_given
 from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
 from variational_diffusion.cli.examples import chosen_examples, examples_options
-from variational_diffusion.cli.options import device_options, weights_option
+from variational_diffusion.cli.options import command_line, device_options, weights_option
 from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
@@ -45,6 +46,15 @@ from variational_diffusion.processes import ALONE, DAYS, Place, processes, sum_o
 Round = list[Estimate]
 
 _MAPS = 64
+_NOT_OF_THE_FIGURES = {
+    "run",
+    "per_example",
+    "maps",
+    "as_json",
+    "batch_size",
+    "compile_mode",
+    "channels_last",
+} | {"device", "threads"}
 
 
 @click.command()
@@ -163,19 +173,25 @@ def command(
             click.echo(f"maps: {maps}", err=True)
     summary = summarize(*done.rounds, dimensions=vdm.dimensions)
     steps = options["steps"]
+    values = {
+        "estimator": estimator,
+        "split": split,
+        **summary.as_json(),
+        "levels": opened.config.data.levels,
+        "shape": list(vdm.shape),
+        "weights": weights,
+        "steps": steps,
+        "rounds": len(done.rounds),
+    }
+    evaluations.record(
+        opened,
+        weights,
+        values,
+        data=data or opened.config.data.source,
+        command=command_line("evaluate", _NOT_OF_THE_FIGURES),
+    )
     if as_json:
-        print_json(
-            {
-                "estimator": estimator,
-                "split": split,
-                **summary.as_json(),
-                "levels": opened.config.data.levels,
-                "shape": list(vdm.shape),
-                "weights": weights,
-                "steps": steps,
-                "rounds": len(done.rounds),
-            }
-        )
+        print_json(values)
         return
     chain = "" if steps is None else f", {steps} steps"
     print_table(

@@ -54,6 +54,20 @@ def everything(run: Run, data: str | None, split: str, limit: int | None) -> Spl
     return replace(train, indices=np.arange(len(train.source))[:limit])
 
 
+def other_examples(run: Run, data: str, shape: tuple[int, ...]) -> Split:
+    """Return all examples of data of another shape, with as many levels as the run's."""
+    config = run.config.data
+    changes = {"source": data, "resize": None, "crop": None, **_NOT_STREAMED}
+    dataset = open_dataset(config.model_copy(update=changes))
+    if dataset.shape != shape or dataset.levels != config.levels:
+        raise InputError(
+            f"data = '{data}' has shape {dataset.shape} and levels {dataset.levels}: "
+            f"here it has to have shape {shape} and levels {config.levels}"
+        )
+    train = dataset.splits["train"]
+    return replace(train, indices=np.arange(len(train.source)))
+
+
 def _opened(run: Run, data: str | None) -> Dataset:
     config = run.config.data
     if data is not None:

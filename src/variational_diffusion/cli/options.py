@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from variational_diffusion.config import DataConfig, validated
 
@@ -115,3 +117,24 @@ def weights_option(command: Command) -> Command:
         default="ema",
         help="ema: averaged weights (default); raw: the last ones; or what vdm ema made.",
     )(command)
+
+
+def command_line(command: str, left_out: Collection[str]) -> str:
+    """Return what the user typed as "vdm COMMAND RUN …", without paths and without some options.
+
+    left_out: names of parameters.
+    """
+    context = click.get_current_context()
+    words = [f"vdm {command} RUN"]
+    for parameter in context.command.params:
+        name, value = parameter.name or "", context.params.get(parameter.name or "")
+        typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not typed or value is None or name in left_out:
+            continue
+        if isinstance(parameter, click.Argument):
+            words.insert(1, str(value) if str(value).startswith("hf:") else Path(str(value)).name)
+        elif isinstance(parameter, click.Option) and parameter.is_flag:
+            words.append(parameter.opts[0])
+        else:
+            words.append(f"{parameter.opts[0]} {value}")
+    return " ".join(words)

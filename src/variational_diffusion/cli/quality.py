@@ -92,7 +92,7 @@ def command(
     levels = opened.config.data.levels
     if sheet is not None and not is_image(splits["train"].shape):
         raise InputError(f"nearest = '{sheet}': these examples are no images; leave it out")
-    features = _features(opened, wanted, target)
+    features = features_for(opened, wanted, target)
     against = chosen_examples(opened, None, "test", None)
     if data is not None:
         against = everything(opened, data, "test", None)
@@ -137,7 +137,7 @@ def command(
         )
 
 
-def _features(run: Run, wanted: str | None, device: torch.device) -> Features:
+def features_for(run: Run, wanted: str | None, device: torch.device) -> Features:
     """Return the features that are asked for; train and keep a classifier where there is none."""
     levels = run.config.data.levels
     path = run.path / _CLASSIFIER

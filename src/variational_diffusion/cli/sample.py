@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -16,15 +17,17 @@ from variational_diffusion.cli.columns import ENDINGS, check_target, write_colum
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
 from variational_diffusion.cli.options import device_options, weights_option
+from variational_diffusion.cli.samplers import sampling_of, sampling_options
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic, unused
+from variational_diffusion.grids import Gammas, uniform_in_time
 from variational_diffusion.likelihood import Infinite, evaluate, example_columns
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
 from variational_diffusion.pictures import animation, check_animation, save_image, save_sheet
 from variational_diffusion.processes import ALONE, DAYS, Place, processes, sum_over_processes
-from variational_diffusion.sampling import SAMPLERS
+from variational_diffusion.sampling import Sampler
 
 _FRAMES = 48
 _BATCH = 250
@@ -33,8 +36,7 @@ _BATCH = 250
 @click.command()
 @click.argument("run")
 @click.option("--n", "count", type=click.IntRange(1), default=64, help="How many.")
-@click.option("--sampler", default="ancestral", help=f"One of: {', '.join(SAMPLERS)}.")
-@click.option("--steps", type=click.IntRange(1), default=256, help="Steps of the sampler.")
+@sampling_options
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the draw.")
 @click.option(
     "--out",
@@ -53,8 +55,6 @@ _BATCH = 250
 def command(
     run: str,
     count: int,
-    sampler: str,
-    steps: int,
     seed: int,
     out: str | None,
     animate: str | None,
@@ -64,6 +64,7 @@ def command(
     channels_last: bool,
     device: str,
     threads: int | None,
+    **options: Any,
 ) -> None:
     """Draw examples from the model in RUN.
 
@@ -75,7 +76,9 @@ def command(
     speed_up(vdm, compile_mode=compile_mode, channels_last=channels_last)
     is_image = len(vdm.shape) == 3 and vdm.shape[0] in (1, 3, 4)
     if out is None:
-        name = f"{sampler}-{steps}-seed-{seed}{'.png' if is_image else '.npy'}"
+        name = (
+            f"{options['sampler']}-{options['steps']}-seed-{seed}{'.png' if is_image else '.npy'}"
+        )
         path = unused(opened.path / "samples" / name)
     else:
         path = Path(out)
@@ -84,11 +87,12 @@ def command(
     if likelihood:
         check_target("with_likelihood", str(table), ENDINGS)
     with processes(target, DAYS) as place:
+        sampled, sampler, gammas = sampling_of(opened, vdm, weights, options)
         samples, frames = draw(
-            vdm,
+            sampled,
             count,
             sampler=sampler,
-            steps=steps,
+            gammas=gammas,
             seed=seed,
             frames=_FRAMES if animate else 0,
             place=place,
@@ -112,8 +116,9 @@ def draw(
     vdm: VDM,
     count: int,
     *,
-    sampler: str,
-    steps: int,
+    sampler: str | Sampler,
+    steps: int | None = None,
+    gammas: Gammas | None = None,
     seed: int,
     frames: int = 0,
     place: Place = ALONE,
@@ -125,7 +130,12 @@ def draw(
 
     They are drawn in parts of 250, each with its own generator, which several processes share out;
     all of them get all examples. The stages are those of the first part, in the leading process.
+    sampler, steps, gammas: as in `VDM.trajectory`.
     """
+    if gammas is None:
+        assert steps is not None
+        gammas = uniform_in_time(vdm.schedule, steps)
+    steps = len(gammas) - 1
     sizes = [min(_BATCH, count - first) for first in range(0, count, _BATCH)]
     own = range(place.rank, len(sizes), place.processes)
     like = vdm.schedule.initial_end_points
@@ -138,7 +148,7 @@ def draw(
     ):
         for done, part in enumerate(own):
             generator = torch.Generator(like.device).manual_seed(derived_seed(seed, part))
-            path = vdm.trajectory(sizes[part], steps=steps, sampler=sampler, generator=generator)
+            path = vdm.trajectory(sizes[part], gammas=gammas, sampler=sampler, generator=generator)
             for step, (gamma, z) in enumerate(path):
                 if frames and part == 0 and step * frames // steps > (step - 1) * frames // steps:
                     estimate = vdm.denoise(z, gamma).x

@@ -38,6 +38,11 @@ _DEFAULT_MINUTES = 10
     type=click.Choice(["fixed", "learned"]),
     help="Whether γ_0 and γ_1 are learned, for the schedules adaptive and monotone.",
 )
+@click.option(
+    "--weighting",
+    help="Weigh the loss for looks: bound (default, not at all), sigmoid, velocity, noise, edm, "
+    "edm-monotone.",
+)
 @click.option("--network", help="Network: unet, transformer, paper-unet, mlp.")
 @click.option("--batch-size", type=click.IntRange(1), help="Examples in one step.")
 @click.option("--learning-rate", type=float, help="Of the network.")
@@ -199,7 +204,7 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     settings = parsed_settings(options["settings"])
     if options["end_points"] is not None:
         settings["schedule.learn_end_points"] = options["end_points"] == "learned"
-    for name in ("steps", "minutes", "seed", "batch_size", "learning_rate"):
+    for name in ("steps", "minutes", "seed", "batch_size", "learning_rate", "weighting"):
         if options[name] is not None:
             settings[f"training.{name}"] = options[name]
     if settings.keys().isdisjoint({"training.steps", "training.minutes"}):

@@ -8,7 +8,7 @@ import click
 import torch
 
 from variational_diffusion.checkpoint import Run
-from variational_diffusion.cli.chains import measured_errors
+from variational_diffusion.cli.chains import measured_errors, predictions_of
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.options import device_options, weights_option
@@ -52,6 +52,7 @@ def command(
             losses.append(loss)
             meter.update(len(losses) / steps, len(losses), lambda: f"{mean(losses[-50:]):.4f} nats")
     opened.save_head(head, weights)
+    predictions_of(opened, vdm, weights)
     begin, end = mean(losses[:50]), mean(losses[-50:])
     click.echo(f"the head's loss fell from {begin:.4f} to {end:.4f} nats an entry")
     click.echo(

@@ -26,7 +26,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from variational_diffusion import process
 from variational_diffusion.compression.rounding import Rounding, portable
@@ -40,11 +39,11 @@ from variational_diffusion.model import VDM
 GAMMA_UNIT = 2.0**-10
 """γ on a chain is a multiple of this."""
 
-_FINEST = 4  # means are multiples of a fourth of a width
-_PER_OCTAVE = 64  # standard deviations are multiples of 2^(1/64)
+_FINEST = 8  # means are multiples of an eighth of a width
+_PER_OCTAVE = 128  # standard deviations are powers of 2^(1/128)
 _LEAST_STD, _LARGEST_STD = UNIT // 2, UNIT << 20  # widths
 _LARGEST_MEAN = 2.0**40  # widths
-_EVALUATED = 64  # examples that the network sees at once
+_EVALUATED = {"cpu": 1 << 13, "cuda": 1 << 20}  # entries that the network sees at once, about
 
 _STDS = portable(
     np.exp2(
@@ -64,6 +63,17 @@ class Reverse(NamedTuple):
     std: np.ndarray
 
 
+class Lengths(NamedTuple):
+    """What a chain takes for a batch of examples: every entry's share, shape (n, *shape), in nats.
+
+    bound: of the chain, with the one z_t of every step that was drawn. drawn: −log of the densities
+    of all that was drawn and coded, whose mean over draws is the bound.
+    """
+
+    bound: np.ndarray
+    drawn: np.ndarray
+
+
 class ChainCoder:
     """Pushes batches of examples on a stack under a model with a chain of finitely many steps.
 
@@ -71,6 +81,9 @@ class ChainCoder:
     gammas: the chain, from γ_1 down to γ_0; rounded to multiples of 1/1024, as files keep it.
     portable: evaluate in float64 and write down close decisions, so that another machine decodes
         the same; otherwise in float32, which only this machine, with as many threads, repeats.
+
+    together: examples that the network sees at once; a decoder may have another number. On a CPU
+        few: the convolutions of a large batch in float64 leave the cache.
     """
 
     def __init__(self, vdm: VDM, gammas: np.ndarray, *, portable: bool = True) -> None:
@@ -83,6 +96,11 @@ class ChainCoder:
         self.shape = vdm.shape
         self.dimensions = vdm.dimensions
         self.gammas = np.rint(np.asarray(gammas, np.float64) / GAMMA_UNIT) * GAMMA_UNIT
+        if not np.isfinite(gammas).all():
+            raise InputError(
+                "the chain is not finite, because the model's measured errors are not; take other "
+                "--weights, or another run"
+            )
         if len(gammas) < 2 or not (np.diff(self.gammas) < 0).all() or abs(self.gammas).max() >= 32:
             raise InputError(
                 f"gammas: {len(gammas)} values that do not fall from γ_1 to γ_0 in steps of 1/1024 "
@@ -93,6 +111,7 @@ class ChainCoder:
         self._dtype = torch.float64 if portable else torch.float32
         self._vdm = _in_precision(vdm, self._dtype)
         self._device = vdm.schedule.initial_end_points.device
+        self.together = max(1, _EVALUATED.get(self._device.type, 1 << 16) // self.dimensions)
         self._set_lattice()
 
     @property
@@ -104,28 +123,33 @@ class ChainCoder:
         """Return a `Rounding` for a group of batches: to decide anew, or to follow decisions."""
         return Rounding(decisions) if self.portable else Rounding(decisions, band=0.0)
 
-    def push(self, stack: Stack, x: np.ndarray, rounding: Rounding, batch: int = 0) -> np.ndarray:
-        """Push examples, int64 of shape (n, *shape); return their bound in nats, shape (n,).
+    def push(self, stack: Stack, x: np.ndarray, rounding: Rounding, batch: int = 0) -> Lengths:
+        """Push examples, int64 of shape (n, *shape), and return what they take.
 
-        The bound is that of the chain, with the one z_t of every step that was drawn here.
         batch: its number, below 2^20, for the rounding. Raises ExhaustedError, and leaves the stack
         undefined, where it holds too few bits.
         """
         encoded = (2 * x + 1) / self.levels - 1
-        z_s = stack.draw(self._signal[0] * encoded, self._drawn_std[0])
+        mean = self._signal[0] * encoded
+        z_s = stack.draw(mean, self._drawn_std[0])
+        drawn = _log_density(z_s, mean, self._drawn_std[0])
         position = self._position(z_s)
         stack.push_levels(x, position, self._spacing, self.levels)
-        nats = _sum(-self._log_levels(x, position))
+        bound = -self._log_levels(x, position)
+        drawn += bound
         for step in range(1, self.steps + 1):
-            z_t = stack.draw(self._forward[step] * z_s, self._drawn_std[step])
+            mean = self._forward[step] * z_s
+            z_t = stack.draw(mean, self._drawn_std[step])
             reverse = self._reverse(z_t, step)
             stack.push(z_s, *self._rounded(reverse, rounding, batch, step))
-            nats += _sum(self._divergence(reverse, z_t, encoded, step))
+            drawn += _log_density(z_t, mean, self._drawn_std[step]) - _log_density(z_s, *reverse)
+            bound += self._divergence(reverse, z_t, encoded, step)
             z_s = z_t
         stack.push(z_s, np.zeros(x.shape), np.full(x.shape, self._prior_std))
+        drawn -= _log_density(z_s, 0.0, self._prior_std)
         variance, mean = process.sigma(self._gamma[-1]) ** 2, process.alpha(self._gamma[-1])
         prior = 0.5 * (float(variance) + float(mean) ** 2 * encoded**2 - math.log(variance) - 1)
-        return nats + _sum(prior)
+        return Lengths(bound + prior, drawn)
 
     def pop(self, stack: Stack, n: int, rounding: Rounding, batch: int = 0) -> np.ndarray:
         """Return the n examples that `push` put on the stack last: int64, shape (n, *shape)."""
@@ -183,13 +207,18 @@ class ChainCoder:
         gamma = self._gamma.to(self._device, self._dtype)
         z = torch.from_numpy(z_t * self._width[step]).to(self._device, self._dtype)
         parts = []
-        for part in z.split(_EVALUATED):
+        for part in z.split(self.together):
             gamma_t, gamma_s = (gamma[i].expand(len(part)) for i in (step, step - 1))
             normal = self._vdm.reverse(part, gamma_t, gamma_s)
             parts.append((normal.mean, normal.std.expand_as(normal.mean)))
         mean, std = (
             torch.cat(values).double().cpu().numpy() for values in zip(*parts, strict=True)
         )
+        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+            raise InputError(
+                f"the model's outputs at step {step} of {self.steps} are not finite; take other "
+                "--weights, or another run"
+            )
         width = self._width[step - 1]
         return Reverse(mean / width, std / width)
 
@@ -255,5 +284,8 @@ def _cast(errors: NoiseErrors, dtype: torch.dtype) -> NoiseErrors:
     return NoiseErrors(errors.gamma.to(dtype), errors.error.to(dtype))
 
 
-def _sum(values: np.ndarray | Tensor) -> np.ndarray:
-    return np.asarray(values).reshape(len(values), -1).sum(1)
+def _log_density(
+    values: np.ndarray, mean: np.ndarray | float, std: np.ndarray | float
+) -> np.ndarray:
+    """Return log N(values; mean, std²) of every entry, in nats."""
+    return -0.5 * ((values - mean) / std) ** 2 - np.log(std) - 0.5 * math.log(2 * math.pi)

@@ -1,201 +1,300 @@
-"""The file of compressed examples, `.vdmz`: what is read of it is checked before it is used.
+"""The file of compressed images, `.vdmz`: written group by group, checked before it is used.
 
-docs/format.md describes it byte by byte. A header says which model is needed, what the examples
-are and where the groups lie; every group has a digest of its bytes, which finds damage, and one of
-its examples, which finds a decoder that computes something else than the encoder did.
+docs/format.md describes it byte by byte. A header says which model is needed; every group says of
+itself where it belongs and has digests of its table and its bytes; the end says how many there
+were. So a file is written as it is made, a group is read without the others, and what damage leaves
+whole is found again.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import math
+import contextlib
 import os
+import re
+import secrets
 import struct
-import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import BinaryIO, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedIOBase
+from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from variational_diffusion.compression.chain import GAMMA_UNIT, ChainCoder
-from variational_diffusion.compression.group import MAX_GROUP, decode
+from variational_diffusion.compression.chain import ChainCoder
+from variational_diffusion.compression.digests import digest
+from variational_diffusion.compression.images import decode_images
+from variational_diffusion.compression.records import MAX_IMAGES, Header, Table, unpacked
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic
 
 MAGIC = b"VDMZ\r\n\x1a\n"
-VERSION = 1
-_FIXED = struct.Struct("<8sHIQ16s")  # magic, version, bytes of the header, inflated, digest
-_MAX_HEADER = 1 << 28
-_MAX_GROUP_VALUES = 1 << 28
-_HEX = r"^[0-9a-f]{32}$"
+VERSION = 2
+_FILE = struct.Struct("<8sHI16s")  # magic, version, bytes of the header, identity
+_GROUP = struct.Struct("<4sIQIIQ16s16s")  # mark, number, first, images, bytes, digests: see _Group
+_END = struct.Struct("<4sIQ")  # mark, groups, images
+_MARK, _END_MARK = b"\xabgrp", b"\xabend"
+_DIGEST = 16
+_MAX_HEADER = 1 << 22
+_MAX_TABLE = 1 << 25
+_CHUNK = 1 << 20
+_MOST_PLACES = 1 << 21  # that are looked at for a group: a file of marks alone costs no more
+_SHOWN = 20  # ranges of damaged images in a message
+_ANY_MARK = re.compile(re.escape(_MARK) + b"|" + re.escape(_END_MARK))
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+class Writer:
+    """Writes a file group by group; it is whole when the block ends well.
 
-
-class GroupEntry(_Strict):
-    """One group: how many examples, how many bytes, a digest of each (32 hexadecimal digits)."""
-
-    examples: int = Field(ge=1, le=MAX_GROUP)
-    size: int = Field(ge=1, le=1 << 40)
-    payload: str = Field(pattern=_HEX)
-    contents: str = Field(pattern=_HEX)
-
-
-class Header(_Strict):
-    """What a file says of itself.
-
-    model: digest of the model, from `chain.model_digest`. weights, variance: names under which a
-    run has them. gammas: the chain from γ_1 down to γ_0 in units of 1/1024, as little-endian int16
-    in base64. names: of the examples, where they have some.
+    file: open for writing. identity: 16 bytes that tell this file from others, so that no group
+    passes for one of another.
     """
 
-    model: str = Field(pattern=_HEX)
-    weights: str = Field(max_length=100)
-    variance: str = Field(max_length=100)
-    shape: list[int] = Field(min_length=1, max_length=8)
-    levels: int = Field(ge=2, le=65_536)
-    precision: Literal["portable", "fast"]
-    gammas: str = Field(max_length=1 << 20)
-    names: list[str] | None = None
-    groups: list[GroupEntry] = Field(max_length=1 << 20)
+    def __init__(
+        self, file: BufferedIOBase, header: Header, *, identity: bytes | None = None
+    ) -> None:
+        self._file, self._header = file, header
+        self._identity = secrets.token_bytes(16) if identity is None else identity
+        self._groups = self._images = 0
+
+    def __enter__(self) -> Writer:
+        packed = self._header.packed()
+        fixed = _FILE.pack(MAGIC, VERSION, len(packed), self._identity)
+        self._file.write(fixed + packed + digest(fixed, packed))
+        return self
+
+    def add(self, images: int, table: Table, payload: bytes) -> None:
+        """Write a group."""
+        packed = table.packed()
+        if len(packed) > _MAX_TABLE:
+            raise InputError(
+                f"the names of {images} images in a group are too long; give a smaller --group"
+            )
+        sums = digest(self._identity, packed), digest(self._identity, payload)
+        head = _GROUP.pack(
+            _MARK, self._groups, self._images, images, len(packed), len(payload), *sums
+        )
+        for part in (head, digest(self._identity, head), packed, payload):
+            self._file.write(part)
+        self._groups, self._images = self._groups + 1, self._images + images
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            end = _END.pack(_END_MARK, self._groups, self._images)
+            self._file.write(end + digest(self._identity, end))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Where a group is, and what its head says."""
+
+    place: int
+    number: int
+    first: int
+    images: int
+    table_bytes: int
+    payload_bytes: int
+    table: bytes
+    payload: bytes
 
     @property
-    def examples(self) -> int:
-        """Number of examples in all groups."""
-        return sum(entry.examples for entry in self.groups)
+    def content(self) -> int:
+        """Where its table begins."""
+        return self.place + _GROUP.size + _DIGEST
 
-    def chain(self) -> np.ndarray:
-        """Return the grid of the chain; raise `InputError` for what is none."""
-        try:
-            units = np.frombuffer(base64.b64decode(self.gammas, validate=True), "<i2")
-        except ValueError as error:
-            raise InputError(f"the chain of the file is damaged ({error})") from error
-        return units.astype(np.float64) * GAMMA_UNIT
-
-    @staticmethod
-    def of_chain(gammas: np.ndarray) -> str:
-        """Return the text that stands for a chain."""
-        return base64.b64encode(np.rint(gammas / GAMMA_UNIT).astype("<i2").tobytes()).decode()
+    @property
+    def end(self) -> int:
+        """Where the next group begins."""
+        return self.content + self.table_bytes + self.payload_bytes
 
 
-def group_entry(payload: bytes, x: np.ndarray, levels: int) -> GroupEntry:
-    """Return the entry of a group of examples x with these bytes."""
-    return GroupEntry(
-        examples=len(x),
-        size=len(payload),
-        payload=_digest(payload),
-        contents=contents_digest(x, levels),
-    )
+class Image(NamedTuple):
+    """An image of a file: its number, its name if it has one, and its values."""
 
-
-def contents_digest(x: np.ndarray, levels: int) -> str:
-    """Return 32 hexadecimal digits of examples, whatever integer type they have."""
-    return _digest(np.ascontiguousarray(x, "u1" if levels <= 256 else "<u2").tobytes())
-
-
-def write(path: str | os.PathLike[str], header: Header, payloads: Sequence[bytes]) -> None:
-    """Write a file; it is whole or not there. Raises InputError as `files.atomic` does."""
-    text = header.model_dump_json(exclude_none=True).encode()
-    packed = zlib.compress(text, 9)
-    fixed = _FIXED.pack(MAGIC, VERSION, len(packed), len(text), bytes.fromhex(_digest(packed)))
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        file.write(fixed + packed)
-        for payload in payloads:
-            file.write(payload)
+    number: int
+    name: str | None
+    values: np.ndarray
 
 
 class Container:
-    """A file that `write` wrote, opened. Raises InputError where that cannot be.
+    """What a `Writer` wrote, opened. Raises InputError where that cannot be.
 
-    header: what it says of itself, checked. damaged: a line for each group that `decoded` left out.
+    file: open for reading, at any place; name: what messages call it. header: what it says of
+    itself, checked. images: how many there are, as far as is known. damaged: a line for all that
+    could not be brought back: what is missing is known from the beginning, the rest after
+    `decoded`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, file: BufferedIOBase, name: str) -> None:
+        self._file, self.name = file, name
+        self.damaged: list[str] = []
+        self.images = 0
+        self._groups: list[_Group] = []
         try:
-            self.size = self.path.stat().st_size
-            with self.path.open("rb") as file:
-                self.header = self._read_header(file)
-                self._start = file.tell()
+            self._size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            self.header = self._read_header()
+            self._find_groups()
         except OSError as error:
             reason = str(error.strerror or error).lower()
-            raise InputError(f"'{path}' cannot be read: {reason}") from error
-        self.damaged: list[str] = []
-        self._check()
+            raise InputError(f"'{name}' cannot be read: {reason}") from error
 
-    def decoded(self, coder: ChainCoder) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield every group's examples, where they belong and int64, with their digest verified.
+    def decoded(self, coder: ChainCoder) -> Iterator[Image]:
+        """Yield every image that is as it was coded, group by group, verified.
 
-        A group that is damaged, cut off, or decodes to something else than was coded is left out.
+        Within a group, images beside the model come first, the others in their order: where the
+        bytes of the model are damaged, the images before that place come back. Raises InputError
+        for a coder of another model.
         """
-        first, start = 0, self._start
-        for entry in self.header.groups:
-            place = slice(first, first + entry.examples)
+        self._check_coder(coder)
+        for group in self._groups:
+            missing, sound = np.ones(group.images, bool), False
             try:
-                x = self._group(entry, start, coder)
+                table, payload = self._contents(group)
+                sound = digest(self._identity, payload) == group.payload
+                names = table.checked_names(group.images)
+                for i, values in decode_images(coder, group.images, table, payload):
+                    missing[i] = False
+                    yield Image(group.first + i, None if names is None else names[i], values)
             except ValueError as error:
-                self.damaged.append(f"examples {place.start} to {place.stop - 1} ({error})")
-            else:
-                yield place, x
-            first, start = place.stop, start + entry.size
+                reason = str(error) if sound else "bytes are damaged or missing"
+                self._lose(group.first + np.flatnonzero(missing), reason)
 
-    def _group(self, entry: GroupEntry, start: int, coder: ChainCoder) -> np.ndarray:
-        with self.path.open("rb") as file:
-            file.seek(start)
-            payload = file.read(min(entry.size, self.size))
-        if _digest(payload) != entry.payload:
-            raise ValueError("its bytes are damaged or missing")
-        x = np.zeros((entry.examples, *coder.shape), np.int64)
-        for place, part in decode(coder, payload, entry.examples):
-            x[place] = part
-        if contents_digest(x, coder.levels) != entry.contents:
-            raise ValueError("it decodes to other values than were coded")
-        return x
+    def shapes(self) -> set[tuple[int, ...]]:
+        """Return the shapes of the images of all groups whose tables are sound."""
+        found: set[tuple[int, ...]] = set()
+        for group in self._groups:
+            with contextlib.suppress(ValueError):
+                table, _ = self._contents(group, payload=False)
+                found |= set(table.shapes(group.images, tuple(self.header.shape)))
+        return found
 
-    def _read_header(self, file: BinaryIO) -> Header:
-        fixed = file.read(_FIXED.size)
+    def _check_coder(self, coder: ChainCoder) -> None:
+        header = self.header
+        theirs = (header.model, header.shape, header.levels, header.precision)
+        precision = "portable" if coder.portable else "fast"
+        same = theirs == (coder.model, list(coder.shape), coder.levels, precision)
+        if not same or not np.array_equal(header.chain(), coder.gammas):
+            raise InputError(
+                f"'{self.name}' was compressed by another model, with its {header.weights} weights "
+                f"and the variance '{header.variance}'; give the run it was compressed by"
+            )
+
+    def _contents(self, group: _Group, *, payload: bool = True) -> tuple[Table, bytes]:
+        """Read a group; raise ValueError where its table is damaged."""
+        try:
+            self._file.seek(group.content)
+            packed = self._file.read(group.table_bytes)
+            content = self._file.read(min(group.payload_bytes, self._size)) if payload else b""
+        except OSError as error:
+            raise ValueError(str(error.strerror or error).lower()) from error
+        if digest(self._identity, packed) != group.table:
+            raise ValueError("its table is damaged or missing")
+        return unpacked(Table, packed, _MAX_TABLE), content
+
+    def _read_header(self) -> Header:
+        fixed = self._file.read(_FILE.size)
         if fixed[: len(MAGIC)] != MAGIC:
-            raise InputError(f"'{self.path}' is no .vdmz file; give one that vdm compress wrote")
-        if len(fixed) < _FIXED.size:
+            raise InputError(f"'{self.name}' is no .vdmz file; give one that vdm compress wrote")
+        if len(fixed) < _FILE.size:
             raise self._damage("it is cut short")
-        _, version, packed_size, size, digest = _FIXED.unpack(fixed)
+        _, version, size, self._identity = _FILE.unpack(fixed)
         if version != VERSION:
             raise InputError(
-                f"'{self.path}' has format {version}, this version reads {VERSION}: "
-                "update variational-diffusion"
+                f"'{self.name}' has format {version}, and format {VERSION} is read: give the "
+                "version of variational-diffusion that wrote it, or a newer one"
             )
-        if packed_size > self.size - _FIXED.size or size > _MAX_HEADER:
+        if size > min(_MAX_HEADER, self._size):
             raise self._damage("its header is longer than the file")
-        packed = file.read(packed_size)
-        if bytes.fromhex(_digest(packed)) != digest:
+        packed = self._file.read(size)
+        if self._file.read(_DIGEST) != digest(fixed, packed):
             raise self._damage("its header does not match its digest")
         try:
-            inflate = zlib.decompressobj()
-            return Header.model_validate_json(inflate.decompress(packed, size))
-        except (zlib.error, ValidationError) as error:
-            reason = str(error).splitlines()[0]
-            raise self._damage(f"its header is not what one is: {reason}") from error
+            header = unpacked(Header, packed, _MAX_HEADER)
+            header.chain()
+        except ValueError as error:
+            raise self._damage(f"its header is not what one is: {error}") from error
+        return header
 
-    def _check(self) -> None:
-        header = self.header
-        if any(not 1 <= axis <= 1 << 24 for axis in header.shape):
-            raise self._damage(f"it claims the shape {header.shape}")
-        values = math.prod(header.shape)
-        if any(entry.examples * values > _MAX_GROUP_VALUES for entry in header.groups):
-            raise self._damage("it claims more examples in a group than one may have")
-        if self._start + sum(entry.size for entry in header.groups) < self.size:
-            raise self._damage("it goes on after its end")
-        if header.names is not None and len(header.names) != header.examples:
-            raise self._damage(f"it has {len(header.names)} names for {header.examples} examples")
+    def _find_groups(self) -> None:
+        """Walk from group to group to the end; where the way is broken, search for the next one."""
+        place = searched = self._file.tell()
+        for _ in range(_MOST_PLACES):
+            group, images = self._group_at(place), self._end_at(place)
+            if group is not None and group.first >= self.images:
+                self._miss(group.first)
+                self._groups.append(group)
+                self.images = group.first + group.images
+                place, searched = group.end, group.content
+            elif images is not None and images >= self.images:
+                self._miss(images)
+                if place + _END.size + _DIGEST != self._size:
+                    self.damaged.append("bytes after its end")
+                return
+            else:
+                found = _next_mark(self._file, searched)
+                if found is None:
+                    break
+                place, searched = found, found + 1
+        self.damaged.append("its end (it was cut off)")
+
+    def _group_at(self, place: int) -> _Group | None:
+        self._file.seek(place)
+        head = self._file.read(_GROUP.size)
+        if len(head) < _GROUP.size or self._file.read(_DIGEST) != digest(self._identity, head):
+            return None
+        mark, *fields = _GROUP.unpack(head)
+        group = _Group(place, *fields)
+        sound = mark == _MARK and 0 < group.images <= MAX_IMAGES and group.table_bytes <= _MAX_TABLE
+        return group if sound else None
+
+    def _end_at(self, place: int) -> int | None:
+        """Return the number of images that the end says, if it is here."""
+        self._file.seek(place)
+        end = self._file.read(_END.size)
+        if len(end) < _END.size or self._file.read(_DIGEST) != digest(self._identity, end):
+            return None
+        mark, _, images = _END.unpack(end)
+        return images if mark == _END_MARK else None
+
+    def _miss(self, images: int) -> None:
+        """Note that the images up to this number are in no group."""
+        if images > MAX_IMAGES * (self._size // _GROUP.size):
+            raise self._damage(f"it claims {images:,} images")
+        if images > self.images:
+            lost = f"images {self.images} to {images - 1}"
+            self.damaged.append(f"{lost} (their group is damaged or missing)")
+        self.images = images
+
+    def _lose(self, images: np.ndarray, reason: str) -> None:
+        if len(images):
+            self.damaged.append(f"images {_ranges(images)} ({reason})")
 
     def _damage(self, reason: str) -> InputError:
-        return InputError(f"'{self.path}' is damaged: {reason}; restore it from a copy")
+        return InputError(f"'{self.name}' is damaged: {reason}; restore it from a copy")
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:32]
+def _next_mark(file: BufferedIOBase, start: int) -> int | None:
+    """Return the place of the first mark from `start` on."""
+    file.seek(start)
+    kept = b""
+    while chunk := file.read(_CHUNK):
+        text = kept + chunk
+        match = _ANY_MARK.search(text)
+        if match is not None:
+            return start + match.start()
+        kept = text[-len(_MARK) + 1 :]
+        start += len(text) - len(kept)
+    return None
+
+
+def _ranges(numbers: np.ndarray) -> str:
+    """Return rising numbers as text: 0 to 7, 9, 11 to 12."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    texts = [f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs[:_SHOWN]]
+    more = [f"and {len(runs) - _SHOWN} ranges more"] if len(runs) > _SHOWN else []
+    return ", ".join([*texts, *more])

@@ -1,22 +1,31 @@
-"""Examples as bytes without a model: deflate, or WebP for images of up to 256 levels.
+"""Examples as bytes without a model: deflate, or PNG or lossless WebP for images.
 
-The first examples of a group are coded so, because bits back needs bits to begin with; and a whole
-group, where the model does not do better.
+The last examples of a group are coded so, because bits back needs bits to begin with; and images
+that the model would take more bytes for.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import struct
 import zlib
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
 from variational_diffusion.classical import mosaic
+from variational_diffusion.compression.digests import value_type
 
 _WEBP_MAX_SIDE = 16_383
+_MAX_PIXELS = 1 << 26
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_PICTURES = {b"w": "WEBP", b"p": "PNG"}
+_DECODING = (
+    *(OSError, EOFError, SyntaxError, TypeError, RuntimeError, struct.error, zlib.error),
+    *(IndexError, KeyError, ArithmeticError, AttributeError),
+)
+"""All that pillow's decoders have been seen to raise for damaged bytes, beside ValueError."""
 
 
 def plain_bytes(x: np.ndarray, levels: int) -> bytes:
@@ -24,67 +33,75 @@ def plain_bytes(x: np.ndarray, levels: int) -> bytes:
 
     Images are put side by side into one picture.
     """
-    values = x.astype(_dtype(levels))
+    values = x.astype(value_type(levels))
     coded = [b"z" + zlib.compress(values.tobytes(), 9)]
-    if _fits_webp(x.shape, levels):
-        file = io.BytesIO()
-        picture = Image.fromarray(mosaic(values * np.uint8(_spread(levels))))
-        picture.save(file, format="WEBP", lossless=True, exact=True, quality=100, method=4)
-        coded.append(b"w" + file.getvalue())
+    for kind, name in _PICTURES.items():
+        if _fits(name, x.shape, levels):
+            file = io.BytesIO()
+            picture = Image.fromarray(mosaic(values * values.dtype.type(_spread(levels))))
+            if name == "PNG":
+                picture.save(file, format="PNG", optimize=True)
+            else:
+                picture.save(file, format=name, lossless=True, exact=True, quality=100, method=4)
+            coded.append(kind + file.getvalue())
     return min(coded, key=len)
 
 
 def from_plain_bytes(coded: bytes, shape: tuple[int, ...], levels: int) -> np.ndarray:
-    """Return what `plain_bytes` was given, int64 of `shape` = (n, …).
+    """Return what `plain_bytes` was given, unsigned integers of `shape` = (n, …).
 
     Raises ValueError for bytes that are not of such examples.
     """
-    known: dict[bytes, Callable[[bytes, tuple[int, ...], int], np.ndarray]]
-    known = {b"z": _inflated, b"w": _from_webp}
-    if coded[:1] not in known:
-        raise ValueError("unknown coding of the first examples")
-    x = known[coded[:1]](coded[1:], shape, levels)
+    kind, content = coded[:1], coded[1:]
+    if kind == b"z":
+        x = _inflated(content, shape, levels)
+    elif kind in _PICTURES and _fits(_PICTURES[kind], shape, levels):
+        x = _from_picture(content, _PICTURES[kind], shape, levels)
+    else:
+        raise ValueError("it has examples of an unknown coding")
     if x.size and int(x.max()) >= levels:
-        raise ValueError("values above the highest level")
+        raise ValueError("it has values above the highest level")
     return x
 
 
 def _inflated(coded: bytes, shape: tuple[int, ...], levels: int) -> np.ndarray:
-    size = math.prod(shape) * _dtype(levels).itemsize
+    size = math.prod(shape) * value_type(levels).itemsize
     inflate = zlib.decompressobj()
     try:
         values = inflate.decompress(coded, size)
     except zlib.error as error:
         raise ValueError(str(error)) from error
     if len(values) != size:
-        raise ValueError("too few values")
-    return np.frombuffer(values, _dtype(levels)).astype(np.int64).reshape(shape)
+        raise ValueError("it has too few values")
+    return np.frombuffer(values, value_type(levels)).reshape(shape)
 
 
-def _from_webp(coded: bytes, shape: tuple[int, ...], levels: int) -> np.ndarray:
-    if not _fits_webp(shape, levels):
-        raise ValueError("a picture of what is none")
+def _from_picture(coded: bytes, name: str, shape: tuple[int, ...], levels: int) -> np.ndarray:
     n, channels, height, width = shape
     columns = _columns(shape)
     rows = math.ceil(n / columns)
     try:
-        with Image.open(io.BytesIO(coded), formats=["WEBP"]) as file:
+        with Image.open(io.BytesIO(coded), formats=[name]) as file:
             if file.size != (columns * width, rows * height):
-                raise ValueError("a picture of another size")
-            picture = np.asarray(file.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(str(error)) from error
+                raise ValueError("it has a picture of another size")
+            mode = "I;16" if levels > 256 else _MODES[channels]
+            picture = np.asarray(file if file.mode == mode else file.convert(mode))
+    except _DECODING as error:
+        raise ValueError(f"it has a damaged picture ({error})") from error
     cells = picture.reshape(rows, height, columns, width, channels).transpose(0, 2, 4, 1, 3)
-    values = cells.reshape(-1, channels, height, width)[:n].astype(np.int64)
+    values = cells.reshape(-1, channels, height, width)[:n].astype(value_type(levels))
     return values // _spread(levels)
 
 
-def _fits_webp(shape: tuple[int, ...], levels: int) -> bool:
-    if len(shape) != 4 or shape[1] not in (1, 3, 4) or levels > 256:
+def _fits(name: str, shape: tuple[int, ...], levels: int) -> bool:
+    """Tell whether examples of this shape are pictures that the format holds."""
+    if len(shape) != 4 or shape[1] not in _MODES or min(shape) < 1:
+        return False
+    if levels > 256 and (name != "PNG" or shape[1] > 1):
         return False
     columns = _columns(shape)
-    rows = math.ceil(shape[0] / columns)
-    return max(columns * shape[3], rows * shape[2]) <= _WEBP_MAX_SIDE
+    height, width = math.ceil(shape[0] / columns) * shape[2], columns * shape[3]
+    return height * width <= _MAX_PIXELS and (name == "PNG" or max(height, width) <= _WEBP_MAX_SIDE)
 
 
 def _columns(shape: tuple[int, ...]) -> int:
@@ -95,7 +112,3 @@ def _columns(shape: tuple[int, ...]) -> int:
 
 def _spread(levels: int) -> int:
     return max(1, 255 // (levels - 1))
-
-
-def _dtype(levels: int) -> np.dtype:
-    return np.dtype("u1" if levels <= 256 else "<u2")

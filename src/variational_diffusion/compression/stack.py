@@ -60,8 +60,14 @@ class Stack:
         return int(self._coder.num_bits())
 
     def words(self, *, sealed: bool = False) -> np.ndarray:
-        """Return what is on the stack; `sealed` takes the mark off that was put there first."""
-        return self._coder.get_compressed(unseal=sealed)
+        """Return what is on the stack; `sealed` takes the mark off that was put there first.
+
+        Raises ValueError where there is no such mark.
+        """
+        try:
+            return self._coder.get_compressed(unseal=sealed)
+        except AssertionError as error:
+            raise ValueError("its stack does not end where it began") from error
 
     def draw(self, mean: np.ndarray, std: float) -> np.ndarray:
         """Pop integers from a Gaussian of these means, cut off at ±6 std. std: ≥ `UNIT`."""

@@ -6,17 +6,32 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from variational_diffusion.config import DataConfig
-from variational_diffusion.data.arrays import open_array
+from variational_diffusion.data.arrays import array_source, open_array
 from variational_diffusion.data.augment import Augmentation
 from variational_diffusion.data.dataset import SPLITS, Dataset
+from variational_diffusion.data.decoding import Decoded
 from variational_diffusion.data.digits import open_digits
-from variational_diffusion.data.folder import kind_of, open_folder
+from variational_diffusion.data.folder import image_files, kind_of, open_folder
 from variational_diffusion.data.idx import is_idx_folder, open_fashion_mnist, open_idx_folder
+from variational_diffusion.data.images import CHANNELS
+from variational_diffusion.data.originals import Originals
 from variational_diffusion.data.source import Source, Split
+from variational_diffusion.data.survey import survey
 from variational_diffusion.errors import InputError
 
-__all__ = ["DATASETS", "SPLITS", "Dataset", "Source", "Split", "open_dataset"]
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "Dataset",
+    "Originals",
+    "Source",
+    "Split",
+    "open_dataset",
+    "open_originals",
+]
 
 Opener = Callable[[DataConfig], Dataset]
 
@@ -39,6 +54,9 @@ _ONLY_FOR = {
 _ARRAY = {".npy": {"value_range"}, ".npz": {"value_range", "array"}}
 _STORED = {"resize", "channels", "skip_damaged"}
 _SHARDED = {"value_range", "column", "streaming", *_STORED}
+_CHANNELS = {3: "rgb", 4: "rgba"}
+"""Channels of a model → those that images are read with: more than they have lose nothing."""
+
 _STREAMED = ("shuffle_buffer", "lanes", "hold_out")
 
 
@@ -66,6 +84,41 @@ def open_dataset(config: DataConfig) -> Dataset:
     dataset = opener(config)
     augmentation = Augmentation.of(config)
     return dataset if augmentation is None else dataset.augmented(augmentation)
+
+
+def open_originals(source: str, like: DataConfig, shape: tuple[int, ...]) -> Originals:
+    """Open all examples of what `source` names, as they are stored and at sizes of their own.
+
+    like: data whose levels, array and column these have, too. shape: of a model's examples; images
+    are read with as many channels where that loses nothing. Of a source that has several parts, the
+    training part is taken.
+    Raises InputError as `open_dataset` does, and for images that would not come back as they are.
+    """
+    config = DataConfig(source=source, levels=like.levels, array=like.array, column=like.column)
+    opener, options = _kind(config)
+    if opener is open_array:
+        array = array_source(config)
+        return Originals(Split(array, np.arange(len(array))))
+    if "resize" in options:
+        config = config.model_copy(update={"crop": (1, 1)})
+    originals = _originals(config, opener)
+    if originals.mode in ("1", "L", "RGB") and CHANNELS[originals.mode] < shape[0]:
+        channels = _CHANNELS.get(shape[0], "auto")
+        originals = _originals(config.model_copy(update={"channels": channels}), opener)
+    originals.check_exact()
+    return originals
+
+
+def _originals(config: DataConfig, opener: Opener) -> Originals:
+    if opener is open_folder:
+        files, notes = image_files(config)
+        decoder, kept, found = survey({"train": files}, config)
+        examples: Source = Decoded(files, kept["train"], decoder)
+        notes = (*found, *notes)
+    else:
+        dataset = opener(config)
+        examples, notes = dataset.splits["train"].source, dataset.notes
+    return Originals(Split(examples, np.arange(len(examples))), notes)
 
 
 def _open_hub(config: DataConfig) -> Dataset:

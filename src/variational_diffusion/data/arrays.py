@@ -31,6 +31,8 @@ class ArraySource:
     levels: number of values of integers; None: 2 for bool, 256 for uint8, 65,536 for uint16, and
         for other integers the largest value plus one.
     value_range: lowest and highest value allowed in real-valued data; None: any finite one.
+    stored: the array's type, and how its axes stand to those of the examples: "same", "grey" (the
+        axis of the one channel is missing) or "last" (the channels are).
     Raises InputError for other types, an empty array, and a value that is not allowed.
     """
 
@@ -44,6 +46,7 @@ class ArraySource:
     ) -> None:
         _check_type(array.dtype, name, levels, value_range)
         self._examples = channels_first(array, name)
+        self.stored = array.dtype, _axes(array, self._examples)
         self._name = name
         self._value_range = value_range
         self.shape: tuple[int, ...] = self._examples.shape[1:]
@@ -90,16 +93,25 @@ def open_array(config: DataConfig) -> Dataset:
     Raises InputError for a damaged file, for Python objects (nothing is unpickled), for an `.npz`
     file with several arrays when `config.array` names none, and as `ArraySource` does.
     """
-    path = Path(config.source).expanduser().resolve()
+    source = array_source(config)
+    splits = random_splits(
+        source, validation=config.validation, test=config.test, seed=config.split_seed
+    )
+    return Dataset(str(_path(config)), splits)
+
+
+def array_source(config: DataConfig) -> ArraySource:
+    """Return all examples of what `open_array` opens; raise as it does."""
+    path = _path(config)
     if path.suffix.lower() == ".npz":
         array, name = _from_npz(path, config.array)
     else:
         array, name = _from_npy(path), path.name
-    source = ArraySource(array, name, levels=config.levels, value_range=config.value_range)
-    splits = random_splits(
-        source, validation=config.validation, test=config.test, seed=config.split_seed
-    )
-    return Dataset(str(path), splits)
+    return ArraySource(array, name, levels=config.levels, value_range=config.value_range)
+
+
+def _path(config: DataConfig) -> Path:
+    return Path(config.source).expanduser().resolve()
 
 
 def _from_npy(path: Path) -> np.ndarray:
@@ -154,6 +166,12 @@ def _reading(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path.name} is damaged or no file of numpy ({reason}); save it again with np.save"
         ) from error
+
+
+def _axes(array: np.ndarray, examples: np.ndarray) -> str:
+    if array.ndim < examples.ndim:
+        return "grey"
+    return "same" if array.shape == examples.shape else "last"
 
 
 def _chunks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -43,20 +43,20 @@ class Decoded:
     def __init__(self, store: Store, kept: np.ndarray, decoder: Decoder) -> None:
         self.shape = decoder.shape
         self.levels = decoder.levels
+        self.decoder = decoder
         self._store = store
         self._kept = kept
-        self._decoder = decoder
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def read(self, indices: np.ndarray) -> Examples:
         """Decode the examples of these indices, as `Source.read` says."""
-        return [self._decoder.decode(stored) for stored in self._store.read(self._kept[indices])]
+        return [self.decoder.decode(stored) for stored in self.stored(indices)]
 
-    def names(self, indices: np.ndarray) -> list[str]:
-        """Return the names of the examples of these indices."""
-        return [stored.name for stored in self._store.read(self._kept[indices])]
+    def stored(self, indices: np.ndarray) -> list[Stored]:
+        """Return the examples of these indices undecoded."""
+        return self._store.read(self._kept[indices])
 
 
 class Pictures:
@@ -79,14 +79,14 @@ class Pictures:
     ) -> None:
         self.shape: tuple[int, ...] = (CHANNELS[mode], *size)
         self.levels: int | None = levels or _LEVELS.get(mode, 256)
-        self._mode = mode
+        self.mode = mode
         self._resize = size if resize else None
         self._cropped = cropped
         self._colour = colour
 
     def decode(self, stored: Stored) -> np.ndarray:
         """Return the image, shape (channels, height, width)."""
-        pixels = read_pixels(stored, self._mode, self._resize, colour=self._colour)
+        pixels = read_pixels(stored, self.mode, self._resize, colour=self._colour)
         _check_shape(pixels.shape, self.shape, self._cropped, stored.name)
         verify(pixels[None], self.levels, None, lambda _: f"'{stored.name}'")
         return pixels.astype(_dtype(self.levels), copy=False)

@@ -25,7 +25,7 @@ class Files:
     """Files of a folder by number. names: their paths in it."""
 
     def __init__(self, folder: Path, names: list[str]) -> None:
-        self._folder = folder
+        self.folder = folder
         self._names = names
 
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class Files:
     def read(self, indices: np.ndarray) -> list[Stored]:
         """Return the files of these indices."""
         names = [self._names[index] for index in indices]
-        return [Stored(name, self._folder / name) for name in names]
+        return [Stored(name, self.folder / name) for name in names]
 
 
 def open_folder(config: DataConfig) -> Dataset:
@@ -47,6 +47,12 @@ def open_folder(config: DataConfig) -> Dataset:
     `config.skip_damaged`; one with a sound header is found damaged when it is read. With
     `skip_damaged` every file is decoded here once, so that the number of examples is known.
     """
+    files, notes = image_files(config)
+    return stored_dataset({"train": files}, config, str(files.folder), notes)
+
+
+def image_files(config: DataConfig) -> tuple[Files, tuple[str, ...]]:
+    """Return the image files of what `open_folder` opens, and a remark on the others."""
     folder = Path(config.source).expanduser().resolve()
     names, n_others = _image_names(folder)
     if not names:
@@ -56,7 +62,7 @@ def open_folder(config: DataConfig) -> Dataset:
             "with IDX files, .parquet files or .tar files"
         )
     others = (f"{n_others} files that are no images ignored",) if n_others else ()
-    return stored_dataset({"train": Files(folder, names)}, config, str(folder), others)
+    return Files(folder, names), others
 
 
 def kind_of(path: Path) -> str:

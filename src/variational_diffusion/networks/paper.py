@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -47,7 +49,7 @@ class PaperUNet(nn.Module):
         blocks: int = 32,
         groups: int | None = None,
         dropout: float = 0.1,
-        fourier_exponents: tuple[int, ...] = (6, 7),
+        fourier_exponents: Sequence[int] = (6, 7),
     ) -> None:
         super().__init__()
         channels = image_channels(shape)

@@ -1,0 +1,328 @@
+"""Lossless compression: what a file takes, where the time goes, and who else can decode it.
+
+    vdm train fashion-mnist --run runs/fashion --minutes 20
+    vdm variance runs/fashion
+    python benchmarks/compression.py runs/fashion --limit 1000 --configuration none
+
+Test images are compressed by the command itself and decompressed in this process, which gives the
+sizes, the share of the time that is the network's, and the speed of the coder. Then every
+configuration decompresses the same file in a process of its own: other numbers of threads, other
+batches, other memory formats, other instructions. `--other-torch` adds another version of torch: a
+folder that `pip install --target FOLDER torch==VERSION` filled. Beside the images that differ is
+how far the network's outputs are from those here, as a share of the band within which roundings are
+written down (compression/rounding.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from common import log_option, markdown, report, threads_option
+
+from variational_diffusion.checkpoint import Run
+from variational_diffusion.cli import run as vdm_command
+from variational_diffusion.cli.examples import chosen_examples, everything
+from variational_diffusion.compression import ChainCoder, chain
+from variational_diffusion.compression.rounding import BAND
+from variational_diffusion.compression.stack import Stack
+from variational_diffusion.model import VDM
+
+PROBED = 4  # images whose outputs are compared, at every step
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How a decoder computes. together: images that the network sees at once."""
+
+    threads: int = 1
+    together: int | None = None
+    onednn: bool = True
+    channels_last: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+CONFIGURATIONS = {
+    "as encoded": Configuration(),
+    "two threads": Configuration(threads=2),
+    "one image at a time": Configuration(together=1),
+    "64 images at a time": Configuration(together=64),
+    "oneDNN off": Configuration(onednn=False),
+    "channels last": Configuration(channels_last=True),
+    "torch without vector instructions": Configuration(
+        environment={"ATEN_CPU_CAPABILITY": "default"}
+    ),
+    "MKL's conditional numerical reproducibility": Configuration(
+        environment={"MKL_CBWR": "COMPATIBLE"}
+    ),
+}
+
+
+class Network:
+    """The network's share of the time between its first call and its last."""
+
+    def __init__(self) -> None:
+        self.seconds = self.begin = self.end = 0.0
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Time every reverse step of every model."""
+        reverse = VDM.reverse
+
+        def measured(*arguments: Any) -> Any:
+            begin = time.perf_counter()
+            normal = reverse(*arguments)
+            self.end = time.perf_counter()
+            self.begin = self.begin or begin
+            self.seconds += self.end - begin
+            return normal
+
+        VDM.reverse = measured  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            VDM.reverse = reverse  # type: ignore[method-assign]
+
+    @property
+    def total(self) -> float:
+        """Seconds from the first call to the end of the last."""
+        return self.end - self.begin
+
+
+@contextlib.contextmanager
+def coders(configuration: Configuration) -> Iterator[list[ChainCoder]]:
+    """Let coders compute by a configuration; give the list of those that are made."""
+    made: list[ChainCoder] = []
+    construct = ChainCoder.__init__
+
+    def constructed(self: ChainCoder, *arguments: Any, **options: Any) -> None:
+        construct(self, *arguments, **options)
+        self.together = configuration.together or self.together
+        if configuration.channels_last:
+            self._vdm.to(memory_format=torch.channels_last)
+        made.append(self)
+
+    ChainCoder.__init__ = constructed  # type: ignore[method-assign]
+    torch.backends.mkldnn.enabled = configuration.onednn
+    try:
+        yield made
+    finally:
+        ChainCoder.__init__ = construct  # type: ignore[method-assign]
+        torch.backends.mkldnn.enabled = True
+
+
+def vdm(*arguments: object) -> str:
+    """Run a command of vdm in this process; return what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        vdm_command([str(argument) for argument in arguments])
+    return printed.getvalue()
+
+
+def probe(coder: ChainCoder, latents: list[np.ndarray]) -> list[np.ndarray]:
+    """Return what is rounded at every step of the chain, in units of the grid."""
+    found = []
+    for step, z_t in enumerate(latents, 1):
+        mean, std = coder._reverse(z_t, step)
+        found.append(np.stack([chain._FINEST * mean, chain._PER_OCTAVE * np.log2(std)]))
+    return found
+
+
+def probed_latents(coder: ChainCoder, x: np.ndarray) -> list[np.ndarray]:
+    """Return latents of every step for images x, on their lattice."""
+    generator = np.random.default_rng(0)
+    encoded = (2 * x[:PROBED].reshape(-1, *coder.shape).astype(np.float64) + 1) / coder.levels - 1
+    latents = []
+    for gamma, width in zip(coder.gammas[-2::-1], coder._width[1:], strict=True):
+        alpha, sigma = (float(np.sqrt(1 / (1 + np.exp(sign * gamma)))) for sign in (1, -1))
+        z = alpha * encoded + sigma * generator.standard_normal(encoded.shape)
+        latents.append(np.rint(z / width).astype(np.int64))
+    return latents
+
+
+def symbols_per_second(repeats: int = 15) -> dict[str, float]:
+    """Return the median speed of each operation of the stack on Gaussians, on one core."""
+    generator = np.random.default_rng(0)
+    mean = generator.normal(0, 300, 1 << 17)
+    std = np.exp2(generator.uniform(4, 6, mean.shape))
+    stack = Stack(generator.integers(0, 2**32, 1 << 18, dtype=np.uint32), sealed=True)
+    speeds: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        for name in ("draw", "push", "pop", "undraw"):
+            begin = time.perf_counter()
+            if name == "draw":
+                z = stack.draw(mean, 20.0)
+            elif name == "push":
+                stack.push(z, mean, std)
+            elif name == "pop":
+                z = stack.pop(mean, std)
+            else:
+                stack.undraw(z, mean, 20.0)
+            speeds.setdefault(name, []).append(mean.size / (time.perf_counter() - begin))
+    return {name: float(np.median(found)) for name, found in speeds.items()}
+
+
+def decoded_by(
+    configuration: Configuration, run: str, file: Path, folder: Path, other_torch: str | None
+) -> dict[str, Any]:
+    """Decompress in another process; return what it found, and seconds."""
+    environment = os.environ | configuration.environment
+    if other_torch is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [other_torch, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        )
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        task = {
+            "run": run,
+            "file": str(file),
+            "out": f"{out}/x.npy",
+            "settings": asdict(configuration),
+        }
+        process = subprocess.run(
+            [sys.executable, __file__, run, "--task", json.dumps(task)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if process.returncode:
+            raise RuntimeError(process.stderr)
+        found = json.loads(process.stdout)
+        x = np.load(folder / "original.npy")
+        differ = np.load(f"{out}/x.npy").reshape(x.shape) != x
+    return found | {"wrong": int(differ.reshape(len(x), -1).any(1).sum())}
+
+
+def child(task: dict[str, Any]) -> None:
+    """Decompress as a task says and print how far the outputs are from those of the encoder."""
+    configuration, file = Configuration(**task["settings"]), Path(task["file"])
+    begin = time.perf_counter()
+    with coders(configuration) as made:
+        threads = str(configuration.threads)
+        vdm("decompress", task["run"], file, "--out", task["out"], "--threads", threads)
+        seconds = time.perf_counter() - begin
+        with np.load(file.with_suffix(".npz")) as arrays:
+            steps = len(arrays.files) // 2
+            found = probe(made[0], [arrays[f"z{i}"] for i in range(steps)])
+            far = [np.abs(x - arrays[f"y{i}"]).max((1, 2, 3, 4)) for i, x in enumerate(found)]
+    mean, std = np.max(far, 0).tolist()
+    print(json.dumps({"seconds": seconds, "mean": mean, "std": std, "torch": torch.__version__}))
+
+
+@click.command()
+@click.argument("run")
+@click.argument("data", required=False)
+@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("--steps", type=click.IntRange(1), help="Default: the command's own.")
+@click.option("--fast", is_flag=True, help="In float32.")
+@click.option(
+    "--configuration",
+    "names",
+    multiple=True,
+    type=click.Choice([*CONFIGURATIONS, "none"]),
+    help="Default: all.",
+)
+@click.option("--other-torch", type=click.Path(exists=True), help="Folder of another torch.")
+@click.option("--task", hidden=True)
+@threads_option
+@log_option
+def main(
+    run: str,
+    data: str | None,
+    limit: int,
+    steps: int | None,
+    fast: bool,
+    names: tuple[str, ...],
+    other_torch: str | None,
+    task: str | None,
+    threads: int,
+    log: bool,
+) -> None:
+    """Compress test images of a RUN, or DATA, and decompress them in many ways."""
+    if task is not None:
+        return child(json.loads(task))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = folder / "x.vdmz"
+        choose = chosen_examples if data is None else everything
+        x = np.asarray(choose(Run.open(run), data, "test", limit).read())
+        np.save(folder / "original.npy", x)
+        options = [*(["--steps", steps] if steps else []), *(["--fast"] if fast else [])]
+        source = [run] if data is None else [run, data]
+        encoding, decoding = Network(), Network()
+        with coders(Configuration()) as made, encoding.timed():
+            where = ["--limit", limit, "--threads", threads, "--out", file]
+            told = json.loads(vdm("compress", *source, *where, "--no-verify", "--json", *options))
+        latents = probed_latents(made[0], x)
+        outputs = probe(made[0], latents)
+        arrays = {f"z{i}": z for i, z in enumerate(latents)}
+        arrays |= {f"y{i}": y for i, y in enumerate(outputs)}
+        np.savez(file.with_suffix(".npz"), **arrays)
+        with decoding.timed():
+            vdm("decompress", run, file, "--threads", threads, "--out", folder / "x.npy")
+        assert np.array_equal(np.load(folder / "x.npy").reshape(x.shape), x)
+        tables = [sizes(told), times(encoding, decoding, len(x))]
+        if "none" not in names:
+            rows = []
+            for configuration in names or CONFIGURATIONS:
+                settings = CONFIGURATIONS[configuration]
+                found = decoded_by(settings, run, file, folder, None)
+                rows.append(configuration_row(configuration, found))
+            if other_torch is not None:
+                found = decoded_by(Configuration(), run, file, folder, other_torch)
+                rows.append(configuration_row(f"torch {found['torch']}", found))
+            header = ["decoded", "wrong images", "seconds", "means, of the band", "deviations"]
+            tables.append(markdown(header, rows))
+    precision = "float32" if fast else "float64, portable"
+    what = f"{data or Run.open(run).config.data.source}, {len(x)} images, T = {told['steps']}"
+    report("\n\n".join([f"{what}, {precision}", *tables]), log=log)
+
+
+def sizes(told: dict[str, Any]) -> str:
+    """Return the table of what the file and other coders take."""
+    bits, bound = told["bits_per_dim"], told["bound"] or float("nan")
+    rows: list[list[object]] = [
+        ["the file", f"{told['bytes']:,}", f"{bits:.4f}", ""],
+        [f"the bound, T = {told['steps']}", "", f"{told['bound']:.4f}", ""],
+    ]
+    for part, value in told["overhead"].items():
+        rows.append([f"+ {part}", "", f"{value:+.4f}", f"{value / bound:+.2%}"])
+    rows[0][-1] = f"{bits / bound - 1:+.2%}"
+    for coder, value in told["classical"].items():
+        rows.append([coder, "", f"{value:.3f}", f"the file is {1 - bits / value:.1%} smaller"])
+    return markdown(["", "bytes", "bits/dim", ""], rows)
+
+
+def times(encoding: Network, decoding: Network, images: int) -> str:
+    """Return the table of seconds, the network's share, and the coder's speed."""
+    rows: list[list[object]] = [
+        [name, f"{images / part.total:.2f}", f"{part.seconds / part.total:.1%}"]
+        for name, part in (("encoding", encoding), ("decoding", decoding))
+    ]
+    speeds = symbols_per_second()
+    note = ", ".join(f"{name} {speed / 1e6:.1f}" for name, speed in speeds.items())
+    table = markdown(["", "images/s", "in the network"], rows)
+    return f"{table}\n\nThe coder, million symbols a second on one core: {note}."
+
+
+def configuration_row(name: str, found: dict[str, Any]) -> list[object]:
+    """Return a row of the table of configurations."""
+    print(name, found, flush=True)
+    far = [f"{found[part] / BAND:.2g}" for part in ("mean", "std")]
+    return [name, found["wrong"], f"{found['seconds']:.0f}", *far]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Examples with what it takes to bring them back as they were: names, types, their own sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from variational_diffusion.data.arrays import ArraySource
+from variational_diffusion.data.decoding import Decoded, Pictures
+from variational_diffusion.data.images import read_header, read_pixels
+from variational_diffusion.data.source import Split
+from variational_diffusion.data.stored import Stored
+from variational_diffusion.errors import InputError
+
+_LOOKED_AT = 64
+"""Examples whose headers are read together."""
+
+
+class Originals:
+    """Examples by number, and how they were stored.
+
+    dtype: numpy's name of an array's type; axes: as `ArraySource.stored` says; mode: a key of
+    `images.CHANNELS` for images; None, "same" and None for what is no such thing.
+    notes: remarks on the reading, of one line each.
+    """
+
+    def __init__(self, split: Split, notes: Sequence[str] = ()) -> None:
+        self.notes = tuple(notes)
+        self._split = split
+        self.dtype: str | None = None
+        self.mode: str | None = None
+        self.axes = "same"
+        source = split.source
+        if isinstance(source, ArraySource):
+            dtype, self.axes = source.stored
+            self.dtype = dtype.str
+        if isinstance(source, Decoded) and isinstance(source.decoder, Pictures):
+            self.mode = source.decoder.mode
+
+    @property
+    def levels(self) -> int | None:
+        """Number of values of integer data; None for real values."""
+        return self._split.levels
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def limit(self, n: int) -> Originals:
+        """Return the first n examples; all where there are fewer."""
+        return Originals(self._split.limit(n), self.notes)
+
+    def read(self, numbers: np.ndarray) -> list[np.ndarray]:
+        """Return examples, each of its own size, as unsigned integers."""
+        split = self._split
+        if split.augmentation is not None:
+            return list(split.read(numbers))
+        return list(split.source.read(split.indices[numbers]))
+
+    def names(self, numbers: np.ndarray) -> list[str] | None:
+        """Return the paths of image files in their folder; None for what is no folder of images."""
+        stored = self._stored(numbers)
+        if not stored or not all(isinstance(example.content, Path) for example in stored):
+            return None
+        return [example.name for example in stored]
+
+    def check_exact(self) -> None:
+        """Raise InputError for the first image of which the reading loses something."""
+        for first in range(0, len(self), _LOOKED_AT) if self.mode is not None else ():
+            numbers = np.arange(first, min(first + _LOOKED_AT, len(self)))
+            for stored in self._stored(numbers):
+                header = read_header(stored)
+                if header.reduced:
+                    raise InputError(
+                        f"'{stored.name}' has colours of 16 bits, and 8 are read: it would not "
+                        "come back as it was; convert it to 8 bits, or leave it out"
+                    )
+                if header.transparent and self.mode != "RGBA" and not _is_opaque(stored):
+                    raise InputError(
+                        f"'{stored.name}' has transparency, which is put on white for this model: "
+                        "it would not come back as it was; convert it, or leave it out"
+                    )
+
+    def _stored(self, numbers: np.ndarray) -> list[Stored]:
+        source = self._split.source
+        return source.stored(self._split.indices[numbers]) if isinstance(source, Decoded) else []
+
+
+def _is_opaque(stored: Stored) -> bool:
+    return bool((read_pixels(stored, "RGBA", None)[3] == 255).all())

@@ -1,0 +1,192 @@
+"""A trained model as a folder that the Hugging Face hub understands.
+
+    config.json         format, version, and the model as `ModelConfig` describes it
+    model.safetensors   the weights, with a digest
+    README.md           the model card: what the model is, and what was measured of it
+
+`VDM.from_pretrained`, `save_pretrained` and `push_to_hub` are those of huggingface_hub's
+`ModelHubMixin`; this module holds what they read and write. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
+
+from variational_diffusion import environment
+from variational_diffusion.config import ModelConfig, validated
+from variational_diffusion.errors import InputError
+from variational_diffusion.files import atomic
+from variational_diffusion.tensors import read_tensors, write_tensors
+
+FORMAT = 1
+"""Version of the folder; one of a newer version is refused."""
+
+LIBRARY = environment.DISTRIBUTION
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+Evaluations = Sequence[Mapping[str, Any]]
+"""Measured likelihoods, each with the entries that `evaluations.record` keeps."""
+
+
+def write_folder(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Write `config.json` and `model.safetensors`."""
+    values = {
+        "format": FORMAT,
+        "library_name": LIBRARY,
+        "version": environment.version(),
+        "model": config.model_dump(mode="json"),
+    }
+    with atomic(folder / CONFIG, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_tensors(folder / WEIGHTS, tensors, {})
+
+
+def fetch(place: str, **download: Any) -> Path:
+    """Return the folder of a model: `place` itself, or the hub's files in their local cache.
+
+    download: arguments of `hf_hub_download`, such as revision; for a repository only.
+    Raises InputError when there is neither such a folder nor such a repository.
+    """
+    if Path(place).is_dir():
+        return Path(place)
+    try:
+        files = [hf_hub_download(place, name, **download) for name in (CONFIG, WEIGHTS)]
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"'{place}' is no folder, and the hub does not give it ({reason}): give a folder, or "
+            "the OWNER/NAME of a repository that can be read"
+        ) from error
+    return Path(files[0]).parent
+
+
+def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Return what `write_folder` wrote.
+
+    Raises InputError when a file is missing, damaged, too new, or not of this package.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"'{folder}' has no {name}: it is no folder of a pretrained model")
+    text = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"'{folder}': {CONFIG} is not JSON: {error}") from error
+    if not isinstance(values, dict) or values.get("library_name") != LIBRARY:
+        raise InputError(
+            f"'{folder}' holds no model of {LIBRARY}; give a folder that save_pretrained or "
+            "vdm export --hub wrote"
+        )
+    if values.get("format") != FORMAT:
+        raise InputError(
+            f"'{folder}' has format {values.get('format')!r}, this version reads {FORMAT}: "
+            f"update {LIBRARY}"
+        )
+    try:
+        config = validated(ModelConfig, values.get("model", {}))
+    except InputError as error:
+        raise InputError(f"'{folder}': {CONFIG}: {error}") from error
+    return config, read_tensors(folder / WEIGHTS)[0]
+
+
+def check_new(folder: Path) -> None:
+    """Raise `InputError` unless a folder can be made, or is there and empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"'{folder}' exists and is not overwritten: give a new folder")
+
+
+def card(
+    config: ModelConfig | None,
+    parameters: int,
+    *,
+    evaluations: Evaluations = (),
+    facts: Mapping[str, str] | None = None,
+) -> ModelCard:
+    """Return the model card, with metadata that the hub shows.
+
+    parameters: their number. evaluations: what was measured of these weights; where there is
+        nothing, the card says so. facts: more rows for its table, such as how it was trained.
+    """
+    shape = config.shape if config else ()
+    is_image = len(shape) == 3 and shape[0] in (1, 3, 4)
+    results = [_result(measured) for measured in evaluations]
+    data = ModelCardData(
+        library_name=LIBRARY,
+        tags=["density-estimation", "diffusion", "variational-diffusion-model"],
+        pipeline_tag="unconditional-image-generation" if is_image else None,
+        model_name="variational diffusion model" if results else None,
+        eval_results=results or None,
+    )
+    rows = {"parameters": f"{parameters:,}", **(facts or {})}
+    if config is not None:
+        parts = {
+            name: f"`{part.name}` {_options(part.options)}"
+            for name, part in (
+                ("decoder", config.decoder),
+                ("noise schedule", config.schedule),
+                ("network", config.network),
+            )
+        }
+        rows = {"shape": "×".join(map(str, shape)), **parts, "predicts": config.prediction} | rows
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return ModelCard(
+        f"---\n{data.to_yaml()}\n---\n\n"
+        "# Variational diffusion model\n\n"
+        "A density model: it gives likelihoods in bits per dimension, and samples.\n\n"
+        f"| | |\n| --- | --- |\n{table}\n\n"
+        f"## Bits per dimension\n\n{_measured(evaluations)}\n\n"
+        "## Use\n\n"
+        "```python\n"
+        "from variational_diffusion import VDM\n\n"
+        'vdm = VDM.from_pretrained("OWNER/NAME")  # or a folder\n'
+        "samples = vdm.sample(4, steps=256)\n"
+        "```\n\n"
+        "Method: Kingma, Salimans, Poole, Ho, "
+        "[Variational Diffusion Models](https://arxiv.org/abs/2107.00630) (2021).\n"
+    )
+
+
+def _measured(evaluations: Evaluations) -> str:
+    if not evaluations:
+        return "Not measured."
+    lines = [
+        "| data | split | examples | estimator | bits/dim | command |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for measured in evaluations:
+        error = measured["standard_error"]
+        figure = f"{measured['bits_per_dim']:.4f}" + (f" ± {error:.4f}" if error else "")
+        lines.append(
+            f"| {measured['data']} | {measured['split']} | {measured['examples']} "
+            f"| {measured['estimator']} | {figure} | `{measured['command']}` |"
+        )
+    note = (
+        "Means over the examples, less is better; ± is one standard error, of the choice of the "
+        "examples and of the draws together. `vlb` and `discrete` are upper bounds on "
+        "−log p(x), for infinitely many and for finitely many steps."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def _result(measured: Mapping[str, Any]) -> EvalResult:
+    return EvalResult(
+        task_type="density-estimation",
+        dataset_type=measured["data"],
+        dataset_name=measured["data"],
+        dataset_split=measured["split"],
+        metric_type="bits_per_dim",
+        metric_name=f"bits per dimension ({measured['estimator']})",
+        metric_value=round(measured["bits_per_dim"], 4),
+    )
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in options.items())

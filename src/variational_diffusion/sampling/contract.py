@@ -1,0 +1,41 @@
+"""What a sampler asks of a model, and what is asked of a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from variational_diffusion.numerics import Normal
+
+
+class Denoised(NamedTuple):
+    """Estimates of the noise ε and of the encoded data x in z = alpha x + sigma ε."""
+
+    noise: Tensor
+    x: Tensor
+
+
+@runtime_checkable
+class ReverseProcess(Protocol):
+    """What a sampler asks of a model; `VDM` has it."""
+
+    def denoise(self, z: Tensor, gamma: Tensor, conditioning: Tensor | None = None) -> Denoised:
+        """Estimate the noise in z and the encoded data under it."""
+
+    def reverse(
+        self,
+        z_t: Tensor,
+        gamma_t: Tensor,
+        gamma_s: Tensor,
+        conditioning: Tensor | None = None,
+    ) -> Normal:
+        """Return p(z_s|z_t)."""
+
+    def drift(self, z: Tensor, gamma: Tensor, conditioning: Tensor | None = None) -> Tensor:
+        """Return dz/dγ of the probability-flow ODE."""
+
+
+Sampler = Callable[..., Iterator[Tensor]]
+"""(model, z, gammas, *, conditioning, generator) → z after every step; see the package."""

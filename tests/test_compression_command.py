@@ -1,0 +1,242 @@
+"""vdm compress and vdm decompress: what comes back, as it was, and what is told."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from variational_diffusion.checkpoint import Run
+from variational_diffusion.cli import run
+from variational_diffusion.cli.decompress import _checked
+from variational_diffusion.cli.examples import chosen_examples
+from variational_diffusion.errors import InputError
+from variational_diffusion.grids import NoiseErrors
+
+QUICK = ["--steps", "4", "--variance", "posterior"]
+
+
+def train(data, path, *options):
+    """Train a run for two steps, and write down errors so that none are measured."""
+    small = ["--steps", "2", "--batch-size", "2", "--set", "network.widths=[8]"]
+    assert run(["train", str(data), "--run", str(path), *small, *options]) == 0
+    shape = Run.open(str(path)).config.model.shape
+    Run.open(str(path)).save_errors(NoiseErrors(torch.linspace(-13, 5, 10), torch.ones(10, *shape)))
+    return str(path)
+
+
+def there_and_back(model, data, tmp_path, *options, out="out"):
+    """Compress and decompress; return where the examples are."""
+    file, out = str(tmp_path / f"{out}.vdmz"), str(tmp_path / out)
+    assert run(["compress", model, str(data), "--out", file, *QUICK, *options]) == 0
+    assert run(["decompress", model, file, "--out", out]) == 0
+    return Path(out)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two steps on the digits."""
+    return train("digits", tmp_path_factory.mktemp("runs") / "digits")
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory):
+    """A run of two steps on images of 8×8 pixels in colour."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return train(folder, tmp_path_factory.mktemp("runs") / "colour")
+
+
+@pytest.mark.parametrize("options", [[], ["--fast", "--group", "20", "--no-verify"]])
+def test_a_run_s_own_examples_come_back(capsys, trained, tmp_path, options):
+    file, array = str(tmp_path / "a.vdmz"), str(tmp_path / "a.npy")
+    compress = ["compress", trained, "--limit", "50", "--steps", "5", "--out", file, "--json"]
+    capsys.readouterr()
+    assert run([*compress, *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["bytes"] == (tmp_path / "a.vdmz").stat().st_size
+    assert told["bits_per_dim"] == pytest.approx(8 * told["bytes"] / (50 * 64))
+    assert sum(told["overhead"].values()) + told["bound"] == pytest.approx(told["bits_per_dim"])
+    assert run(["decompress", trained, file, "--out", array]) == 0
+    split = chosen_examples(Run.open(trained), None, "test", 50)
+    assert np.array_equal(np.load(array)[:, None], split.read())
+    assert run(["decompress", trained, file, "--out", array]) == 2
+    assert run([*compress]) == 2
+    told = capsys.readouterr().err
+    assert "a.npy' exists" in told
+    assert "a.vdmz' exists" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "a.vdmz"]
+
+
+def test_folders_come_back_with_names_kinds_and_sizes(capsys, colour, tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = {"b/one.png": (8, 8), "b/two.bmp": (3, 17), "a.webp": (9, 8), "c.tiff": (8, 8)}
+    sizes |= {"c.jpg.png": (1, 1), "c.ppm": (8, 8), "d.png": (20, 20)}
+    for name, (height, width) in sizes.items():
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image.save(path, lossless=True) if name.endswith("webp") else image.save(path)
+    image.save(tmp_path / "in" / "c.jpg")
+    Image.fromarray(np.full((8, 8, 4), 255, np.uint8)).save(tmp_path / "in" / "opaque.png")
+    back = there_and_back(colour, tmp_path / "in", tmp_path, "--group", "3")
+    assert "2 images come back under another name" in capsys.readouterr().err
+    for name in [*sizes, "opaque.png"]:
+        if name != "c.jpg.png":
+            with Image.open(back / name) as again, Image.open(tmp_path / "in" / name) as before:
+                assert again.format == before.format
+                assert np.array_equal(before.convert("RGB"), again)
+    # c.jpg comes back as c.jpg.png, and so does the other: both are there
+    found = set()
+    for name in ("c.jpg.png", "c.jpg-2.png"):
+        with Image.open(back / name) as image:
+            found.add(image.size)
+    assert found == {(1, 1), (20, 20)}
+    assert len([path for path in back.rglob("*") if path.is_file()]) == len(sizes) + 2
+
+
+def test_one_image_comes_back(colour, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(tmp_path / "in" / "x.png")
+    back = there_and_back(colour, tmp_path / "in", tmp_path)
+    assert [path.name for path in back.iterdir()] == ["x.png"]
+    with Image.open(back / "x.png") as image:
+        assert np.array_equal(np.asarray(image).ravel(), np.arange(192, dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [("|u1", (5, 8, 8, 3)), (">i4", (3, 3, 8, 8)), ("<u2", (2, 11, 5, 3)), ("|u1", (1, 8, 8, 3))],
+)
+def test_arrays_come_back_with_their_type_and_axes(colour, tmp_path, dtype, shape):
+    x = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    back = np.load(there_and_back(colour, tmp_path / "x.npy", tmp_path, out="out.npy"))
+    assert back.dtype == np.dtype(dtype)
+    assert np.array_equal(back, x)
+
+
+def test_arrays_of_other_levels_and_sizes(trained, tmp_path):
+    x = np.random.default_rng(0).integers(0, 17, (4, 9, 8)).astype(np.int8)
+    np.save(tmp_path / "x.npy", x)
+    back = np.load(there_and_back(trained, tmp_path / "x.npy", tmp_path, out="out.npy"))
+    assert back.dtype == np.int8
+    assert np.array_equal(back, x)
+
+
+def test_vectors_come_back(tmp_path):
+    x = np.random.default_rng(0).integers(0, 30, (40, 6))
+    np.save(tmp_path / "x.npy", x)
+    small = ["--set", "network.width=8"]
+    model = str(tmp_path / "run")
+    options = ["--steps", "2", "--batch-size", "2", *small]
+    assert run(["train", str(tmp_path / "x.npy"), "--run", model, *options]) == 0
+    Run.open(model).save_errors(NoiseErrors(torch.linspace(-13, 5, 10), torch.ones(10, 6)))
+    back = np.load(there_and_back(model, tmp_path / "x.npy", tmp_path, out="out.npy"))
+    assert back.dtype == x.dtype
+    assert np.array_equal(back, x)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((8, 8, 4), np.uint8), "transparency"),
+        (np.zeros((8, 8), np.uint16), r"shape (1, 8, 8): the model takes (3, 8, 8)"),
+    ],
+)
+def test_images_that_would_not_come_back_are_refused(capsys, colour, tmp_path, image, message):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(image).save(tmp_path / "in" / "x.png")
+    compress = ["compress", colour, str(tmp_path / "in"), "--out", str(tmp_path / "a.vdmz"), *QUICK]
+    assert run(compress) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "a.vdmz").exists()
+
+
+def test_damage_is_told_and_the_rest_is_there(capsys, colour, tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    file = str(tmp_path / "a.vdmz")
+    compress = ["compress", colour, str(tmp_path / "x.npy"), "--out", file, *QUICK]
+    assert run([*compress, "--group", "2"]) == 0
+    data = bytearray((tmp_path / "a.vdmz").read_bytes())
+    data[data.rindex(b"\xabend") - 5] ^= 1
+    (tmp_path / "bad.vdmz").write_bytes(data)
+    capsys.readouterr()
+    decompress = ["decompress", colour, str(tmp_path / "bad.vdmz"), "--out"]
+    assert run([*decompress, str(tmp_path / "part")]) == 2
+    told = capsys.readouterr().err
+    assert "images 4 to 5 (bytes are damaged" in told
+    assert told.count("\n") == 1
+    assert sorted(p.name for p in (tmp_path / "part").iterdir()) == [
+        f"{i:05}.png" for i in range(4)
+    ]
+    assert run([*decompress, str(tmp_path / "part.npy")]) == 2
+    back = np.load(tmp_path / "part.npy")
+    assert np.array_equal(back[:4], x[:4])
+    assert not back[4:].any()
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_decoded(
+    capsys, colour, trained, tmp_path
+):
+    for name, size in {"a.png": (8, 8), "b.png": (4, 4)}.items():
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.new("RGB", size).save(tmp_path / "in" / name)
+    file = str(tmp_path / "a.vdmz")
+    assert run(["compress", colour, str(tmp_path / "in"), "--out", file, *QUICK]) == 0
+    assert run(["decompress", colour, file, "--out", str(tmp_path / "a.npy")]) == 2
+    assert "several sizes; give a folder" in capsys.readouterr().err
+    assert run(["decompress", colour, file, "--out", str(tmp_path / "in")]) == 2
+    assert run(["decompress", colour, file, "--out", str(tmp_path / "a.zip")]) == 2
+    assert run(["decompress", trained, file, "--out", str(tmp_path / "new")]) == 2
+    assert "another model" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert run(["decompress", trained, trained + "/config.json", "--out", file + "x"]) == 2
+    assert "no .vdmz file" in capsys.readouterr().err
+    assert run(["decompress", trained, str(tmp_path / "none.vdmz"), "--out", file + "x"]) == 2
+    assert "cannot be read: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/x.png", "../x.png", "a/../../x.png", "C:/x.png", "a\\x.png", "", "x\0.png"]
+)
+def test_names_that_lead_out_of_the_folder_are_refused(name):
+    with pytest.raises(InputError, match="outside of a folder"):
+        _checked(name)
+    assert _checked("a/b c/é.png") == "a/b c/é.png"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_killed_at_any_moment_no_file_is_under_the_name(capsys, trained, tmp_path):
+    """SIGKILL while groups are written: what is left has another name, and says it was cut off."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 17, (3000, 8, 8), np.uint8))
+    compress = ["compress", trained, str(tmp_path / "x.npy"), "--out", str(tmp_path / "a.vdmz")]
+    for least in (1, 10_000, 30_000):
+        child = os.fork()
+        if child == 0:
+            os._exit(run([*compress, *QUICK, "--group", "20"]))
+        deadline = time.monotonic() + 60
+        left = []
+        while time.monotonic() < deadline and not left:
+            time.sleep(0.01)
+            left = [path for path in tmp_path.glob(".a.*") if path.stat().st_size >= least]
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        assert not (tmp_path / "a.vdmz").exists()
+        (left,) = left
+        out = str(tmp_path / "out.npy")
+        capsys.readouterr()
+        assert run(["decompress", trained, str(left), "--out", out]) == 2
+        assert "its end (it was cut off)" in capsys.readouterr().err
+        assert 0 < len(np.load(out)) < 3000
+        Path(out).unlink()
+        left.unlink()

@@ -1,0 +1,88 @@
+"""Files of earlier versions, which every later version reads: docs/format.md promises it.
+
+They were written by `python tests/test_compression_golden.py NAME`, which overwrites nothing.
+"""
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from coding import coded, group_of, header_of, known, quick_coder, read
+from variational_diffusion.compression import ChainCoder, Origin, Table, Writer
+from variational_diffusion.decoders import Discretized
+from variational_diffusion.model import VDM
+from variational_diffusion.networks import UNet
+from variational_diffusion.schedules import FixedLinear
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def unet_coder():
+    """A U-Net whose weights are made of integers."""
+    ends = {"gamma_min": -9.0, "gamma_max": 5.0}
+    network = UNet((3, 8, 8), **ends, levels=17, widths=[8], blocks=1, attention=False)
+    vdm = VDM(network, FixedLinear(**ends), Discretized(17), (3, 8, 8)).eval()
+    with torch.no_grad():
+        for i, weights in enumerate(vdm.network.parameters()):
+            k = torch.arange(weights.numel()).reshape(weights.shape)
+            weights.copy_(((k * 7919 + 104_729 * i) % 1009 - 504).float() / 8192)
+    return ChainCoder(vdm, np.linspace(5.0, -9.0, 6))
+
+
+def written_with(coder):
+    """Return the images of each group, their names, and where they come from."""
+    if coder.levels == 17:
+        k = np.arange(30 * 3 * 8 * 8, dtype=np.int64)
+        values = (k * k * 31 + k * 7919) % 1_000_003 % 17  # as good as noise
+        groups = [list(values.astype(np.uint8).reshape(30, 3, 8, 8))]
+        return groups, [None], Origin(dtype="<i4", axes="last")
+    images = list(known(30, coder.shape))
+    images[4] = np.full((1, 5, 30), 7, np.uint8)
+    images[9] = np.zeros(coder.shape, np.uint8)
+    groups = [images[:24], images[24:]]
+    names = [[f"a/{i}.png" for i in range(24)], [f"b/{i}.bmp" for i in range(24, 30)]]
+    return groups, names, Origin(mode="L")
+
+
+CODERS = {"grey-2": quick_coder, "colour-2": unet_coder, "empty-2": quick_coder}
+
+
+@pytest.mark.parametrize("name", CODERS)
+def test_golden_files_are_read(name):
+    coder = CODERS[name]()
+    groups, names, origin = written_with(coder)
+    if name.startswith("empty"):
+        groups, names = [], []
+    container, back = read((GOLDEN / f"{name}.vdmz").read_bytes(), coder)
+    assert container.header.origin == origin
+    assert container.damaged == []
+    images = [image for group in groups for image in group]
+    assert container.images == len(back) == len(images)
+    assert all(np.array_equal(back[i], image) for i, image in enumerate(images))
+    kept = {image.number: image.name for image in container.decoded(coder)}
+    expected = [n for group in names for n in group or [None] * len(groups[0])]
+    assert [kept[i] for i in range(len(images))] == expected
+
+
+def write(name):
+    """Write a golden file."""
+    coder, file = CODERS[name](), io.BytesIO()
+    groups, names, origin = written_with(coder)
+    with Writer(file, header_of(coder, origin=origin), identity=bytes(range(16))) as writer:
+        for images, named in zip(groups, names, strict=True) if "empty" not in name else ():
+            if name.startswith("colour"):  # by the model, whatever it takes
+                stack = coded(coder, np.stack(images)).payload
+                writer.add(len(images), Table(stack=len(stack)), stack)
+            else:
+                group = group_of(coder, images, named)
+                writer.add(len(images), group.table, group.payload)
+    with (GOLDEN / f"{name}.vdmz").open("xb") as target:
+        target.write(file.getvalue())
+
+
+if __name__ == "__main__":
+    write(sys.argv[1])
