@@ -36,7 +36,7 @@ _WAITING = 16
 """Requests that wait for the model; more are turned away."""
 _NO_LABEL = "none"
 _CSS = """
-.gradio-container { max-width: 960px !important; margin: 0 auto !important; }
+.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 .pixels img { image-rendering: pixelated; }
 footer { display: none !important; }
 """
@@ -127,7 +127,7 @@ def _sample_tab(studio: Studio, label: gr.Dropdown) -> None:
             _whole(steps),
             sampler,
             label=named,
-            guidance=1.0 if named is None else guidance,
+            guidance=1.0 if named is None else float(guidance),
             seed=_whole(seed),
         )
         for share, gamma, z, x in path:
@@ -140,9 +140,9 @@ def _sample_tab(studio: Studio, label: gr.Dropdown) -> None:
 
 def _forward_tab(studio: Studio, label: gr.Dropdown) -> None:
     with gr.Row():
-        with gr.Column():
+        with gr.Column(min_width=280):
             image = _source(studio)
-        with gr.Column():
+        with gr.Column(min_width=280):
             canvas = _canvas("Or draw one", brush="#ffffff")
             drawn = gr.Button("Take the drawing")
     t = gr.Slider(0, 1, 0.5, step=0.01, label="t: 0 is the image, 1 is noise")
@@ -153,7 +153,7 @@ def _forward_tab(studio: Studio, label: gr.Dropdown) -> None:
     def forward(x: np.ndarray | None, t: float, label: str) -> tuple[Any, ...]:
         if x is None:
             return "Choose an image first.", None, None
-        found = studio.forward(x, t, label=None if label == _NO_LABEL else label)
+        found = studio.forward(x, float(t), label=None if label == _NO_LABEL else label)
         error = float(np.abs(found.x.astype(float) - x).mean()) / (studio.levels - 1)
         text = (
             f"γ = **{found.gamma:.2f}**, SNR = exp(−γ) = **{found.snr:.4g}**; "
@@ -198,9 +198,9 @@ def _likelihood_tab(studio: Studio, label: gr.Dropdown) -> None:
 
 def _inpaint_tab(studio: Studio, label: gr.Dropdown) -> None:
     with gr.Row():
-        with gr.Column():
+        with gr.Column(min_width=280):
             image = _source(studio)
-        with gr.Column():
+        with gr.Column(min_width=280):
             canvas = _canvas("Paint over what is to be made anew", brush="#ff3b30")
     with gr.Row():
         steps = gr.Slider(1, MOST_STEPS, 50, step=1, label="Steps, each done three times")
@@ -215,7 +215,7 @@ def _inpaint_tab(studio: Studio, label: gr.Dropdown) -> None:
         picture = _enlarged(x, studio.levels).convert("RGB")
         side = (_CANVAS, round(_CANVAS * picture.height / picture.width))
         picture = picture.resize(side, Image.Resampling.NEAREST)
-        return {"background": picture, "layers": [], "composite": picture}
+        return picture
 
     def inpaint(
         x: np.ndarray | None, value: dict[str, Any] | None, steps: float, label: str, seed: float
@@ -323,7 +323,7 @@ def _canvas(label: str, brush: str) -> gr.ImageEditor:
         label=label,
         sources=(),
         transforms=(),
-        layers=False,
+        layers=gr.LayerOptions(allow_additional_layers=False),
         canvas_size=(_CANVAS, _CANVAS),
         fixed_canvas=True,
         height=440,

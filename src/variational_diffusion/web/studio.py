@@ -29,7 +29,6 @@ from variational_diffusion.compression import (
 )
 from variational_diffusion.conditions import Labels, parted
 from variational_diffusion.data import open_dataset
-from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import Infinite, bits_of_entries, evaluate, example_columns
 from variational_diffusion.model import VDM
@@ -300,6 +299,6 @@ class Studio:
         return self.vdm.decoder.decode(z).cpu().numpy()
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
+def _check(name: str, value: float | int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise InputError(f"{name} = {value}: give a number from {low} to {high}")
