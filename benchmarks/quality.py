@@ -50,9 +50,10 @@ def main(
 ) -> None:
     """Compare the measures on DATA, which has labels."""
     use_device("cpu", threads)
-    splits = open_dataset(DataConfig(source=data)).splits
+    config = DataConfig(source=data)
+    splits = open_dataset(config).splits
     train, levels = splits["train"], splits["train"].levels
-    labels, of_images = (labels_of(splits[name], data) for name in ("train", "validation"))
+    labels, of_images = (labels_of(config, name) for name in ("train", "validation"))
     if labels is None or of_images is None or levels is None:
         raise click.UsageError(f"data = '{data}': give integers with labels")
     known: dict[str, Features] = {"pixels": Pixels(levels)}
