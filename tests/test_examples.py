@@ -41,7 +41,7 @@ def test_scans_of_twelve_bits(tmp_path):
         text=True,
         check=True,
     )
-    assert "60 scans of shape (1, 12, 12) with 4096 levels" in result.stdout
+    assert "100 scans of shape (1, 12, 12) with 4096 levels" in result.stdout
     found = re.findall(r"^(?:healthy|with a lesion): ([0-9.]+) bits", result.stdout, re.MULTILINE)
     assert len(found) == 2
 

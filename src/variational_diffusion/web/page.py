@@ -271,7 +271,8 @@ def _compress_tab(studio: Studio) -> None:
         if content is None:
             raise InputError("Compress an image first")
         values = studio.decompress(content)
-        same = "the same in every bit" if np.array_equal(values, x) else "another than before"
+        unchanged = x is not None and np.array_equal(values, x)
+        same = "the same in every bit" if unchanged else "another than before"
         return f"{values.size:,} values decoded: {same}", _enlarged(values, studio.levels)
 
     _on(button.click, compress, [image], [told, kept, again, result])
