@@ -19,7 +19,7 @@ from variational_diffusion.cli.measuring import PARTS
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.presets import configure
-from variational_diffusion.report import read_section, write_section
+from variational_diffusion.report import read_section, render, write_section
 from variational_diffusion.report.commands import training_command
 from variational_diffusion.report.curves import Curve, settled_range, thinned, training_curves
 from variational_diffusion.report.images import as_colour, heat_maps
@@ -299,6 +299,25 @@ def test_vectors_and_real_values(capsys, tmp_path):
     assert "the medians are" in page
 
 
+def test_a_model_with_conditions(capsys, tmp_path, no_page):
+    """Its page is in the test of models without: here is what may differ."""
+    run, drawn = tmp_path / "run", tmp_path / "samples.npy"
+    small = ["--condition", "label", "--set", "network.widths=[8,8]"]
+    output(capsys, ["train", "digits", "--run", str(run), *TRAIN, *small])
+    few = ["--examples", "20", "--samples", "16", "--steps", "2", "--evaluations", "2000"]
+    assert report(capsys, run, *few)["left_out"] == []
+    opened = Run.open(run)
+    sections = {name: read_section(opened, name, "ema") for name in PARTS}
+    page = render(opened, "ema", sections)
+    assert "−log p(x|c) for infinitely many steps" in page
+    assert "given conditions as in the data" in page
+    assert "--condition label" in page
+    output(capsys, ["sample", str(run), "--n", "16", "--steps", "2", "--out", str(drawn)])
+    np.testing.assert_array_equal(sections["samples"].arrays["samples"], np.load(drawn))
+    found = json.loads(output(capsys, ["evaluate", str(run), "--limit", "20", "--json"]).out)
+    assert sections["likelihood"].values["summary"]["bits_per_dim"] == found["bits_per_dim"]
+
+
 def test_only_a_report_is_replaced(capsys, hostile, tmp_path, no_page):
     page = tmp_path / "page.html"
     page.write_text("<!doctype html><title>mine</title>", encoding="utf-8")
@@ -397,8 +416,6 @@ def test_published_figures_are_of_data_that_are_recognised(source, shape, name):
 
 
 def test_published_figures_are_shown_and_said_to_be_elsewhere(hostile, tmp_path):
-    from variational_diffusion.report import render  # noqa: PLC0415
-
     run = Run.open(hostile)
     model = run.config.model.model_copy(update={"shape": (3, 32, 32)})
     data = run.config.data.model_copy(update={"source": "cifar10"})

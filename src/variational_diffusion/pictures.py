@@ -217,14 +217,18 @@ def check_animation(path: str | os.PathLike[str], overwrite: bool = False) -> No
 
 
 def beside(
-    frame: np.ndarray, levels: int | None, value_range: Range | None, columns: int | None = None
+    frame: np.ndarray,
+    levels: int | None,
+    value_range: Range | None,
+    columns: int | None = None,
+    between: str = "white",
 ) -> Image.Image:
     """Return a sheet of a frame, or its sheets from left to right; see `animation`."""
     if frame.ndim == 4:
         return sheet(frame, levels, columns, value_range=value_range)
     sheets = [sheet(part, levels, columns, value_range=value_range) for part in frame]
     step, height = sheets[0].width + _BETWEEN, sheets[0].height
-    page = Image.new(sheets[0].mode, (len(sheets) * step - _BETWEEN, height), "white")
+    page = Image.new(sheets[0].mode, (len(sheets) * step - _BETWEEN, height), between)
     for i, one in enumerate(sheets):
         page.paste(one, (i * step, 0))
     return page

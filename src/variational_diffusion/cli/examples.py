@@ -70,6 +70,11 @@ def chosen_examples(
     return chosen if limit is None else chosen.limit(limit)
 
 
+def own_data(run: Run) -> Dataset:
+    """Return the run's data; raise `InputError` where they are gone, or of another kind now."""
+    return _opened(run, None, "own")
+
+
 def everything(
     run: Run, data: str | None, split: str, limit: int | None, *, condition: str = "own"
 ) -> Split:

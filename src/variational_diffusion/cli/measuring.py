@@ -19,10 +19,11 @@ from variational_diffusion.classical import code_lengths
 from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.evaluate import evaluate_rounds
+from variational_diffusion.cli.examples import own_data
 from variational_diffusion.cli.sample import draw
 from variational_diffusion.cli.samplers import DEFAULTS, sampling_of
 from variational_diffusion.cli.schedule import measure_split
-from variational_diffusion.data import Dataset, Split, open_dataset
+from variational_diffusion.data import Dataset, Split
 from variational_diffusion.environment import processor, version
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import Infinite, bits_of_entries, example_columns, summarize
@@ -66,16 +67,8 @@ class Subject:
 
     @cached_property
     def data(self) -> Dataset:
-        """The data; raises InputError where they are gone, or are others now."""
-        config = self.run.config
-        dataset = open_dataset(config.data)
-        if dataset.shape != config.model.shape or dataset.levels != config.data.levels:
-            raise InputError(
-                f"data = '{config.data.source}' has shape {dataset.shape} and levels "
-                f"{dataset.levels} now: the model takes shape {config.model.shape} and levels "
-                f"{config.data.levels}"
-            )
-        return dataset
+        """The data; raises InputError where they are gone."""
+        return own_data(self.run)
 
     @property
     def images(self) -> bool:

@@ -13,6 +13,8 @@ from variational_diffusion.pictures import Range, beside, to_pil
 
 _MILLISECONDS, _LAST_MILLISECONDS = 120, 2000
 _QUALITY = 80
+GAP = "#808080"
+"""Between sheets side by side: of the grey that is between images, in light and dark."""
 
 
 def data_uri(picture: Image.Image) -> str:
@@ -27,7 +29,7 @@ def animation_uri(
 
     It repeats, and is compressed with loss: most of it is noise, which no coder makes smaller.
     """
-    pages = [beside(frame, levels, value_range, columns) for frame in frames]
+    pages = [beside(frame, levels, value_range, columns, GAP) for frame in frames]
     return _uri(
         pages,
         save_all=True,

@@ -115,7 +115,7 @@ def _context(run: Run, weights: str, sections: dict[str, Section]) -> dict[str, 
         "progress": _progress(run, weights),
         "places": _places(sections),
         "commands": _commands(run, weights, sections),
-        "minutes": f"{training.seconds / 60:.1f}" if training else "",
+        "duration": _duration(training.seconds) if training else None,
     }
 
 
@@ -130,6 +130,14 @@ def _places(sections: dict[str, Section]) -> list[dict[str, Any]]:
         )
         place["sections"].append((name, date, f"{section.values['seconds']:.1f}"))
     return list(places.values())
+
+
+def _duration(seconds: float) -> tuple[str, str]:
+    """Return a number and its unit."""
+    for size, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f}", unit
+    return f"{seconds:.0f}", "seconds"
 
 
 def _data(run: Run) -> str:

@@ -16,6 +16,7 @@ from variational_diffusion.profile import Profile
 from variational_diffusion.report import plots
 from variational_diffusion.report.curves import Training
 from variational_diffusion.report.images import (
+    GAP,
     animation_uri,
     as_colour,
     data_uri,
@@ -278,7 +279,7 @@ def sample_pictures(samples: Section, look: Look) -> tuple[Picture, Picture]:
     drawn = look.sheet(images, columns, f"{len(images)} samples of the model, drawn at random")
     frames = samples.arrays["frames"].numpy()
     columns = math.isqrt(frames.shape[2])
-    still = beside(frames[-1], look.levels, look.value_range, columns)
+    still = beside(frames[-1], look.levels, look.value_range, columns, GAP)
     film = Picture(
         animation_uri(frames, look.levels, columns, value_range=look.value_range),
         f"Animation: {frames.shape[2]} samples come out of noise, and beside them the estimates "
