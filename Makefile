@@ -1,13 +1,14 @@
 # make demo     a model of handwritten digits: trained, evaluated, sampled, in a few minutes
 # make test     style, types and tests
 # make bench    every benchmark, shortened: that they run, not what they measure
+# make docs     the site, into site/: a link that dangles is an error
 # make package  wheel and sdist, installed into an empty environment and run there
 # All set up .venv first. Another interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench install wheel package clean
+.PHONY: demo test bench install wheel package docs clean
 
 demo: install
 	@$(BIN)/vdm demo
@@ -27,7 +28,10 @@ bench: install .venv/peers
 	$(BIN)/python benchmarks/loader.py --size 16 --examples 256 --steps 2 --no-log
 	$(BIN)/python benchmarks/schedules.py cost digits --repeats 11
 	$(BIN)/python benchmarks/averages.py digits --repeats 2 --no-log
-	rm -rf .venv/run
+	$(BIN)/python benchmarks/quality.py digits --n 100 --steps 50 --no-log
+	rm -rf .venv/run .venv/labels
+	$(BIN)/vdm train digits --condition label --run .venv/labels --steps 20 --json
+	$(BIN)/python benchmarks/guidance.py .venv/labels --n 20 --limit 20 --classified 10 --draws 1 --classifier-steps 5 --steps 3 --no-log
 	$(BIN)/vdm train digits --run .venv/run --steps 20 --json
 	$(BIN)/python benchmarks/likelihoods.py .venv/run --limit 8 --importance-limit 4 --draws 2 --samples 2 --no-log
 	$(BIN)/python benchmarks/chains.py .venv/run --limit 8 --steps 2 --no-log
@@ -62,5 +66,8 @@ package: wheel
 	.venv/empty/bin/python -m pip install -qq --disable-pip-version-check --no-deps --force-reinstall dist/*.tar.gz
 	cd .venv/empty && bin/vdm --version
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
+
 clean:
-	rm -rf .venv dist
+	rm -rf .venv dist site

@@ -11,6 +11,7 @@ images, which samples of the data's own distribution would have.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import click
 import numpy as np
@@ -24,6 +25,7 @@ from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluate_split
 from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.cli.sample import draw
+from variational_diffusion.cli.samplers import sampling_of, sampling_options
 from variational_diffusion.conditions import parted
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.loader import ordered_batches
@@ -35,26 +37,24 @@ from variational_diffusion.quality.classifier import Classifier, fit_classifier,
 @click.argument("run")
 @click.option("--n", "count", type=click.IntRange(10), default=1000, show_default=True)
 @click.option("--guidance", "weights", type=float, multiple=True, default=(1.0, 2.0))
-@click.option("--sampler", default="dpmpp-2m", show_default=True)
-@click.option("--steps", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--limit", type=click.IntRange(2), default=1000, help="Images for the likelihood.")
 @click.option("--classified", type=click.IntRange(2), default=200, help="Images to classify.")
 @click.option("--draws", type=click.IntRange(1), default=16, help="Of an image and class.")
 @click.option("--classifier-steps", type=click.IntRange(1), default=3000, show_default=True)
+@sampling_options
 @threads_option
 @log_option
 def main(
     run: str,
     count: int,
     weights: tuple[float, ...],
-    sampler: str,
-    steps: int,
     limit: int,
     classified: int,
     draws: int,
     classifier_steps: int,
     threads: int,
     log: bool,
+    **options: Any,
 ) -> None:
     """Measure what a RUN with labels makes of them."""
     device = use_device("auto", threads)
@@ -70,11 +70,12 @@ def main(
         for x, label in map(parted, ordered_batches(dataset.splits["test"], 500))
     ]
     rows.append(["the classifier apart, test images", share(torch.cat(right))])
+    click.echo(markdown(["", ""], rows), err=True)
     for weight in weights:
         asked = torch.arange(count) % len(names)
-        samples, _ = draw(
-            vdm, count, sampler=sampler, steps=steps, seed=0, given=Given(asked, weight)
-        )
+        model, sampler, gammas = sampling_of(opened, vdm, "ema", options)
+        given = Given(asked, weight)
+        samples, _ = draw(model, count, sampler=sampler, gammas=gammas, seed=0, given=given)
         with torch.no_grad():
             parts = torch.from_numpy(samples).split(500)
             taken = torch.cat([judge.logits(part).argmax(1) for part in parts])
@@ -103,7 +104,8 @@ def main(
             (probabilities(bounds, labels_of(vdm).shares.cpu()).argmax(1) == label).float()
         )
     rows.append([f"vdm classify, {classified} test images, {draws} draws", share(torch.cat(found))])
-    report(markdown([f"{sampler}, {steps} steps, {count} samples", ""], rows), log=log)
+    title = f"{count} samples, {options['sampler']}, {options['steps']} steps"
+    report(markdown([title, ""], rows), log=log)
 
 
 def trained(split: Split, steps: int) -> Classifier:

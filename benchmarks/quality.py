@@ -19,6 +19,7 @@ from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.quality import (
     Estimate,
+    Features,
     Pixels,
     Reference,
     combined,
@@ -27,27 +28,41 @@ from variational_diffusion.quality import (
     new_classifier,
 )
 
+FEATURES = ["untrained", "turns", "labels", "pixels"]
+
 
 @click.command()
 @click.argument("data")
 @click.option("--n", "count", type=click.IntRange(40), default=1000, show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=1500, show_default=True)
+@click.option(
+    "--features",
+    "wanted",
+    multiple=True,
+    type=click.Choice(FEATURES),
+    default=FEATURES,
+    help="Default: all.",
+)
 @threads_option
 @log_option
-def main(data: str, count: int, steps: int, threads: int, log: bool) -> None:
+def main(
+    data: str, count: int, steps: int, wanted: tuple[str, ...], threads: int, log: bool
+) -> None:
     """Compare the measures on DATA, which has labels."""
     use_device("cpu", threads)
-    splits = open_dataset(DataConfig(source=data)).splits
+    config = DataConfig(source=data)
+    splits = open_dataset(config).splits
     train, levels = splits["train"], splits["train"].levels
-    labels, of_images = (labels_of(splits[name], data) for name in ("train", "validation"))
+    labels, of_images = (labels_of(config, name) for name in ("train", "validation"))
     if labels is None or of_images is None or levels is None:
         raise click.UsageError(f"data = '{data}': give integers with labels")
-    untrained = new_classifier(train, labels)
-    classifiers = {"untrained": untrained}
-    for name, targets in (("labels", labels), ("turns", None)):
-        classifiers[name] = new_classifier(train, targets)
-        right = list(fit_classifier(classifiers[name], train, targets, steps=steps))
-        print(f"{name}: {np.mean(right[-100:]):.1%} of the last batches right", flush=True)
+    known: dict[str, Features] = {"pixels": Pixels(levels)}
+    for name in (name for name in wanted if name != "pixels"):
+        targets = None if name == "turns" else labels
+        known[name] = classifier = new_classifier(train, targets)
+        if name != "untrained":
+            right = list(fit_classifier(classifier, train, targets, steps=steps))
+            print(f"{name}: {np.mean(right[-100:]):.1%} of the last batches right", flush=True)
 
     order = np.random.default_rng(0).permutation(len(splits["test"]))[:count]
     examples = splits["test"].read(order)
@@ -58,8 +73,8 @@ def main(data: str, count: int, steps: int, threads: int, log: bool) -> None:
         sets[f"classes missing: {missing}"] = images[of_images >= missing][:count]
 
     rows: list[list[object]] = []
-    for name, features in {**classifiers, "pixels": Pixels(levels)}.items():
-        reference = Reference(examples, features, levels=levels)
+    for name in wanted:
+        reference = Reference(examples, known[name], levels=levels)
         base = reference.distances(sets["untouched"])
         for change, changed in sets.items():
             found = reference.distances(changed)

@@ -20,6 +20,8 @@ from variational_diffusion.cli import COMMANDS, run
 from variational_diffusion.cli import data as data_command
 from variational_diffusion.cli import quality as quality_command
 from variational_diffusion.cli import session as session_module
+from variational_diffusion.config import DataConfig
+from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import DivergedError
 from variational_diffusion.grids import GRIDS
 from variational_diffusion.model import VDM
@@ -310,6 +312,18 @@ def test_quality_compares_with_test_examples_and_with_what_is_possible(capsys, t
     assert "60 samples of unipc in 4 steps, seed 0, against 60 test examples" in drawn.out
     images = output(capsys, [*pixels[:2], samples, *pixels[2:]])  # the samples are the data now
     assert json.loads(images.out)["distances"]["samples"]["FID"]["value"] < 1e-9
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_quality_tells_copies_of_training_images(capsys, trained, tmp_path, split):
+    """Of validation images, some are as close as the closest of 40 test images: seldom a tenth."""
+    images = open_dataset(DataConfig(source="digits")).splits[split].read()
+    np.save(tmp_path / "images.npy", images[:40])
+    samples = ["--samples", str(tmp_path / "images.npy"), "--n", "40", "--features", "pixels"]
+    nearest = ["--nearest", str(tmp_path / "nearest.png"), "--json"]
+    found = json.loads(output(capsys, ["quality", trained, *samples, *nearest]).out)["nearest"]
+    assert found["share"] == 1 if split == "train" else found["share"] <= 0.1
+    assert (found["samples"] < 1e-6) == (split == "train")
 
 
 def test_quality_trains_a_classifier_once(capsys, trained, tmp_path, monkeypatch):

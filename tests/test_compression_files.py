@@ -124,6 +124,27 @@ def test_images_that_the_model_codes_worse_go_beside_it():
     assert all(np.array_equal(back[i], x[i]) for i in range(60))
 
 
+def test_images_are_left_out_where_that_is_worthwhile():
+    coder, x = quick_coder(), known(25, (1, 12, 12))
+    *_, done = encode(coder, x)
+    most = np.full(25, 1.5 * done.nats.mean())  # the spread between images is 5 %
+    most[[3, 8]] = 0.6 * done.nats.mean()
+    *_, fewer = encode(coder, x, most=most)
+    assert fewer.left_out == [3, 8]
+    assert fewer.done == 25
+    most[[3, 8]] = 0.98 * done.nats.mean()  # two of a batch of 20: a fifth of a percent of its bits
+    *_, same = encode(coder, x, most=most)
+    assert same.left_out == []
+
+
+def test_other_images_in_a_piece_are_found():
+    coder = quick_coder()
+    one, other = (group_of(coder, list(images(3, 256, (1, 9, 9), seed))) for seed in (0, 1))
+    table = other.table.model_copy(update={"contents": one.table.contents})
+    with pytest.raises(ValueError, match="other values than were coded"):
+        list(decode_images(coder, 3, table, other.payload))
+
+
 @pytest.mark.parametrize("n", [1, 2, 30])
 def test_nothing_is_larger_than_what_classical_coders_make(n):
     coder = quick_coder(256, (1, 8, 8))
@@ -273,6 +294,13 @@ def test_tables_are_checked_before_memory_is_taken(table):
     container, back = read(data, coder)
     assert back == {}
     assert "images 0 to 29" in container.damaged[0]
+
+
+@pytest.mark.parametrize("sizes", [[], [[1 << 20, 1, 1]], [[1, 1 << 15, 1 << 15]]])
+def test_no_group_has_more_values_than_it_may(sizes):
+    n = sizes[0][0] if sizes else 1 << 20
+    with pytest.raises(ValueError, match="more values than a group may have"):
+        Table(stack=0, sizes=sizes).shapes(n, (1, 32, 32))
 
 
 def test_a_file_that_claims_a_trillion_images_is_refused():

@@ -7,9 +7,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from known_answers import ExactDenoiser, exact_vdm
+from variational_diffusion import pictures
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm_command
 from variational_diffusion.conditions import Arrays, Labels, parted
@@ -329,6 +331,11 @@ def test_samples_have_the_label_that_was_asked_for(labelled, capsys, tmp_path):
         drawn("none.npy", "--condition", "none"),
         drawn("zero.npy", "--label", "3", "--guidance", "0"),
     )
+    sheet = ["--label", "3", "--out", str(tmp_path / "sheet.png")]
+    assert vdm_command([*arguments, *sheet]) == 0
+    with Image.open(tmp_path / "sheet.png") as image:
+        expected = pictures.sheet(three, 17, captions=["3"] * 6)
+        assert np.array_equal(np.asarray(image), np.asarray(expected))
     drawn("own.npy")
     rows = (tmp_path / "own.labels.csv").read_text(encoding="utf-8").split()[1:]
     assert len(rows) == 6

@@ -15,10 +15,12 @@ from PIL import Image
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import evaluate as evaluate_command
 from variational_diffusion.cli import run
+from variational_diffusion.cli.chains import grid_of
 from variational_diffusion.cli.evaluate import evaluate_rounds
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.decoders import Discretized
+from variational_diffusion.grids import bound_optimal
 from variational_diffusion.likelihood import Flow, Infinite, summarize
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import UNet
@@ -97,6 +99,25 @@ def test_a_head_is_trained_stored_and_used(capsys, trained):
     found = result(capsys, trained, *chain, "--exact")
     assert 1 < found["bits_per_dim"] < 16
     assert result(capsys, trained, *chain, "--exact") == found
+
+
+def test_the_optimal_grid_of_a_head_is_laid_for_what_the_head_predicts(capsys, trained):
+    assert run(["variance", trained, "--steps", "3"]) == 0
+    opened = Run.open(trained)
+    kept = opened.predictions()
+    assert kept is not None
+    errors, predicted = kept
+    assert errors.error.shape == predicted.error.shape == (100, 213)  # of 10 · 64 entries, by three
+    assert (predicted.error.diff(dim=1) >= 0).all()
+    schedule = opened.load().schedule
+    laid = bound_optimal(schedule, 5, errors, predicted)
+    torch.testing.assert_close(
+        laid, grid_of(opened, opened.load(), "ema", "optimal", "predicted", 5)
+    )
+    head = opened.head()
+    assert head is not None
+    opened.save_head(head)  # another one: what was kept is of the one before
+    assert opened.predictions() is None
 
 
 def test_rounds_go_on_until_the_draws_are_precise_enough(capsys, trained):

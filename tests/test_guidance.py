@@ -7,9 +7,13 @@ import torch
 from torch import nn
 
 from known_answers import ExactDenoiser, exact_vdm
-from test_conditions import MEANS, STD, of_classes
+from test_conditions import MEANS, STD, ExactOfClasses, of_classes
+from variational_diffusion.conditions import Labels
+from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.guidance import Guided
+from variational_diffusion.model import VDM
+from variational_diffusion.schedules import FixedLinear
 
 DIMENSIONS = 3
 
@@ -127,3 +131,21 @@ def test_weights_and_intervals_that_make_no_sense_are_refused():
         Guided(nn.Identity(), condition, -1.0)
     with pytest.raises(InputError, match="the lower γ comes first"):
         Guided(nn.Identity(), condition, 2.0, (1.0, 1.0))
+
+
+def test_clipping_comes_after_guidance(generator):
+    """A weight of 30 takes x̂ far out of range; in whichever order they are asked for, it is cut."""
+    labels = Labels(["low", "high"], [0.5, 0.5])
+    parts = ExactOfClasses(), FixedLinear(-6.0, 4.0), Discretized(4), (DIMENSIONS,)
+    vdm = VDM(*parts, condition=labels).double()
+    z, gamma = inputs(generator)
+    label = torch.tensor([1])
+    free = vdm.given(label, guidance=30.0).denoise(z, gamma).x
+    assert float(free.abs().amax()) > 2
+    first, last = (
+        vdm.clipped().given(label, guidance=30.0),
+        vdm.given(label, guidance=30.0).clipped(),
+    )
+    found = first.denoise(z, gamma).x
+    torch.testing.assert_close(found, last.denoise(z, gamma).x, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, free.clamp(-0.75, 0.75), rtol=0, atol=1e-12)

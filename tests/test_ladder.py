@@ -20,6 +20,7 @@ LEVELS = [
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan", "editing"}
     | {"classification"},
     {"snapshots", "report", "evaluations"},
+    {"web"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""

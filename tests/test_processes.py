@@ -22,7 +22,7 @@ from variational_diffusion.tensors import read_tensors
 BIN = Path(sys.executable).parent
 SETTINGS = ["network.widths=[8,8]", "network.dropout=0.0", "training.warmup_steps=2"]
 TRAIN = ["train", "digits", "--batch-size", "12", "--every", "1000", "--json", "--threads", "1"]
-TRAIN += ["--precision", "float32"]
+TRAIN += ["--precision", "float32", "--condition", "label"]
 TRAIN += [word for setting in SETTINGS for word in ("--set", setting)]
 OF_TIME = ("seconds", "examples_per_second", "memory", "waiting")
 

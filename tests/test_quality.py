@@ -6,9 +6,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import linalg
+from sklearn.datasets import load_digits
 
-from variational_diffusion.data import Split
+from variational_diffusion.config import DataConfig
+from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.errors import InputError
 from variational_diffusion.quality import (
@@ -24,6 +27,7 @@ from variational_diffusion.quality import (
     fit_classifier,
     frechet,
     kernel,
+    labels_of,
     load_classifier,
     nearest,
     new_classifier,
@@ -310,3 +314,19 @@ def test_inception_is_given_bytes_in_three_channels(monkeypatch):
     monkeypatch.setattr(module, "FeatureExtractorInceptionV3", offline)
     with pytest.raises(InputError, match=r"weights cannot be fetched \(no route\); connect"):
         Inception(256)
+
+
+def test_labels_come_from_whatever_data_have_them(tmp_path):
+    config = DataConfig(source="digits")
+    labels, split = labels_of(config, "test"), open_dataset(config).splits["test"]
+    assert (labels == load_digits().target[split.indices]).all()
+    for source in ("a/1.png", "a/2.png", "b/3.png", "b/4.png", "a/5.png", "b/6.png"):
+        path = tmp_path / "folder" / source
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 255 * (source[0] == "b")).save(path)
+    config = DataConfig(source=str(tmp_path / "folder"))
+    split = open_dataset(config).splits["train"]
+    assert labels_of(config, "train").tolist() == (split.read()[:, 0, 0, 0] == 255).tolist()
+    assert labels_of(DataConfig(source=str(tmp_path / "folder" / "a")), "train") is None
+    np.save(tmp_path / "x.npy", np.zeros((9, 4), np.uint8))
+    assert labels_of(DataConfig(source=str(tmp_path / "x.npy")), "train") is None

@@ -12,18 +12,6 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
-def test_python_in_the_documents_runs(path, capsys):
-    for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
-        exec(block, {})
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
-def test_links_of_the_documents_lead_somewhere(path):
-    for link in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
-        assert "://" in link or (path.parent / link).exists(), link
-
-
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
 def test_python_runs(block):
     names: dict[str, object] = {}

@@ -63,7 +63,7 @@ def hostile(tmp_path_factory):
 def no_page(monkeypatch):
     """Measuring without the page, which takes a second."""
     page = '<meta name="generator" content="variational-diffusion report">'
-    monkeypatch.setattr("variational_diffusion.cli.report.render", lambda *rest: page)
+    monkeypatch.setattr("variational_diffusion.cli.report.render", lambda *_, **__: page)
 
 
 def page_of(run):
@@ -174,10 +174,18 @@ def test_figures_are_those_of_the_other_commands(capsys, hostile):
     widths = re.findall(r'<span style="width: ([\d.]+)%">', page_of(hostile))
     assert len(widths) == 1 + 3 + len(likelihood.values["classical"])
     assert max(map(float, widths)) == 100
+    assert "What vdm evaluate gave" not in page_of(hostile)
+    output(capsys, ["report", str(hostile)])
+    row = r"<code>vdm evaluate RUN [^<]*--limit 40[^<]*</code>"
+    assert len(re.findall(row, page_of(hostile))) == 1
     figure = str(hostile.parent / "schedule.png")
     arguments = ["schedule", str(hostile), "--evaluations", "2000", "--out", figure, "--json"]
     found = json.loads(output(capsys, arguments).out)
     assert found["variance"] == read_section(Run.open(hostile), "profile", "ema").values["variance"]
+    drawn = str(hostile.parent / "samples.npy")
+    output(capsys, ["sample", str(hostile), "--n", "16", "--steps", "8", "--out", drawn])
+    samples = read_section(Run.open(hostile), "samples", "ema").arrays["samples"]
+    np.testing.assert_array_equal(samples, np.load(drawn))
 
 
 def test_samples_are_compared_with_every_training_example(hostile):
@@ -300,6 +308,8 @@ def test_only_a_report_is_replaced(capsys, hostile, tmp_path, no_page):
     page.unlink()
     for _ in range(2):
         output(capsys, ["report", str(hostile), "--out", str(page)])
+    told = output(capsys, ["report", str(hostile), "--sampler", "none"], code=2).err
+    assert "sampler = 'none'" in told
     told = output(capsys, ["report", str(hostile), "--out", str(tmp_path)], code=2).err
     assert "give a name that ends in .html" in told
 
@@ -394,7 +404,7 @@ def test_published_figures_are_shown_and_said_to_be_elsewhere(hostile, tmp_path)
     data = run.config.data.model_copy(update={"source": "cifar10"})
     sections = {"likelihood": read_section(run, "likelihood", "ema")}
     run.config = run.config.model_copy(update={"data": data, "model": model})
-    page = render(run, "ema", sections, [])
+    page = render(run, "ema", sections)
     assert "VDM (Kingma et al., 2021), bound" in page
     assert "published for CIFAR-10, by longer training on other hardware" in page
 

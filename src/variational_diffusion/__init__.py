@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from variational_diffusion.checkpoint import Run as Run
+    from variational_diffusion.conditions import Labels as Labels
     from variational_diffusion.config import RunConfig as RunConfig
     from variational_diffusion.config import TrainingConfig as TrainingConfig
     from variational_diffusion.data import open_dataset as open_dataset
@@ -51,6 +52,7 @@ _HOMES = {
     "Importance": "likelihood",
     "Infinite": "likelihood",
     "InputError": "errors",
+    "Labels": "conditions",
     "LearnedLinear": "schedules",
     "MLP": "networks",
     "Monotone": "schedules",

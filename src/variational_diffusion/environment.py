@@ -20,10 +20,11 @@ EXTRAS = {
     "official": "vdm import-official",
     "diffusers": "variational_diffusion.interchange.diffusers",
     "video": "vdm sample --animate FILE.mp4",
+    "web": "vdm serve",
 }
 """Extra → what needs it; `pip install "variational-diffusion[EXTRA]"` adds it."""
 
-DEVELOPMENT = ("dev",)
+DEVELOPMENT = ("docs", "dev")
 """Extras for work on the package itself."""
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "classify": "The class under which each example is most likely, and how often that is right.",
     "quality": "How good samples are: FID, KID, precision, recall, with errors and a floor.",
     "report": "One page about a run: curves, samples, likelihoods, how to repeat them.",
+    "serve": "A page in the browser about a model: sample, likelihood, inpaint, compress.",
     "compress": "Compress examples without loss, to about their bits per dimension.",
     "decompress": "Bring back what vdm compress wrote, exact to the bit.",
     "data": "Show what will be read: count, shape, levels, splits, examples.",

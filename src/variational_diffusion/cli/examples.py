@@ -83,7 +83,7 @@ def everything(
 def other_examples(run: Run, data: str, shape: tuple[int, ...]) -> Split:
     """Return all examples of data of another shape, with as many levels as the run's."""
     config = run.config.data
-    changes = {"source": data, "resize": None, "crop": None, **_NOT_STREAMED}
+    changes = {"source": data, "resize": None, "crop": None, "condition": None, **_NOT_STREAMED}
     dataset = open_dataset(config.model_copy(update=changes))
     if dataset.shape != shape or dataset.levels != config.levels:
         raise InputError(

@@ -20,6 +20,7 @@ from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.evaluate import evaluate_rounds
 from variational_diffusion.cli.sample import draw
+from variational_diffusion.cli.samplers import DEFAULTS, sampling_of
 from variational_diffusion.cli.schedule import measure_split
 from variational_diffusion.data import Dataset, Split, open_dataset
 from variational_diffusion.environment import processor, version
@@ -170,11 +171,13 @@ def _schedule(subject: Subject, options: Options, before: Before) -> Section:
 
 def _samples(subject: Subject, options: Options, before: Before) -> Section:
     shape = subject.run.config.model.shape
+    asked = {**DEFAULTS, "sampler": options["sampler"], "steps": options["steps"]}
+    model, sampler, gammas = sampling_of(subject.run, subject.vdm, subject.weights, asked)
     samples, frames = draw(
-        subject.vdm,
+        model,
         options["samples"],
-        sampler="ancestral",
-        steps=options["steps"],
+        sampler=sampler,
+        gammas=gammas,
         seed=_SEED,
         frames=_FRAMES if subject.images else 0,
         given=own_conditions(subject.run, subject.vdm, options["samples"], _SEED),
@@ -285,7 +288,9 @@ def _small(values: np.ndarray, levels: int | None) -> torch.Tensor:
 
 PARTS: dict[str, Part] = {
     "schedule": Part(_schedule, {}),
-    "samples": Part(_samples, {"samples": 64, "steps": 256}),
+    "samples": Part(
+        _samples, {"samples": 64, "sampler": DEFAULTS["sampler"], "steps": DEFAULTS["steps"]}
+    ),
     "likelihood": Part(_likelihood, {"examples": 1000}),
     "profile": Part(_profile, {"evaluations": 20_000}),
     "neighbours": Part(_neighbours, {"training_examples": 60_000}, follows="samples"),

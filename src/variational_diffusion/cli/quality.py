@@ -158,7 +158,7 @@ def features_for(run: Run, wanted: str | None, device: torch.device) -> Features
             )
     elif not path.exists():
         split = open_dataset(run.config.data).splits["train"]
-        labels = labels_of(split, run.config.data.source)
+        labels = labels_of(run.config.data, "train")
         classifier = new_classifier(split, labels).to(device)
         right: list[float] = []
         with Meter("training the classifier", "steps") as meter:

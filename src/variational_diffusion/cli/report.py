@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
+from variational_diffusion import evaluations
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import print_json
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.measuring import PARTS, Subject, measured_sections
 from variational_diffusion.cli.options import device_options, weights_option
+from variational_diffusion.cli.samplers import DEFAULTS
 from variational_diffusion.errors import InputError
 from variational_diffusion.report import check_replaceable, render, write_page
+from variational_diffusion.sampling import SAMPLERS, named
 
 
 @click.command()
@@ -24,7 +28,12 @@ from variational_diffusion.report import check_replaceable, render, write_page
     help="Test examples that the bits per dimension are of (default 1000).",
 )
 @click.option("--samples", type=click.IntRange(4), help="Samples to draw (default 64).")
-@click.option("--steps", type=click.IntRange(1), help="Steps of the sampler (default 256).")
+@click.option("--sampler", help=f"One of: {', '.join(SAMPLERS)} (default {DEFAULTS['sampler']}).")
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    help=f"Steps of the sampler (default {DEFAULTS['steps']}).",
+)
 @click.option(
     "--evaluations",
     type=click.IntRange(2000),
@@ -48,7 +57,7 @@ def command(
     weights: str,
     device: str,
     threads: int | None,
-    **asked: int | None,
+    **asked: Any,
 ) -> None:
     """Write a page about the model in RUN: figures, samples, likelihoods, how to repeat them.
 
@@ -63,13 +72,17 @@ def command(
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"out = '{path}': give a name that ends in .html")
     check_replaceable(path)
+    if asked["sampler"] is not None:
+        named(asked["sampler"])  # refused before the work
     subject = Subject(opened, weights, target)
     if not opened.weights_path(weights).exists():
         opened.load(weights)  # it says what is there instead
     sections, measured, notes = measured_sections(subject, asked, refresh=refresh)
     for note in notes:
         click.echo(note, err=True)
-    write_page(render(opened, weights, sections, notes), path)
+    recorded = evaluations.of_weights(opened, weights)
+    page = render(opened, weights, sections, notes=notes, evaluations=recorded)
+    write_page(page, path)
     if as_json:
         print_json(
             {

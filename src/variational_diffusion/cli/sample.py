@@ -20,7 +20,7 @@ from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.cli.samplers import sampling_of, sampling_options
-from variational_diffusion.conditions import Batch
+from variational_diffusion.conditions import Batch, Labels
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic, unused
@@ -109,7 +109,10 @@ def command(
         if not place.leads:
             return
     levels = opened.config.data.levels
-    write_samples(path, samples, levels)
+    labels = None
+    if isinstance(vdm.condition, Labels) and given.values is not None:
+        labels = given.columns(vdm)["label"].tolist()
+    write_samples(path, samples, levels, labels)
     click.echo(path)
     if given.drawn:
         write_columns(drawn_labels, given.columns(vdm))
@@ -200,13 +203,15 @@ def likelihoods(
     return {name: column.numpy() for name, column in columns.items()}
 
 
-def write_samples(path: Path, samples: np.ndarray, levels: int | None) -> None:
-    """Write a .png sheet, an .npy array, or a folder of single images."""
+def write_samples(
+    path: Path, samples: np.ndarray, levels: int | None, captions: list[str] | None = None
+) -> None:
+    """Write a .png sheet, with captions if there are any, an .npy array, or single images."""
     if path.suffix == ".npy":
         with atomic(path) as temporary, temporary.open("wb") as file:
             np.save(file, _smallest(samples, levels))
     elif path.suffix == ".png":
-        save_sheet(samples, levels, path)
+        save_sheet(samples, levels, path, captions=captions)
     else:
         path.mkdir(parents=True, exist_ok=True)
         for i, sample in enumerate(samples):

@@ -20,6 +20,16 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _SAMPLER, _STEPS, _GRID = "unipc", 20, "gamma"
 _LEVELS = 3.0
+DEFAULTS: dict[str, Any] = {
+    "sampler": _SAMPLER,
+    "steps": _STEPS,
+    "grid": _GRID,
+    "variance": "posterior",
+    "eta": None,
+    "stop_early": None,
+    "clip": None,
+}
+"""What `sampling_of` is given by a command that was asked for nothing."""
 
 
 class Sampling(NamedTuple):

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import gzip
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import Int
 
-from variational_diffusion.data import Split
-from variational_diffusion.data.idx import FASHION_MNIST
+from variational_diffusion.config import DataConfig
+from variational_diffusion.data import open_dataset
+from variational_diffusion.errors import InputError
 
-_HEADER = 8
 
+def labels_of(config: DataConfig, split: str) -> Int[np.ndarray, " n"] | None:
+    """Return the labels of a split's examples, as numbers from 0; None where there are none.
 
-def labels_of(split: Split, source: str) -> Int[np.ndarray, " n"] | None:
-    """Return the labels of the training examples of the digits and of IDX folders, else None."""
-    if source == "digits":
-        from sklearn.datasets import load_digits  # noqa: PLC0415 (imports scipy: half a second)
-
-        return np.asarray(load_digits().target)[split.indices]
-    folder = FASHION_MNIST if source == "fashion-mnist" else Path(source)
-    for path in sorted(folder.glob("train-labels-idx1-ubyte*")):
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rb") as file:
-            labels = np.frombuffer(file.read()[_HEADER:], np.uint8)
-        if len(labels) == len(split.source):
-            return labels[split.indices]
-    return None
+    config: of data that can be opened; whatever they are conditioned on otherwise.
+    """
+    if not (config.condition or "").startswith("label"):
+        config = config.model_copy(update={"condition": "label"})
+    try:
+        dataset = open_dataset(config)
+    except InputError:  # as they can be opened without labels, it is these that are missing
+        return None
+    examples = dataset.splits[split]
+    if examples.conditions is None or len(dataset.labels or ()) < 2:
+        return None
+    return np.asarray(examples.conditions)[examples.indices].astype(np.int64)

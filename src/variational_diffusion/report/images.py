@@ -11,7 +11,7 @@ from PIL import Image
 
 from variational_diffusion.pictures import Range, beside, to_pil
 
-_MILLISECONDS, _LAST_MILLISECONDS = 80, 2000
+_MILLISECONDS, _LAST_MILLISECONDS = 120, 2000
 _QUALITY = 80
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,19 @@ _HEAD = 2000
 """Bytes at the beginning of a page that hold the name of what made it."""
 
 
-def render(run: Run, weights: str, sections: Mapping[str, Section], notes: list[str]) -> str:
+def render(
+    run: Run,
+    weights: str,
+    sections: Mapping[str, Section],
+    *,
+    notes: Sequence[str] = (),
+    evaluations: Sequence[dict[str, Any]] = (),
+) -> str:
     """Return the page of a run.
 
     sections: what was measured, by name; what is missing is left out of the page. notes: why, one
-    line each. Every text is escaped where it is put into the page.
+    line each. evaluations: what `vdm evaluate` recorded of these weights. Every text is escaped
+    where it is put into the page.
     """
     environment = Environment(
         loader=PackageLoader("variational_diffusion.report", "."),
@@ -39,7 +47,11 @@ def render(run: Run, weights: str, sections: Mapping[str, Section], notes: list[
         lstrip_blocks=True,
     )
     return environment.get_template("page.html").render(
-        generator=_GENERATOR, weights=weights, notes=notes, **_context(run, weights, dict(sections))
+        generator=_GENERATOR,
+        weights=weights,
+        notes=list(notes),
+        estimates=views.estimates(evaluations),
+        **_context(run, weights, dict(sections)),
     )
 
 
@@ -151,8 +163,9 @@ def _commands(run: Run, weights: str, sections: dict[str, Section]) -> list[tupl
         commands.append(("the loss profile", ["schedule", path, "--evaluations", str(evaluations)]))
     if "samples" in sections:
         options = sections["samples"].options
-        numbers = ["--n", str(options["samples"]), "--steps", str(options["steps"]), "--seed", "0"]
-        commands.append(("the samples", ["sample", path, *numbers]))
+        how = ["--sampler", options["sampler"], "--steps", str(options["steps"])]
+        words = ["sample", path, "--n", str(options["samples"]), *how]
+        commands.append(("the samples", words))
     commands.append(("this page, measured again", ["report", path, "--refresh"]))
     lines = [(what, shlex.join(["vdm", *words, *of_weights])) for what, words in commands]
     train = training_command(run.config, path + "-again")

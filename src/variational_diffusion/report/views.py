@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -233,6 +234,24 @@ def comparison(likelihood: Section, config: RunConfig) -> tuple[list[Row], str]:
             row(each.model, each.bits_per_dim, "published", f"{each.bits_per_dim:.2f}", each.kind)
         )
     return rows, data_name
+
+
+def estimates(recorded: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return what `vdm evaluate` recorded as rows of a table."""
+    rows = []
+    for entry in recorded:
+        error = entry["standard_error"]
+        bits = f"{entry['bits_per_dim']:.4f}" + ("" if error is None else f" ± {error:.4f}")
+        steps = "" if entry["steps"] is None else f", {entry['steps']} steps"
+        rows.append(
+            {
+                "estimator": entry["estimator"] + steps,
+                "examples": f"{entry['examples']:,} of {entry['data']}, {entry['split']}",
+                "bits": bits.replace("-", "−"),
+                "command": entry["command"],
+            }
+        )
+    return rows
 
 
 def likelihood_plot(likelihood: Section) -> Plot:

@@ -1,0 +1,122 @@
+"""What the site does beside rendering pages: the reference, pages from elsewhere, and formulas.
+
+Pages are written to be read in the repository, too: their links lead to files there. Here a link
+to a source file leads to that module's page of the reference, and $$ … $$ becomes MathML, which
+browsers show without a script.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "variational_diffusion"
+
+ELSEWHERE = {
+    "CONTRIBUTING.md": "project/contributing.md",
+    "CHANGELOG.md": "project/changelog.md",
+    "experiments/LOG.md": "project/log.md",
+    "experiments/speedrun.md": "project/speedrun.md",
+}
+"""Pages outside of docs/, and where the site has them."""
+
+_FENCE = re.compile(r"(^```.*?^```[^\n]*$)", re.DOTALL | re.MULTILINE)
+_FORMULA = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
+_INLINE = re.compile(r"(?<![\\$`\w])\$([^$\n`]+?)\$(?![\w$])")
+_LINK = re.compile(r"\[([^\]\[]*)\]\(([^)#\s]+)([^)]*)\)")
+
+
+@cache
+def modules() -> list[str]:
+    """Return the modules of the reference, such as "likelihood.summary", without the commands."""
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        if parts[0] == "cli" or parts == ("__init__",):
+            continue
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found.append(name)
+    return sorted(found)
+
+
+def summary(name: str) -> str:
+    """Return the first sentence of a module's docstring."""
+    path = SOURCE / name.replace(".", "/")
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    found = re.match(r'"""(.+?)(?:\n\n|""")', path.read_text(encoding="utf-8"), re.DOTALL)
+    return " ".join(found[1].split()) if found else ""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the reference and the pages from elsewhere."""
+    rows = ["# Reference", "", "| module | what it holds |", "| --- | --- |"]
+    for name in modules():
+        text = f"# {name}\n\n::: variational_diffusion.{name}\n"
+        files.append(_page(config, f"reference/{name}.md", text))
+        about = summary(name).replace("|", "\\|")
+        rows.append(f"| [`{name}`]({name}.md) | {about} |")
+    files.append(_page(config, "reference/index.md", "\n".join(rows) + "\n"))
+    for source, target in ELSEWHERE.items():
+        files.append(_page(config, target, (ROOT / source).read_text(encoding="utf-8")))
+    return files
+
+
+def _page(config: MkDocsConfig, uri: str, text: str) -> File:
+    """Return a page that is no file of docs/, and need not be in the navigation."""
+    return File.generated(config, uri, content=text, inclusion=InclusionLevel.NOT_IN_NAV)
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn links and formulas into what a site has, outside of code."""
+    origin = {target: source for source, target in ELSEWHERE.items()}
+    here = origin.get(page.file.src_uri, f"docs/{page.file.src_uri}")
+    parts = _FENCE.split(markdown)
+    for i in range(0, len(parts), 2):
+        text = _LINK.sub(lambda m: _link(m, here, page), parts[i])
+        if page.file.src_uri in ("theory.md",):
+            text = _FORMULA.sub(
+                lambda m: f"<div class='formula'>{_mathml(m[1], 'block')}</div>", text
+            )
+            text = _INLINE.sub(lambda m: _mathml(m[1], "inline"), text)
+        parts[i] = text
+    return "".join(parts)
+
+
+def _link(match: re.Match[str], here: str, page: Page) -> str:
+    """Return a link of a file in the repository as one of the site.
+
+    What is in the repository and not on the site is named without a link; what is nowhere stays,
+    for the build to find.
+    """
+    words, link, rest = match.groups()
+    if "://" in link or link.startswith("mailto:"):
+        return match[0]
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(here), link))
+    name = path.removeprefix("src/variational_diffusion/").removesuffix(".py")
+    name = name.removesuffix("/__init__").replace("/", ".")
+    if path.startswith("src/") and name in modules():
+        target = f"reference/{name}.md"
+    elif path.startswith("docs/"):
+        target = path.removeprefix("docs/")
+    elif path in ELSEWHERE:
+        target = ELSEWHERE[path]
+    elif path in ("README.md", "."):
+        target = "index.md"
+    else:
+        return words if (ROOT / path).exists() else match[0]
+    target = posixpath.relpath(target, posixpath.dirname(page.file.src_uri) or ".")
+    return f"[{words}]({target}{rest})"
+
+
+def _mathml(formula: str, display: str) -> str:
+    text: Any = convert(" ".join(formula.split()), display=display)
+    return str(text)

@@ -1,0 +1,97 @@
+"""Scans of 12 bits in 16-bit files, as a scanner makes them: train, evaluate, find the lesion.
+
+    python examples/scans.py --out scans --minutes 5
+
+The scans are made here: an elliptic head with a skull, soft tissue of smooth texture and the noise
+of a detector, in 4,096 levels. Some that the model never saw have a small bright lesion. The model
+gives bits per dimension beside those of classical coders, and a map of where a scan is expensive.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+
+from variational_diffusion import TrainingState, build, evaluate, fit, open_dataset, summarize
+from variational_diffusion.classical import code_lengths
+from variational_diffusion.cli.console import Meter
+from variational_diffusion.config import DataConfig
+from variational_diffusion.data.loader import training_batches
+from variational_diffusion.likelihood import Infinite
+from variational_diffusion.presets import configure
+
+LEVELS = 4096
+
+
+def scans(n: int, size: int, rng: np.random.Generator, lesion: bool = False) -> np.ndarray:
+    """Return n scans, uint16 of shape (n, size, size), from 0 to 4,095."""
+    y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
+    turn = rng.uniform(-0.4, 0.4, (n, 1, 1))
+    wide, high = rng.uniform(0.55, 0.7, (n, 1, 1)), rng.uniform(0.7, 0.85, (n, 1, 1))
+    u = (np.cos(turn) * x + np.sin(turn) * y) / wide
+    v = (np.cos(turn) * y - np.sin(turn) * x) / high
+    radius = np.hypot(u, v)
+    phase = rng.uniform(0, 2 * np.pi, (n, 1, 1))
+    tissue = 1100 + 120 * np.sin(4 * u + phase) * np.cos(3 * v - phase)
+    image = np.where(radius < 0.85, tissue, np.where(radius < 1, 2900.0, 60.0))
+    if lesion:
+        at_x, at_y = rng.uniform(-0.3, 0.3, (2, n, 1, 1))
+        image += 900 * np.exp(-((x - at_x) ** 2 + (y - at_y) ** 2) / 0.01)
+    image += rng.normal(0, 25, image.shape)
+    return np.clip(np.rint(image), 0, LEVELS - 1).astype(np.uint16)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--count", type=int, default=2000, show_default=True)
+@click.option("--size", type=int, default=24, show_default=True, help="Pixels each way.")
+@click.option("--minutes", type=float, default=5.0, show_default=True)
+def main(out: Path, count: int, size: int, minutes: float) -> None:
+    """Make scans, train on them, and compare those with and without a lesion."""
+    rng = np.random.default_rng(0)
+    folder = out / "healthy"
+    folder.mkdir(parents=True)
+    for i, scan in enumerate(scans(count, size, rng)):
+        Image.fromarray(scan).save(folder / f"{i:04}.png")
+
+    dataset = open_dataset(DataConfig(source=str(folder), levels=LEVELS))
+    print(f"{count} scans of shape {dataset.shape} with {dataset.levels} levels")
+    config = configure(
+        DataConfig(source=str(folder), levels=LEVELS),
+        dataset,
+        settings={"training.minutes": minutes},
+    )
+    state = TrainingState.start(build(config.model), config.training)
+    stream = training_batches(dataset.splits["train"], config.training.batch_size, seed=0)
+    with Meter("training", "steps") as meter:
+        for record in fit(state, stream, config.training):
+            meter.update(record.progress, record.step, lambda: "")
+    vdm = state.average.module.eval()
+
+    test = dataset.splits["test"].read()
+    estimates = [_bits(vdm, test), _bits(vdm, scans(len(test), size, rng, lesion=True)[:, None])]
+    for name, bits in zip(("healthy", "with a lesion"), estimates, strict=True):
+        print(f"{name}: {bits.mean():.3f} bits per dimension")
+    for name, bits_per_dim in code_lengths(test, LEVELS).items():
+        print(f"{name}: {bits_per_dim:.3f} bits per dimension")
+    share = float(np.mean(estimates[1][:, None] > estimates[0][None]))
+    print(f"a scan with a lesion costs more than a healthy one in {100 * share:.0f} % of pairs")
+
+
+def _bits(vdm: torch.nn.Module, scan: np.ndarray) -> np.ndarray:
+    """Return the bits per dimension of every scan; the same noise for every call."""
+    x = torch.from_numpy(scan.astype(np.int32))
+    generator = torch.Generator().manual_seed(0)
+    estimates = list(evaluate(vdm, x.split(100), Infinite(8), generator=generator))
+    summary = summarize(estimates, dimensions=x[0].numel())
+    assert summary.examples == len(x)
+    nats = torch.cat([estimate.total for estimate in estimates])
+    return (nats / (x[0].numel() * np.log(2))).numpy()
+
+
+if __name__ == "__main__":
+    main()

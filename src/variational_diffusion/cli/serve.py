@@ -1,0 +1,41 @@
+"""`vdm serve`: a page in the browser about a model."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import click
+
+from variational_diffusion.checkpoint import Run
+from variational_diffusion.cli.devices import use_device
+from variational_diffusion.cli.options import device_options, weights_option
+from variational_diffusion.errors import InputError
+from variational_diffusion.web import Studio
+
+
+@click.command()
+@click.argument("run")
+@click.option(
+    "--port",
+    type=click.IntRange(1024, 65_535),
+    help="Of 127.0.0.1 (default: the first free one from 7860 on).",
+)
+@weights_option
+@device_options
+def command(run: str, port: int | None, weights: str, device: str, threads: int | None) -> None:
+    """Show the model in RUN, of images, in the browser: until Ctrl-C.
+
+    Sample and watch, put noise on an image, its likelihood, inpaint, compress. Only this machine
+    can open the page.
+    """
+    if find_spec("gradio") is None:
+        raise InputError("vdm serve needs gradio: pip install 'variational-diffusion[web]'")
+    target = use_device(device, threads)
+    studio = Studio(Run.open(run), weights, target)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from variational_diffusion.web.page import serve  # noqa: PLC0415 (gradio, an extra: seconds)
+
+    page = serve(studio, port)
+    click.echo(page.local_url)
+    page.block_thread()
