@@ -25,16 +25,8 @@ def test_the_density_on_the_plane_integrates_to_one(tmp_path):
 
 
 def test_scans_of_twelve_bits(tmp_path):
-    options = [
-        "--count",
-        "60",
-        "--size",
-        "12",
-        "--minutes",
-        "0.05",
-        "--out",
-        str(tmp_path / "scans"),
-    ]
+    options = ["--count", "100", "--size", "12", "--minutes", "0.05"]
+    options += ["--out", str(tmp_path / "scans")]
     result = subprocess.run(
         [sys.executable, EXAMPLES / "scans.py", *options],
         capture_output=True,

@@ -311,7 +311,7 @@ def test_a_model_with_conditions(capsys, tmp_path, no_page):
     page = render(opened, "ema", sections)
     assert "−log p(x|c) for infinitely many steps" in page
     assert "given conditions as in the data" in page
-    assert "--condition label" in page
+    assert "<span>--condition</span> <span>label</span>" in page
     output(capsys, ["sample", str(run), "--n", "16", "--steps", "2", "--out", str(drawn)])
     np.testing.assert_array_equal(sections["samples"].arrays["samples"], np.load(drawn))
     found = json.loads(output(capsys, ["evaluate", str(run), "--limit", "20", "--json"]).out)
