@@ -124,7 +124,8 @@ def distances(
     """Return the table of distances to test images, and of their ratios to the long chain's."""
     test = open_dataset(opened.config.data).splits["test"]
     order = np.random.default_rng(0).permutation(len(test))[:count]
-    features = features_for(opened, None, vdm.schedule.gamma_0.device)
+    with torch.enable_grad():  # it may train a classifier
+        features = features_for(opened, None, vdm.schedule.gamma_0.device)
     reference = Reference(test.read(order), features, levels=opened.config.data.levels)
     if ancestral is None:
         gammas = uniform_in_time(vdm.schedule, ancestral_steps)
