@@ -310,6 +310,7 @@ def times(encoding: Network, decoding: Network, images: int) -> str:
     rows: list[list[object]] = [
         [name, f"{images / part.total:.2f}", f"{part.seconds / part.total:.1%}"]
         for name, part in (("encoding", encoding), ("decoding", decoding))
+        if part.total > 0  # a model that knows nothing codes nothing
     ]
     speeds = symbols_per_second()
     note = ", ".join(f"{name} {speed / 1e6:.1f}" for name, speed in speeds.items())
