@@ -90,6 +90,7 @@ class Network:
             self.seconds += self.end - begin
             return normal
 
+        # the command makes its own models: it is timed from outside
         VDM.reverse = measured  # type: ignore[method-assign]
         try:
             yield
@@ -115,6 +116,7 @@ def coders(configuration: Configuration) -> Iterator[list[ChainCoder]]:
             self._vdm.to(memory_format=torch.channels_last)
         made.append(self)
 
+    # no option of the command says this, nor should it: coders are changed as they are made
     ChainCoder.__init__ = constructed  # type: ignore[method-assign]
     torch.backends.mkldnn.enabled = configuration.onednn
     try:

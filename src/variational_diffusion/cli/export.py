@@ -41,7 +41,7 @@ def command(run: str, hub: str | None, onnx: str | None, weights: str, threads: 
                 err=True,
             )
     if onnx is not None:
-        from variational_diffusion.interchange.onnx import export_denoiser  # noqa: PLC0415
+        from variational_diffusion.interchange.onnx import export_denoiser  # noqa: PLC0415 (an extra)
 
         none = None if vdm.condition is None else torch.zeros(1, *vdm.condition.shape)
         difference = export_denoiser(vdm, Path(onnx), conditioning=none)

@@ -115,10 +115,6 @@ class Split:
             return x, as_tensor(self.conditions[self.indices[positions]])
         return x
 
-    def without_conditions(self) -> Split:
-        """Return the same examples alone."""
-        return replace(self, conditions=None, degradation=None)
-
     def read(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Return examples by their position in the split (all without one), as `Source.read`."""
         rows = self.source.read(self.indices if indices is None else self.indices[indices])

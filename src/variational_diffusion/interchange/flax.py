@@ -32,7 +32,7 @@ def read_tree(path: Path) -> dict[Any, Any]:
     claims more entries than these, or more than there are bytes, is refused before it is made.
     """
     try:
-        import msgpack  # noqa: PLC0415
+        import msgpack  # noqa: PLC0415 (an extra)
     except ImportError as error:
         raise InputError(
             "msgpack is not installed; pip install 'variational-diffusion[official]'"
@@ -80,7 +80,7 @@ def array_of(name: str, value: Any) -> np.ndarray:
 
     Raises InputError unless it has a known type and as many bytes as it says.
     """
-    import msgpack  # noqa: PLC0415
+    import msgpack  # noqa: PLC0415 (an extra)
 
     if not isinstance(value, msgpack.ExtType) or value.code != _ARRAY:
         raise InputError(f"{name} is no array")

@@ -118,7 +118,7 @@ def _metadata(vdm: VDM) -> dict[str, str]:
 def _onnxruntime() -> Any:
     """Return a function that opens a file; name what is not installed."""
     try:
-        import onnx  # noqa: F401, PLC0415
+        import onnx  # noqa: F401, PLC0415 (an extra, as the next two)
         import onnxruntime  # noqa: PLC0415
         import onnxscript  # noqa: F401, PLC0415
     except ImportError as error:
