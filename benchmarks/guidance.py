@@ -3,9 +3,10 @@
     vdm train fashion-mnist --condition label --run runs/labels --steps 4000
     python benchmarks/guidance.py runs/labels
 
-The samples' labels take turns. A small classifier, trained on the training images apart from the
-model, says how many of them look like what was asked for; beside it stands its accuracy on test
-images, which samples of the data's own distribution would have.
+The samples' labels take turns. A classifier, trained on the training images apart from the model,
+says how many of them look like what was asked for; beside it stands its accuracy on test images,
+which samples of the data's own distribution would have. It is larger than the one whose features
+`vdm quality` takes, and right on 92.5 % of Fashion-MNIST's test images instead of 87 %.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import click
 import numpy as np
 import torch
 from common import log_option, markdown, report, threads_option
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.classification import class_bounds, labels_of, probabilities
@@ -28,9 +32,9 @@ from variational_diffusion.cli.sample import draw
 from variational_diffusion.cli.samplers import sampling_of, sampling_options
 from variational_diffusion.conditions import parted
 from variational_diffusion.data import Split, open_dataset
-from variational_diffusion.data.loader import ordered_batches
+from variational_diffusion.data.loader import batch_positions, ordered_batches
 from variational_diffusion.likelihood import Infinite
-from variational_diffusion.quality.classifier import Classifier, fit_classifier, new_classifier
+from variational_diffusion.quality.features import in_unit_range
 
 
 @click.command()
@@ -66,7 +70,7 @@ def main(
 
     judge = trained(dataset.splits["train"], classifier_steps)
     right = [
-        (judge.logits(x).argmax(1) == label).float()
+        (judge(x).argmax(1) == label).float()
         for x, label in map(parted, ordered_batches(dataset.splits["test"], 500))
     ]
     rows.append(["the classifier apart, test images", share(torch.cat(right))])
@@ -78,7 +82,7 @@ def main(
         samples, _ = draw(model, count, sampler=sampler, gammas=gammas, seed=0, given=given)
         with torch.no_grad():
             parts = torch.from_numpy(samples).split(500)
-            taken = torch.cat([judge.logits(part).argmax(1) for part in parts])
+            taken = torch.cat([judge(part).argmax(1) for part in parts])
         agree = (taken == asked).float()
         rows.append([f"samples that it takes for their label, guidance {weight:g}", share(agree)])
         worst = min(range(len(names)), key=lambda k: float(agree[asked == k].mean()))
@@ -108,15 +112,57 @@ def main(
     report(markdown([title, ""], rows), log=log)
 
 
-def trained(split: Split, steps: int) -> Classifier:
+class Judge(nn.Module):
+    """A classifier of images: five convolutions, of which two halve the image.
+
+    shape: (channels, height, width). levels: of the data.
+    """
+
+    def __init__(self, shape: tuple[int, ...], levels: int | None, classes: int) -> None:
+        super().__init__()
+        self.levels = levels
+        channels, height, width = shape
+        places = -(-height // 4) * -(-width // 4)
+        self.layers = nn.Sequential(
+            *convolution(channels, 32),
+            *convolution(32, 64, stride=2),
+            *convolution(64, 64),
+            *convolution(64, 128, stride=2),
+            *convolution(128, 128),
+            nn.Dropout(0.3),
+            nn.Flatten(),
+            nn.Linear(128 * places, classes),
+        )
+
+    def forward(self, examples: Shaped[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        """Return the logits of examples as the data set has them."""
+        return self.layers(in_unit_range(examples, self.levels))
+
+
+def convolution(before: int, after: int, stride: int = 1) -> list[nn.Module]:
+    layer = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+    return [layer, nn.GroupNorm(8, after), nn.ReLU()]
+
+
+def trained(split: Split, steps: int) -> Judge:
     """Return a classifier of the split's labels."""
     assert split.conditions is not None
-    labels = split.conditions[split.indices].astype(np.int64)
-    classifier = new_classifier(split, labels)
-    for step, _ in enumerate(fit_classifier(classifier, split, labels, steps=steps)):
+    labels = torch.from_numpy(split.conditions[split.indices].astype(np.int64))
+    torch.manual_seed(0)
+    judge = Judge(split.shape, split.levels, int(labels.max()) + 1)
+    optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for step in range(steps):
+        positions = batch_positions(len(split), min(64, len(split)), 0, step)
+        x = split.__getitems__(positions)
+        loss = cross_entropy(judge(x), labels[positions])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
         if step % 200 == 0:
-            click.echo(f"classifier: step {step} of {steps}", err=True)
-    return classifier.eval().requires_grad_(False)
+            click.echo(f"classifier: step {step} of {steps}, loss {loss:.3f}", err=True)
+    return judge.eval().requires_grad_(False)
 
 
 def share(right: torch.Tensor) -> str:

@@ -5,6 +5,7 @@ Uploads arrive as bytes and are read by `uploads`; an `InputError` becomes a lin
 
 from __future__ import annotations
 
+import base64
 import functools
 import inspect
 import io
@@ -36,7 +37,8 @@ _WAITING = 16
 """Requests that wait for the model; more are turned away."""
 _NO_LABEL = "none"
 _CSS = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1100px !important; }
+.gradio-container { margin: 0 auto !important; }
 .pixels img { image-rendering: pixelated; }
 footer { display: none !important; }
 """
@@ -143,7 +145,8 @@ def _forward_tab(studio: Studio, label: gr.Dropdown) -> None:
         with gr.Column(min_width=280):
             image = _source(studio)
         with gr.Column(min_width=280):
-            canvas = _canvas("Or draw one", brush="#ffffff")
+            black = Image.new("RGB", (_CANVAS, _CANVAS))
+            canvas = _canvas("Or draw one", brush="#ffffff", value=black)
             drawn = gr.Button("Take the drawing")
     t = gr.Slider(0, 1, 0.5, step=0.01, label="t: 0 is the image, 1 is noise")
     told = gr.Markdown(elem_id="forward-text")
@@ -253,6 +256,7 @@ def _compress_tab(studio: Studio) -> None:
         button = gr.Button("Compress", variant="primary")
         back = gr.Button("Decompress")
     told = gr.Markdown(elem_id="compress-text")
+    link = gr.HTML()
     again = gr.Markdown(elem_id="decompress-text")
     result = _output("Decompressed")
     kept = gr.State(None)
@@ -265,7 +269,7 @@ def _compress_tab(studio: Studio) -> None:
         rows = [f"| .vdmz, {way} | **{size:,}** | {8 * size / x.size:.3f} |"]
         rows += [f"| {name} | {n:,} | {8 * n / x.size:.3f} |" for name, n in found.pictures.items()]
         text = "| | bytes | bits/dim |\n|---|---|---|\n" + "\n".join(rows)
-        return text, found.content, "", None
+        return text, found.content, _download(found.content), "", None
 
     def decompress(content: bytes | None, x: np.ndarray | None) -> tuple[Any, ...]:
         if content is None:
@@ -275,8 +279,9 @@ def _compress_tab(studio: Studio) -> None:
         same = "the same in every bit" if unchanged else "another than before"
         return f"{values.size:,} values decoded: {same}", _enlarged(values, studio.levels)
 
-    _on(button.click, compress, [image], [told, kept, again, result])
-    _on(image.change, lambda: ("", None, "", None), [], [told, kept, again, result])
+    outputs = [told, kept, link, again, result]
+    _on(button.click, compress, [image], outputs)
+    _on(image.change, lambda: ("", None, "", "", None), [], outputs)
     _on(back.click, decompress, [kept, image], [again, result])
 
 
@@ -295,7 +300,9 @@ def _source(studio: Studio, *, scaled: bool = True) -> gr.State:
         most = {} if scaled else {"max_pixels": MOST_TILES * height * width}
         return read_upload(content, studio.shape[0], studio.levels, size, **most)
 
-    _on(upload.upload, take, [upload], [image])
+    taken = _on(upload.upload, take, [upload], [image])
+    for ended in (taken.success, taken.failure):  # ready for the next one
+        ended(lambda: None, [], [upload], api_visibility="private")
     _on(button.click, lambda n: (studio.test_example(n), n + 1), [number], [image, number])
     _on(
         image.change,
@@ -318,9 +325,13 @@ def _output(label: str) -> gr.Image:
     )
 
 
-def _canvas(label: str, brush: str) -> gr.ImageEditor:
-    """Return a canvas to paint on; a function is given its pictures as bytes, not decoded."""
+def _canvas(label: str, brush: str, value: Image.Image | None = None) -> gr.ImageEditor:
+    """Return a canvas to paint on; a function is given its pictures as bytes, not decoded.
+
+    value: what it shows at first, and what is drawn on.
+    """
     canvas = gr.ImageEditor(
+        value,
         label=label,
         sources=(),
         transforms=(),
@@ -363,8 +374,11 @@ def _on(
     inputs: list[Any],
     outputs: list[Any],
     **options: Any,
-) -> None:
-    """Call a function on an event, one at a time for all of them; tell its `InputError`."""
+) -> Any:
+    """Call a function on an event, one at a time for all of them; tell its `InputError`.
+
+    Return the event of its end.
+    """
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
@@ -383,7 +397,16 @@ def _on(
                 raise gr.Error(str(error), print_exception=False) from error
 
     options |= {"concurrency_id": "model", "api_visibility": "private"}
-    event(told, inputs, outputs, **options)
+    return event(told, inputs, outputs, **options)
+
+
+def _download(content: bytes) -> str:
+    """Return a link that holds the bytes themselves: no file is made for them."""
+    held = base64.b64encode(content).decode()
+    return (
+        f'<a download="image.vdmz" href="data:application/octet-stream;base64,{held}">Download '
+        "image.vdmz</a> (<code>vdm decompress</code> reads it)"
+    )
 
 
 def _there(x: np.ndarray | None) -> np.ndarray:

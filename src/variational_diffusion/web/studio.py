@@ -273,8 +273,11 @@ class Studio:
         file = io.BytesIO()
         with Writer(file, header) as writer:
             writer.add(1, coded.table, coded.payload)
-        bits = picture_lengths(x[None], self.levels)
-        pictures = {name: round(value * x.size / 8) for name, value in bits.items()}
+        pictures = {
+            name.removesuffix(", one by one"): round(bits * x.size / 8)
+            for name, bits in picture_lengths(x[None], self.levels).items()
+            if "mosaic" not in name  # of one image
+        }
         return Compressed(file.getvalue(), tiles, coded.by_model > 0, pictures)
 
     def decompress(self, content: bytes) -> Image:
