@@ -250,6 +250,31 @@ def test_the_order_of_a_sampler_is_what_is_claimed(name, solved):
     assert order - 0.25 < slope < order + 0.6
 
 
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_weak_order_with_fresh_noise_is_what_is_claimed(order):
+    """The variance at the end, of Gaussian data: exactly, by the coefficients of every draw.
+
+    The exact chain draws from q(z_0|z_1), and z_1 from N(0, 1) instead of from the marginal.
+    """
+    sampler, counts, errors = Multistep(order, eta=1.0), np.array([32, 45, 64, 90, 128]), []
+    for steps in counts.tolist():
+        u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        gammas = 4 - 10 * (u + 0.1 * torch.sin(math.pi * u))
+        affine = Affine(gammas.tolist())
+        z, seen = affine.start, []
+        for i, step in enumerate(sampler.steps(gammas)):
+            seen = [affine.data(z, i), *seen][:order]
+            moved = sum(weight * x for weight, x in zip(step.predict, seen, strict=True))
+            z = step.keep * z + step.fresh * affine.fresh[i] + moved
+        alpha, sigma = np.array(affine.alphas), np.array(affine.sigmas)
+        total = alpha**2 * STD**2 + sigma**2
+        carried = alpha[0] / alpha[-1] * total[-1] / total[0]  # Cov(z_0, z_1) / Var(z_1)
+        exact = total[-1] + carried**2 * (1 - total[0])
+        errors.append(abs(affine.moments(z)[1] - exact))
+    slope, _ = np.polyfit(np.log(1 / counts), np.log(errors), 1)
+    assert order - 0.25 < slope < order + 0.25
+
+
 def test_many_steps_give_the_data_distribution(generator):
     n = 50_000
     vdm = exact_vdm(mean=MEAN, std=STD, dimensions=1, gamma_min=-10.0, gamma_max=8.0)

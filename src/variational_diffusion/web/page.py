@@ -204,7 +204,7 @@ def _inpaint_tab(studio: Studio, label: gr.Dropdown) -> None:
         with gr.Column(min_width=280):
             image = _source(studio)
         with gr.Column(min_width=280):
-            canvas = _canvas("Paint over what is to be made anew", brush="#ff3b30")
+            canvas = _canvas("Paint a hole", brush="#ff3b30")
     with gr.Row():
         steps = gr.Slider(1, MOST_STEPS, 50, step=1, label="Steps, each done three times")
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31)
