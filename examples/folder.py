@@ -66,7 +66,7 @@ def main(folder: Path | None, out: Path, minutes: float, steps: int) -> None:
     print(f"test: {summary.bits_per_dim:.3f} ± {summary.standard_error:.3f} bits/dim")
 
     generator = torch.Generator().manual_seed(0)
-    samples = vdm.sample(16, steps=steps, sampler="unipc", generator=generator).numpy()
+    samples = vdm.sample(16, steps=steps, generator=generator).numpy()
     save_sheet(samples, dataset.levels, out / "samples.png")
 
     bits = bits_per_dim(torch.cat([estimate.total for estimate in estimates]), vdm.dimensions)

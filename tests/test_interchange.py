@@ -14,6 +14,7 @@ from variational_diffusion.cli import run
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
+from variational_diffusion.grids import uniform_in_time
 from variational_diffusion.interchange.official import read_official
 from variational_diffusion.model import VDM, build
 from variational_diffusion.networks import NETWORKS
@@ -431,7 +432,8 @@ def test_a_dit_is_conditioned_on_labels_and_on_none(bridge, generator):
 @pytest.mark.parametrize("schedule", ["adaptive", "monotone"])
 def test_a_pipeline_draws_the_samples_of_the_model_bit_for_bit(schedule, bridge, tmp_path):
     vdm = trained("unet", schedule, levels=256, options={"widths": [8], "levels": 256})
-    samples = vdm.sample(3, steps=5, generator=torch.Generator().manual_seed(2))
+    chain = {"gammas": uniform_in_time(vdm.schedule, 5).detach(), "sampler": "ancestral"}
+    samples = vdm.sample(3, **chain, generator=torch.Generator().manual_seed(2))
     expected = vdm.decoder.encode(samples) / 2 + 0.5
     pipeline = bridge.pipeline(vdm)
     pipeline.save_pretrained(tmp_path / "pipeline")
@@ -444,7 +446,7 @@ def test_a_pipeline_draws_the_samples_of_the_model_bit_for_bit(schedule, bridge,
         pictures = each(**options, generator=seeds[1]).images
         assert np.array_equal(np.stack([np.asarray(p) for p in pictures]), samples[:, 0].numpy())
     back = VDM.from_pretrained(tmp_path / "pipeline" / "unet")
-    assert torch.equal(back.sample(3, steps=5, generator=torch.Generator().manual_seed(2)), samples)
+    assert torch.equal(back.sample(3, **chain, generator=torch.Generator().manual_seed(2)), samples)
 
 
 def test_a_pipeline_takes_images_only(bridge):

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from variational_diffusion import tracking
 from variational_diffusion.cli import run as vdm
-from variational_diffusion.cli import session, sheets
+from variational_diffusion.cli import session
 from variational_diffusion.errors import InputError
 from variational_diffusion.tracking import Tracking
 
@@ -26,11 +26,6 @@ def figures(path, tag: str) -> dict[int, float]:
 def pixels(path) -> np.ndarray:
     with Image.open(path) as picture:
         return np.asarray(picture)
-
-
-@pytest.fixture(autouse=True)
-def quick_sheets(monkeypatch):
-    monkeypatch.setattr(sheets, "_STEPS", 3)
 
 
 def test_a_run_is_found_in_tensorboard_as_in_its_metrics(tmp_path, monkeypatch):

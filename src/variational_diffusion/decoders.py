@@ -21,6 +21,9 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.graphs import is_recording
 from variational_diffusion.numerics import Normal, expand, sum_per_example
 
+UNSEEN = 3.0
+"""Levels of noise that one x̂ takes away as well as many steps do (docs/sampling.md)."""
+
 
 class Discretized(nn.Module):
     """Integers 0 … levels − 1, as the centres of `levels` equal bins of (−1, 1).

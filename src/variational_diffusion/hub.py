@@ -147,7 +147,7 @@ def card(
         "```python\n"
         "from variational_diffusion import VDM\n\n"
         'vdm = VDM.from_pretrained("OWNER/NAME")  # or a folder\n'
-        "samples = vdm.sample(4, steps=256)\n"
+        "samples = vdm.sample(4)\n"
         "```\n\n"
         "Method: Kingma, Salimans, Poole, Ho, "
         "[Variational Diffusion Models](https://arxiv.org/abs/2107.00630) (2021).\n"

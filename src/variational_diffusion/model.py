@@ -22,13 +22,20 @@ from torch import Tensor, nn
 from variational_diffusion import grids, hub, objective, process
 from variational_diffusion.conditions import CONDITIONS, Arrays, Batch, Labels, parted
 from variational_diffusion.config import Component, ModelConfig
-from variational_diffusion.decoders import DECODERS, Discretized, Gaussian
+from variational_diffusion.decoders import DECODERS, UNSEEN, Discretized, Gaussian
 from variational_diffusion.errors import InputError
 from variational_diffusion.guidance import EVERYWHERE, Guided
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.numerics import Normal, expand, randn_like
 from variational_diffusion.objective import Bound, Draws
-from variational_diffusion.sampling import Clipped, Denoised, Sampler, named
+from variational_diffusion.sampling import (
+    DEFAULT,
+    DEFAULT_STEPS,
+    Clipped,
+    Denoised,
+    Sampler,
+    named,
+)
 from variational_diffusion.schedules import SCHEDULES, Schedule
 from variational_diffusion.weightings import Weighting
 
@@ -255,27 +262,43 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         model.autocast, model.reverse_errors = self.autocast, self.reverse_errors
         return model.train(self.training)
 
+    def sampling_grid(self, steps: int) -> grids.Gammas:
+        """Return a grid for few steps: even in γ, and the last where its noise is hardly seen."""
+        return grids.step_grid("gamma", self.schedule, steps, stop=self.stop_early(steps))
+
+    def stop_early(self, steps: int) -> float | None:
+        """Return the γ from which the last of a few steps is taken, or None for an even grid.
+
+        It is where the noise is `decoders.UNSEEN` levels; real-valued data have none.
+        """
+        if not isinstance(self.decoder, Discretized) or steps < 2:
+            return None
+        gamma = self.decoder.gamma_at(UNSEEN)
+        gamma_0, gamma_1 = self.schedule.end_points.tolist()
+        return gamma if gamma_0 < gamma < gamma_1 else None
+
     def trajectory(
         self,
         n: int,
         *,
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
-        sampler: str | Sampler = "ancestral",
+        sampler: str | Sampler = DEFAULT,
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Float[Tensor, "n *shape"]]]:
         """Yield (γ, z) for n samples: first the prior's draw at γ_1, then after every step.
 
-        steps: number of sampler steps, uniform in t. gammas: the grid in place of `steps`, from
-        γ_1 down to γ_0. sampler: a name in `SAMPLERS`, or what is called like its entries.
+        steps: on the grid that `sampling_grid` returns; None: `DEFAULT_STEPS`. gammas: another
+        grid in its place, from γ_1 down to γ_0; `uniform_in_time(vdm.schedule, 1000)` with the
+        sampler "ancestral" is the paper's. sampler: a name in `SAMPLERS`, or what is called like
+        its entries.
         """
-        if (steps is None) == (gammas is None):
+        if steps is not None and gammas is not None:
             raise InputError(f"steps = {steps} and gammas = {gammas}: give one of them")
         carry = named(sampler) if isinstance(sampler, str) else sampler
         if gammas is None:
-            assert steps is not None
-            gammas = grids.uniform_in_time(self.schedule, steps)
+            gammas = self.sampling_grid(DEFAULT_STEPS if steps is None else steps)
         shape = (n, *self.shape)
         z = torch.randn(shape, generator=generator, dtype=gammas.dtype, device=gammas.device)
         yield gammas[0], z
@@ -289,7 +312,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         *,
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
-        sampler: str | Sampler = "ancestral",
+        sampler: str | Sampler = DEFAULT,
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Shaped[Tensor, "n *shape"]:

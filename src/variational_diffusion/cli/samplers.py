@@ -10,19 +10,25 @@ import click
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import grid_of
-from variational_diffusion.decoders import Discretized
+from variational_diffusion.decoders import UNSEEN, Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import GRIDS, VARIANCES, Gammas
 from variational_diffusion.model import VDM
-from variational_diffusion.sampling import SAMPLERS, Multistep, Sampler, named
+from variational_diffusion.sampling import (
+    DEFAULT,
+    DEFAULT_STEPS,
+    SAMPLERS,
+    Multistep,
+    Sampler,
+    named,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_SAMPLER, _STEPS, _GRID = "unipc", 20, "gamma"
-_LEVELS = 3.0
+_GRID = "gamma"
 DEFAULTS: dict[str, Any] = {
-    "sampler": _SAMPLER,
-    "steps": _STEPS,
+    "sampler": DEFAULT,
+    "steps": DEFAULT_STEPS,
     "grid": _GRID,
     "variance": "posterior",
     "eta": None,
@@ -55,7 +61,7 @@ def sampling_options(command: Command) -> Command:
             type=click.FloatRange(0),
             metavar="LEVELS",
             help="Take the last step from where the noise is this many levels of the data (default "
-            f"{_LEVELS:g}; 0: walk all the way; real-valued data: all the way).",
+            f"{UNSEEN:g}; 0: walk all the way; real-valued data: all the way).",
         ),
         click.option(
             "--eta",
@@ -80,14 +86,14 @@ def sampling_options(command: Command) -> Command:
         click.option(
             "--steps",
             type=click.IntRange(1),
-            default=_STEPS,
-            help=f"Steps of the sampler (default {_STEPS}); heun evaluates the network twice in "
-            "each, adaptive as often as it needs.",
+            default=DEFAULT_STEPS,
+            help=f"Steps of the sampler (default {DEFAULT_STEPS}); heun evaluates the network "
+            "twice in each, adaptive as often as it needs.",
         ),
         click.option(
             "--sampler",
-            default=_SAMPLER,
-            help=f"One of: {', '.join(SAMPLERS)} (default {_SAMPLER}).",
+            default=DEFAULT,
+            help=f"One of: {', '.join(SAMPLERS)} (default {DEFAULT}).",
         ),
     ):
         command = option(command)
@@ -118,14 +124,12 @@ def _stop(vdm: VDM, levels: float | None, steps: int) -> float | None:
     """Return the γ from which the last step is taken; None for γ's end on its own grid."""
     if levels == 0:
         return None
-    if not isinstance(vdm.decoder, Discretized):
-        if levels is None:
-            return None
-        raise InputError(f"stop_early = {levels:g}: real-valued data have no levels; leave it out")
-    gamma = vdm.decoder.gamma_at(_LEVELS if levels is None else levels)
-    gamma_0, gamma_1 = (float(end) for end in vdm.schedule.end_points)
     if levels is None:
-        return gamma if steps > 1 and gamma_0 < gamma < gamma_1 else None
+        return vdm.stop_early(steps)
+    if not isinstance(vdm.decoder, Discretized):
+        raise InputError(f"stop_early = {levels:g}: real-valued data have no levels; leave it out")
+    gamma = vdm.decoder.gamma_at(levels)
+    gamma_0, gamma_1 = (float(end) for end in vdm.schedule.end_points)
     if not gamma_0 < gamma < gamma_1:
         low, high = (vdm.decoder.noise_at(end) for end in (gamma_0, gamma_1))
         raise InputError(

@@ -11,7 +11,7 @@ from variational_diffusion.processes import here
 from variational_diffusion.tracking import Tracking
 from variational_diffusion.training import TrainingState
 
-_COUNT, _STEPS, _SEED = 36, 100, 0
+_COUNT, _SEED = 36, 0
 
 
 def write_sheet(run: Run, state: TrainingState, tracking: Tracking, split: Split) -> None:
@@ -27,7 +27,7 @@ def write_sheet(run: Run, state: TrainingState, tracking: Tracking, split: Split
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(_SEED)
     count = min(_COUNT, len(split))
     model, _ = vdm.given_in(split.batch(range(count)))
-    samples = model.sample(count, steps=_STEPS, generator=generator).cpu().numpy()
+    samples = model.sample(count, generator=generator).cpu().numpy()
     if not here().leads:
         return
     levels = run.config.data.levels

@@ -157,7 +157,7 @@ class GammaScheduler(SchedulerMixin, ConfigMixin):
     def set_timesteps(
         self, num_inference_steps: int, device: torch.device | str | None = None
     ) -> None:
-        """Lay so many steps, uniform in t as those of `VDM.sample`."""
+        """Lay so many steps, uniform in t."""
         self.gammas = grids.uniform_in_time(self.schedule, num_inference_steps).to(device)
         self.timesteps = self.gammas[:-1]
 

@@ -30,6 +30,9 @@ SAMPLERS: dict[str, Sampler] = {
     "adaptive": Adaptive(),
 }
 
+DEFAULT, DEFAULT_STEPS = "sde-dpmpp-2m", 20
+"""What samples are drawn by where nothing is said (docs/sampling.md says why)."""
+
 
 def named(sampler: str) -> Sampler:
     """Return the sampler with a name of `SAMPLERS`."""

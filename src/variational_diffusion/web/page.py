@@ -21,7 +21,7 @@ from PIL import Image
 from variational_diffusion.errors import InputError
 from variational_diffusion.pictures import sheet
 from variational_diffusion.report.images import heat_maps
-from variational_diffusion.sampling import SAMPLERS
+from variational_diffusion.sampling import DEFAULT, DEFAULT_STEPS, SAMPLERS
 from variational_diffusion.web.studio import (
     MOST_SAMPLES,
     MOST_STEPS,
@@ -106,8 +106,8 @@ def build(studio: Studio) -> gr.Blocks:
 
 def _sample_tab(studio: Studio, label: gr.Dropdown) -> None:
     with gr.Row():
-        sampler = gr.Dropdown(list(SAMPLERS), value="unipc", label="Sampler")
-        steps = gr.Slider(1, MOST_STEPS, 40, step=1, label="Steps")
+        sampler = gr.Dropdown(list(SAMPLERS), value=DEFAULT, label="Sampler")
+        steps = gr.Slider(1, MOST_STEPS, DEFAULT_STEPS, step=1, label="Steps")
         count = gr.Slider(1, MOST_SAMPLES, 9, step=1, label="Images")
     with gr.Row():
         guided = bool(studio.labels) and studio.free

@@ -144,7 +144,7 @@ class Studio:
         _check("steps", steps, 1, MOST_STEPS)
         named(sampler)
         model, generator = self.given(label, guidance), self._generator(seed)
-        gammas = grids.uniform_in_gamma(model.schedule, steps).detach()
+        gammas = model.sampling_grid(steps).detach()
         with torch.no_grad():
             path = model.trajectory(count, gammas=gammas, sampler=sampler, generator=generator)
             for step, (gamma, z) in enumerate(path):
