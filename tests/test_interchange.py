@@ -28,7 +28,14 @@ SMALL = {
 }
 
 
-def trained(network="unet", schedule="adaptive", levels=17, shape=(1, 5, 4), options=None):
+def trained(
+    network="unet",
+    schedule="adaptive",
+    levels=17,
+    shape=(1, 5, 4),
+    options=None,
+    condition=None,
+):
     """A model as training may leave it: no parameter is zero."""
     vdm = build(
         ModelConfig(
@@ -36,6 +43,7 @@ def trained(network="unet", schedule="adaptive", levels=17, shape=(1, 5, 4), opt
             decoder=Component(name="discretized", options={"levels": levels}),
             schedule=Component(name=schedule),
             network=Component(name=network, options=options or SMALL[network]),
+            condition=condition,
         )
     )
     generator = torch.Generator().manual_seed(5)
@@ -46,6 +54,8 @@ def trained(network="unet", schedule="adaptive", levels=17, shape=(1, 5, 4), opt
 
 
 # ONNX
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -63,12 +73,34 @@ def test_the_denoiser_is_the_same_in_onnxruntime(network, tmp_path, generator):
         gamma = torch.linspace(-13.3, 4.0, batch)
         theirs = session.run(["noise", "x"], {"z": z.numpy(), "gamma": gamma.numpy()})
         for a, b in zip(theirs, vdm.denoise(z, gamma), strict=True):
-            torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(torch.from_numpy(a), b, **CLOSE)
     metadata = session.get_modelmeta().custom_metadata_map
     assert float(metadata["gamma_0"]) == vdm.schedule.gamma_0.item()
     assert float(metadata["gamma_1"]) == vdm.schedule.gamma_1.item()
     assert json.loads(metadata["shape"]) == [1, 5, 4]
     assert json.loads(metadata["decoder"])["options"] == {"levels": 17}
+
+
+def test_the_condition_goes_into_the_graph(tmp_path, generator):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    from variational_diffusion.interchange.onnx import export_denoiser  # noqa: PLC0415
+
+    labels = {"names": ["bag", "coat", "shirt"], "shares": [0.25, 0.25, 0.5]}
+    condition = Component(name="label", options=labels)
+    vdm = trained(options=SMALL["unet"] | {"conditioning_size": 3}, condition=condition)
+    export_denoiser(vdm, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    z, gamma = torch.randn(3, 1, 5, 4, generator=generator), torch.linspace(-9.0, 4.0, 3)
+    given = torch.tensor([2, 0, 1])
+    results = []
+    for rows in (vdm.condition.encode(given), torch.zeros(3, 3)):
+        inputs = {"z": z.numpy(), "gamma": gamma.numpy(), "conditioning": rows.numpy()}
+        results.append(torch.from_numpy(session.run(["x"], inputs)[0]))
+    torch.testing.assert_close(results[0], vdm.given(given).denoise(z, gamma).x, **CLOSE)
+    torch.testing.assert_close(results[1], vdm.denoise(z, gamma).x, **CLOSE)
+    assert (results[0] - results[1]).abs().max() > 1e-3
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["condition"])["options"]["names"] == labels["names"]
 
 
 def test_an_onnx_file_is_not_overwritten(tmp_path):

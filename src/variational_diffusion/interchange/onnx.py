@@ -4,7 +4,8 @@
     outputs  noise, x: the estimates of `VDM.denoise`, each of the shape of z
 
 All are float32 and the batch may have any size. The file's metadata say the rest of what sampling
-takes: gamma_0 and gamma_1, the model's shape, and its decoder as JSON.
+takes: gamma_0 and gamma_1, the model's shape, and its decoder and its condition as JSON. The
+conditioning is what the condition's `encode` returns, one-hot rows for labels; zeros are none.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from variational_diffusion.errors import InputError
@@ -44,12 +44,11 @@ class Denoiser(nn.Module):
         return noise, x
 
 
-def export_denoiser(
-    vdm: VDM, path: Path, *, conditioning: Float[Tensor, "one *conditioning"] | None = None
-) -> float:
+def export_denoiser(vdm: VDM, path: Path, *, conditioning: Sequence[int] | None = None) -> float:
     """Write the denoiser of a float32 model on the CPU; return how far it is from torch's.
 
-    path: a new file, NAME.onnx. conditioning: an example of it, for a model that takes one.
+    path: a new file, NAME.onnx. conditioning: the shape of one, for a network that takes it without
+        a condition of the model's, whose shape is known.
 
     The file is run by onnxruntime before it gets its name, on batches of other sizes than the one
     it was made from, with γ over the whole range. What is returned is the largest difference of an
@@ -60,6 +59,8 @@ def export_denoiser(
     session_of = _onnxruntime()
     if path.suffix != ".onnx":
         raise InputError(f"onnx = '{path}': give the name of a new .onnx file")
+    if vdm.condition is not None:
+        conditioning = vdm.condition.shape
     denoiser = Denoiser(vdm).eval()
     generator = torch.Generator().manual_seed(0)
     inputs = _inputs(vdm, 2, conditioning, generator)
@@ -92,7 +93,7 @@ def export_denoiser(
 
 
 def _inputs(
-    vdm: VDM, batch: int, conditioning: Tensor | None, generator: torch.Generator
+    vdm: VDM, batch: int, conditioning: Sequence[int] | None, generator: torch.Generator
 ) -> dict[str, Tensor]:
     gamma_0, gamma_1 = vdm.schedule.end_points.detach()
     inputs = {
@@ -100,18 +101,23 @@ def _inputs(
         "gamma": torch.lerp(gamma_0, gamma_1, torch.linspace(0, 1, batch)),
     }
     if conditioning is not None:
-        inputs["conditioning"] = conditioning.expand(batch, *conditioning.shape[1:])
+        inputs["conditioning"] = torch.randn(batch, *conditioning, generator=generator)
     return inputs
 
 
 def _metadata(vdm: VDM) -> dict[str, str]:
     gamma_0, gamma_1 = vdm.schedule.end_points.tolist()
-    decoder = None if vdm.config is None else vdm.config.decoder.model_dump(mode="json")
+    config = vdm.config
+    decoder, condition = (
+        None if part is None else part.model_dump(mode="json")
+        for part in ((None, None) if config is None else (config.decoder, config.condition))
+    )
     return {
         "gamma_0": repr(gamma_0),
         "gamma_1": repr(gamma_1),
         "shape": json.dumps(vdm.shape),
         "decoder": json.dumps(decoder),
+        "condition": json.dumps(condition),
     }
 
 
