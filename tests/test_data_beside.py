@@ -214,6 +214,23 @@ def test_degradations_do_what_they_are_called():
         assert torch.equal(found[:, :3], x * (1 - mask))
 
 
+def test_an_image_always_has_the_same_rectangle_hidden():
+    x = torch.randint(1, 17, (60, 1, 16, 12), generator=torch.Generator().manual_seed(0))
+    found = DEGRADATIONS["hidden-anywhere"](x)
+    image, mask = found[:, :1], found[:, 1:]
+    assert torch.equal(image, x * (1 - mask))
+    rows, columns = mask.amax(3)[:, 0], mask.amax(2)[:, 0]
+    assert torch.equal(mask[:, 0], rows[:, :, None] * columns[:, None, :])  # a rectangle
+    for sides, size in ((rows, 16), (columns, 12)):
+        assert (sides.diff(dim=1).abs().sum(1) <= 2).all()  # in one piece
+        assert sides.sum(1).min() >= round(0.25 * size) - 1
+        assert sides.sum(1).max() <= round(0.75 * size) + 1
+        assert sides.amax(0).min() == 1  # every place is hidden in some image
+    assert len(mask.flatten(1).unique(dim=0)) > 50
+    turned = torch.arange(59, -1, -1)
+    assert torch.equal(DEGRADATIONS["hidden-anywhere"](x[turned].to(torch.uint8)), found[turned])
+
+
 def test_a_degradation_is_made_of_what_was_cropped_and_flipped():
     dataset = opened("digits", "hidden-right", flip="horizontal", crop=(6, 6))
     batches = training_batches(dataset, 16, seed=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ KINDS = ("label", "vector", "image")
 
 Images = Shaped[Tensor, "batch channels h w"]
 Degraded = Shaped[Tensor, "batch others h w"]
+Parts = tuple[tuple[float, float], tuple[float, float]]
+"""First and last row, first and last column, in shares of the sides."""
 
 
 class Asked(NamedTuple):
@@ -123,15 +126,35 @@ def hidden(rows: tuple[float, float], columns: tuple[float, float]) -> Callable[
     """
 
     def degrade(x: Images) -> Degraded:
-        mask = torch.zeros_like(x[:, :1], dtype=torch.float32)
+        return _without(x, [(rows, columns)] * len(x))
+
+    return degrade
+
+
+def hidden_anywhere(x: Images) -> Degraded:
+    """Hide a rectangle of each image, as `hidden` does, a quarter to three quarters wide and high.
+
+    It is drawn for each image, seeded by its pixels: an image always gets the same one.
+    """
+    return _without(x, [_drawn_parts(crc32(image.double().cpu().numpy().tobytes())) for image in x])
+
+
+def _drawn_parts(seed: int) -> Parts:
+    sizes, places = np.random.default_rng(seed).uniform(size=(2, 2))
+    sizes = 0.25 + 0.5 * sizes
+    starts = places * (1 - sizes)
+    return (starts[0], starts[0] + sizes[0]), (starts[1], starts[1] + sizes[1])
+
+
+def _without(x: Images, parts: Sequence[Parts]) -> Degraded:
+    mask = torch.zeros_like(x[:, :1], dtype=torch.float32)
+    for hole, (rows, columns) in zip(mask, parts, strict=True):
         (top, bottom), (left, right) = (
             [round(share * side) for share in shares]
             for shares, side in ((rows, x.shape[2]), (columns, x.shape[3]))
         )
-        mask[:, :, top:bottom, left:right] = 1
-        return torch.cat([x * (1 - mask), mask], dim=1)
-
-    return degrade
+        hole[:, top:bottom, left:right] = 1
+    return torch.cat([x * (1 - mask), mask], dim=1)
 
 
 DEGRADATIONS: dict[str, Callable[[Images], Degraded]] = {
@@ -142,5 +165,6 @@ DEGRADATIONS: dict[str, Callable[[Images], Degraded]] = {
     "hidden-centre": hidden((0.25, 0.75), (0.25, 0.75)),
     "hidden-right": hidden((0.0, 1.0), (0.5, 1.0)),
     "hidden-bottom": hidden((0.5, 1.0), (0.0, 1.0)),
+    "hidden-anywhere": hidden_anywhere,
 }
 """Functions of a batch of images, as they are read, to images of the same height and width."""
