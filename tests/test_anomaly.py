@@ -186,6 +186,35 @@ def test_the_command_writes_scores_figure_and_sheet(capsys, trained, tmp_path):
     assert "exists and is not overwritten" in capsys.readouterr().err
 
 
+def test_image_files_are_called_by_their_names(capsys, tmp_path, generator):
+    folder = tmp_path / "images"
+    for name in ("a/1.png", "a/2.png", *(f"b/{k}.png" for k in range(498))):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        values = torch.randint(0, 20, (8, 8), generator=generator)
+        Image.fromarray((values + 200 * (name == "a/2.png")).numpy().astype(np.uint8)).save(
+            folder / name
+        )
+    path = str(tmp_path / "run")
+    small = ["--condition", "label", "--batch-size", "4", "--set", "network.widths=[8,8]"]
+    assert run(["train", str(folder), "--run", path, "--steps", "40", *small]) == 0
+    table = tmp_path / "scores.csv"
+    options = ["--draws", "2", "--out", str(table), "--condition", "none"]
+    assert run(["score", path, str(folder), *options]) == 0
+    with table.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["file"] == "a/2.png"
+    assert {row["file"] for row in rows} == {
+        str(f.relative_to(folder)) for f in folder.rglob("*.*")
+    }
+    assert "a/2.png" in capsys.readouterr().out
+    for command, option in (("evaluate", "--per-example"), ("classify", "--per-example")):
+        table = tmp_path / f"{command}.csv"
+        assert run([command, path, str(folder), option, str(table)]) == 0
+        with table.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0])[:2] == ["example", "file"]
+
+
 def test_samples_come_with_their_likelihood(capsys, trained, tmp_path):
     path = tmp_path / "samples.npy"
     arguments = ["sample", trained, "--n", "6", "--steps", "4", "--out", str(path)]

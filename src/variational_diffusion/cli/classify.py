@@ -16,7 +16,7 @@ from variational_diffusion.classification import (
     labels_of,
     probabilities,
 )
-from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
+from variational_diffusion.cli.columns import ENDINGS, check_target, file_column, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
 from variational_diffusion.cli.examples import chosen_examples, condition_option, examples_options
@@ -97,6 +97,7 @@ def command(
     predicted = p.argmax(1)
     columns = {
         "example": np.arange(len(predicted)),
+        **file_column(examples),
         "predicted": np.array(labels.names)[predicted],
         "probability": p.amax(1).numpy(),
     }

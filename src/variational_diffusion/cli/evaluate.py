@@ -12,7 +12,7 @@ import torch
 from variational_diffusion import evaluations
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import chain_of, chain_options, is_chain_option_given
-from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
+from variational_diffusion.cli.columns import ENDINGS, check_target, file_column, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
 from variational_diffusion.cli.examples import (
@@ -174,7 +174,10 @@ def command(
             return
         if per_example is not None:
             columns = example_columns(*done.rounds, dimensions=vdm.dimensions)
-            write_columns(per_example, {k: v.numpy() for k, v in columns.items()})
+            table = {name: column.numpy() for name, column in columns.items()}
+            rows = len(table["example"])  # fewer than examples where it was stopped
+            files = {name: column[:rows] for name, column in file_column(examples).items()}
+            write_columns(per_example, {"example": table.pop("example"), **files, **table})
             click.echo(f"per example: {per_example}", err=True)
         if done.stopped:
             count = sum(len(e.total) for e in done.rounds[0])

@@ -8,7 +8,7 @@ import torch
 
 from variational_diffusion.anomaly import SCORES, Profiles, Reference, profiles
 from variational_diffusion.checkpoint import Run
-from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
+from variational_diffusion.cli.columns import ENDINGS, check_target, file_column, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import (
@@ -104,8 +104,9 @@ def command(
     percentile = np.searchsorted(np.sort(own_score), chosen) / len(own_score)
     order = np.argsort(-chosen, kind="stable")
 
+    files = file_column(examples)
     if out is not None:
-        columns = _columns(of, scores, percentile)
+        columns = _columns(of, files, scores, percentile)
         write_columns(out, {name: column[order] for name, column in columns.items()})
         click.echo(f"scores: {out}", err=True)
     if figure is not None:
@@ -124,7 +125,12 @@ def command(
                 "examples": len(of),
                 "reference": len(own),
                 "strangest": [
-                    {"example": int(i), "score": float(chosen[i])} for i in order[:_SHOWN]
+                    {
+                        "example": int(i),
+                        **{name: str(column[i]) for name, column in files.items()},
+                        "score": float(chosen[i]),
+                    }
+                    for i in order[:_SHOWN]
                 ],
                 "share_beyond_99_percent_of_the_reference": float((percentile > 0.99).mean()),
             }
@@ -133,10 +139,11 @@ def command(
     beyond = f"{(percentile > 0.99).mean():.1%} are stranger than 99 % of the model's own"
     print_table(
         f"{len(of)} examples by '{score}', the strangest first; {beyond}",
-        ["example", *SCORES, "percentile"],
+        ["example", *files, *SCORES, "percentile"],
         [
             (
                 str(i),
+                *(str(column[i]) for column in files.values()),
                 *(f"{scores[name][i]:.3f}" if name in scores else "" for name in SCORES),
                 f"{100 * percentile[i]:.1f}",
             )
@@ -165,10 +172,14 @@ def scores_of(reference: Reference, of: Profiles) -> dict[str, np.ndarray]:
 
 
 def _columns(
-    of: Profiles, scores: dict[str, np.ndarray], percentile: np.ndarray
+    of: Profiles,
+    files: dict[str, np.ndarray],
+    scores: dict[str, np.ndarray],
+    percentile: np.ndarray,
 ) -> dict[str, np.ndarray]:
     return {
         "example": np.arange(len(of)),
+        **files,
         **scores,
         "percentile": 100 * percentile,
         "prior": of.prior,
