@@ -13,6 +13,7 @@ from variational_diffusion.anomaly import SCORES, Profiles, Reference, profiles,
 from variational_diffusion.classical import code_length
 from variational_diffusion.cli import run
 from variational_diffusion.errors import InputError
+from variational_diffusion.figures import score_figure
 
 MEAN, STD, DIMENSIONS = 0.3, 0.5, 64
 
@@ -136,8 +137,13 @@ def test_a_classical_length_follows_the_image():
 
 def test_mistakes_are_named(generator):
     few = of(gaussian(20, generator))
-    with pytest.raises(InputError, match=r"reference = 20 examples.*takes 38 or more"):
-        Reference(few)
+    for name in ("combined", "profile"):
+        for ask in (Reference(few).own_score, lambda name: Reference(few).score(few, name)):
+            with pytest.raises(
+                InputError, match=f"reference = 20 .* '{name}' takes 38 .* --score bits"
+            ):
+                ask(name)
+    assert np.array_equal(Reference(few).own_score("bits"), few.bits)
     reference = Reference(of(gaussian(60, generator)))
     with pytest.raises(InputError, match="score = 'odd': known are bits"):
         reference.score(few, "odd")
@@ -147,6 +153,23 @@ def test_mistakes_are_named(generator):
         next(profiles(exact_vdm(), [torch.zeros(1, 4, dtype=torch.float64)], draws=0))
     with pytest.raises(InputError, match="no examples"):
         Profiles.joined([])
+
+
+def test_the_histogram_shows_what_is_far_away():
+    own = np.random.default_rng(0).uniform(5, 20, 200)
+    near, far = (
+        score_figure("combined", own, own[:9]),
+        score_figure("combined", own, np.array([9e4])),
+    )
+    assert near.axes[0].get_xscale() == "linear"
+    assert far.axes[0].get_xscale() == "log"
+    _, scored = far.axes[0].patches
+    values, edges, _ = scored.get_data()
+    assert values[-1] == 1  # the share of what is scored: all of it, in the last bin
+    assert edges[-1] >= 9e4
+    assert score_figure("bits", -own, np.array([9e4])).axes[0].get_xscale() == "linear"
+    same = score_figure("bits", own[:1], own[:1])
+    assert [patch.get_data()[0].sum() for patch in same.axes[0].patches] == [1, 1]
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +203,10 @@ def test_the_command_writes_scores_figure_and_sheet(capsys, trained, tmp_path):
     for ending in (".png", ".webp"):
         with Image.open(files[ending]) as image:
             assert image.size[0] > 300
+    worst = np.load(strange)[int(rows[0]["example"])]
+    with Image.open(files[".webp"]) as image:  # the strangest comes first
+        shown = np.asarray(image.convert("L"))[6 : 2 + 64 : 8, 6 : 2 + 64 : 8]
+    assert np.abs(shown / 255 * 16 - worst).max() < 4
     assert run([*arguments, "--score", "bits"]) == 0
     assert "by 'bits', the strangest first" in capsys.readouterr().out
     assert run([*arguments, "--out", files[".csv"]]) == 2

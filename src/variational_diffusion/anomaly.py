@@ -178,18 +178,9 @@ class Reference:
 
     own: Profiles
 
-    def __post_init__(self) -> None:
-        least = 2 * (self.own.bands.shape[1] + 3)
-        if len(self.own) < least:
-            raise InputError(
-                f"reference = {len(self.own)} examples: to compare "
-                f"{self.own.bands.shape[1]} bands takes {least} or more"
-            )
-
     def score(self, of: Profiles, name: str = "combined") -> np.ndarray:
         """Return a score of `SCORES` for every example, shape (n,); larger is stranger."""
-        if name not in SCORES:
-            raise InputError(f"score = {name!r}: known are {', '.join(SCORES)}")
+        check_reference(name, len(self.own), self.own.bands.shape[1])
         return SCORES[name](self.own, of)
 
     def own_score(self, name: str = "combined") -> np.ndarray:
@@ -198,11 +189,24 @@ class Reference:
         A fifth is left out at a time. Scored by themselves, they would look less strange than
         other examples of the same data.
         """
+        check_reference(name, len(self.own), self.own.bands.shape[1])
         scores = np.empty(len(self.own))
         for left_out in np.array_split(np.random.default_rng(0).permutation(len(scores)), _FOLDS):
             others = np.setdiff1d(np.arange(len(scores)), left_out)
             scores[left_out] = SCORES[name](self.own.rows(others), self.own.rows(left_out))
         return scores
+
+
+def check_reference(score: str, examples: int, bands: int = BANDS) -> None:
+    """Raise InputError for an unknown score, and where it takes more examples to compare with."""
+    if score not in SCORES:
+        raise InputError(f"score = {score!r}: known are {', '.join(SCORES)}")
+    least = 2 * (bands + 3) if score in _OF_BANDS else _FOLDS
+    if examples < least:
+        raise InputError(
+            f"reference = {examples} validation examples: '{score}' takes {least} or more; type "
+            "--score bits, or train with a larger --validation than 0.1"
+        )
 
 
 def _raw(own: Profiles, of: Profiles) -> np.ndarray:
@@ -236,6 +240,9 @@ SCORES: dict[str, Callable[[Profiles, Profiles], np.ndarray]] = {
     "combined": _combined,
 }
 """(the model's own, the examples in question) → scores."""
+
+_OF_BANDS = {"profile", "combined"}
+"""Scores that compare every band with the own data's."""
 
 
 def _log_bands(of: Profiles) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import click
 import numpy as np
 import torch
 
-from variational_diffusion.anomaly import SCORES, Profiles, Reference, profiles
+from variational_diffusion.anomaly import SCORES, Profiles, Reference, check_reference, profiles
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.columns import ENDINGS, check_target, file_column, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
@@ -53,7 +55,7 @@ _SHEET = 16
 )
 @click.option("--out", help="Write every score and term of every example as this .csv or .parquet.")
 @click.option("--figure", help="Write a histogram beside the reference's as this .png or .svg.")
-@click.option("--sheet", help="Write the least and the most strange images as this .png.")
+@click.option("--sheet", help="Write the most strange images, then the least, as this .png.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the noise.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @condition_option
@@ -95,6 +97,7 @@ def command(
     if sheet is not None and not is_image(vdm.shape):
         raise InputError(f"sheet = '{sheet}': these examples are no images; give --out FILE.csv")
     validation = chosen_examples(opened, None, "validation", reference, condition=condition)
+    check_reference(score, len(validation))
     own = measured(vdm, validation, draws=draws, seed=seed, title="reference")
     of = measured(vdm, examples, draws=draws, seed=seed, title="scoring")
     against = Reference(own)
@@ -114,9 +117,14 @@ def command(
         save_figure(drawn, figure, f"Histogram of the score {score} of {len(of)} examples")
         click.echo(f"figure: {figure}", err=True)
     if sheet is not None:
-        ends = np.concatenate([order[::-1][:_SHEET], order[::-1][-_SHEET:]])
-        pictures = examples.read(ends)
-        save_sheet(pictures, opened.config.data.levels, sheet, columns=_SHEET)
+        rows = np.concatenate([order[:_SHEET], order[-_SHEET:]])
+        save_sheet(
+            examples.read(rows),
+            opened.config.data.levels,
+            sheet,
+            columns=_SHEET,
+            captions=[f"{chosen[i]:.3g}" for i in rows],
+        )
         click.echo(f"sheet: {sheet}", err=True)
     if as_json:
         print_json(
@@ -137,14 +145,14 @@ def command(
         )
         return
     beyond = f"{(percentile > 0.99).mean():.1%} are stranger than 99 % of the model's own"
+    shown = dict.fromkeys([score, "bits"])
     print_table(
         f"{len(of)} examples by '{score}', the strangest first; {beyond}",
-        ["example", *files, *SCORES, "percentile"],
+        [*(files or ["example"]), *shown, "percentile"],
         [
             (
-                str(i),
-                *(str(column[i]) for column in files.values()),
-                *(f"{scores[name][i]:.3f}" if name in scores else "" for name in SCORES),
+                *([str(column[i]) for column in files.values()] or [str(i)]),
+                *(f"{scores[name][i]:.4g}" for name in shown),
                 f"{100 * percentile[i]:.1f}",
             )
             for i in order[:_SHOWN]
@@ -167,8 +175,11 @@ def measured(vdm: VDM, split: Split, *, draws: int, seed: int, title: str) -> Pr
 
 def scores_of(reference: Reference, of: Profiles) -> dict[str, np.ndarray]:
     """Return all scores that these data have."""
-    names = [n for n in SCORES if n != "complexity" or not np.isnan(of.classical).any()]
-    return {name: reference.score(of, name) for name in names}
+    scores = {}
+    for name in SCORES:
+        with suppress(InputError):  # real values have no classical code, few examples no bands
+            scores[name] = reference.score(of, name)
+    return scores
 
 
 def _columns(

@@ -139,7 +139,8 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
         rows += [(f"  {name}", f"{value:.4f}") for name, value in summary.terms.items()]
     rows.append(("95 % interval", f"{low:.4f} to {high:.4f}"))
     if not math.isnan(summary.draws_error):
-        rows.append(("error of the draws alone", f"± {summary.draws_error:.4f}"))
+        rough = f", roughly (from {summary.degrees} differences)" if summary.degrees < 10 else ""
+        rows.append(("error of the draws alone", f"± {summary.draws_error:.4f}{rough}"))
     rows.append(("examples", str(summary.examples)))
     rows.append(("network evaluations an example", f"{summary.evaluations:g}"))
     if summary.failures:
