@@ -285,6 +285,23 @@ def test_many_steps_give_the_data_distribution(generator):
     assert abs(x.var() / variance - 1) < 5 * math.sqrt(2 / n) + 0.001
 
 
+class Scaled(nn.Module):
+    def forward(self, z, gamma, conditioning=None):
+        return 0.3 * z
+
+
+@pytest.mark.parametrize(("shape", "name"), [((1, 4, 4), "sde-dpmpp-2m"), ((6,), "unipc")])
+def test_images_and_vectors_have_their_defaults(shape, name):
+    vdm = VDM(Scaled(), FixedLinear(-6.0, 4.0), Discretized(16), shape)
+    seeds = [torch.Generator().manual_seed(1) for _ in range(3)]
+    chosen = vdm.sample(2, generator=seeds[0])
+    stop = vdm.decoder.gamma_at(3.0)
+    gammas = grids.step_grid("gamma", vdm.schedule, 20, stop=stop)
+    assert torch.equal(vdm.sample(2, gammas=gammas, sampler=name, generator=seeds[1]), chosen)
+    other = {"sde-dpmpp-2m": "unipc", "unipc": "sde-dpmpp-2m"}[name]
+    assert not torch.equal(vdm.sample(2, sampler=other, generator=seeds[2]), chosen)
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_last_z_is_divided_by_alpha_and_decoded_by_a_draw(name, generator):
     """Ending at γ_0 = −1, where alpha_0² = 0.73 and p(x|z_0) has the variance e^γ_0 = 0.37."""

@@ -16,7 +16,7 @@ from PIL import Image
 from test_serve import HOSTILE, TRAIN, png
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm
-from variational_diffusion.sampling import DEFAULT
+from variational_diffusion.sampling import default_for
 from variational_diffusion.web import Studio
 
 CHROMIUM = shutil.which("chromium")
@@ -108,7 +108,7 @@ def test_sampling_is_watched_to_its_end(page):
     page.get_by_role("spinbutton", name="number input for Steps").filter(visible=True).fill("3")
     page.keyboard.press("Tab")
     press(page, "Sample")
-    assert text_of(page, "sample-text", "samples") == f"9 samples, {DEFAULT}"
+    assert text_of(page, "sample-text", "samples") == f"9 samples, {default_for((1, 8, 8))}"
     assert picture(page, "x̂, what they will be").std() > 0
 
 

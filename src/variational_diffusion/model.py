@@ -29,11 +29,11 @@ from variational_diffusion.networks import NETWORKS
 from variational_diffusion.numerics import Normal, expand, randn_like
 from variational_diffusion.objective import Bound, Draws
 from variational_diffusion.sampling import (
-    DEFAULT,
     DEFAULT_STEPS,
     Clipped,
     Denoised,
     Sampler,
+    default_for,
     named,
 )
 from variational_diffusion.schedules import SCHEDULES, Schedule
@@ -283,7 +283,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         *,
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
-        sampler: str | Sampler = DEFAULT,
+        sampler: str | Sampler | None = None,
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Float[Tensor, "n *shape"]]]:
@@ -292,10 +292,11 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         steps: on the grid that `sampling_grid` returns; None: `DEFAULT_STEPS`. gammas: another
         grid in its place, from γ_1 down to γ_0; `uniform_in_time(vdm.schedule, 1000)` with the
         sampler "ancestral" is the paper's. sampler: a name in `SAMPLERS`, or what is called like
-        its entries.
+        its entries; None: `sampling.default_for` images or vectors.
         """
         if steps is not None and gammas is not None:
             raise InputError(f"steps = {steps} and gammas = {gammas}: give one of them")
+        sampler = default_for(self.shape) if sampler is None else sampler
         carry = named(sampler) if isinstance(sampler, str) else sampler
         if gammas is None:
             gammas = self.sampling_grid(DEFAULT_STEPS if steps is None else steps)
@@ -312,7 +313,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         *,
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
-        sampler: str | Sampler = DEFAULT,
+        sampler: str | Sampler | None = None,
         conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Shaped[Tensor, "n *shape"]:

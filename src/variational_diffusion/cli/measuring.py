@@ -36,6 +36,7 @@ from variational_diffusion.report import (
     read_section,
     write_section,
 )
+from variational_diffusion.sampling import default_for
 
 _SEED = 0
 _BINS = 100
@@ -83,7 +84,8 @@ Before = Mapping[str, Section]
 class Part(NamedTuple):
     """A section of a report, and how it is measured.
 
-    defaults: of its options. follows: the section that it is made of, and not without.
+    defaults: of its options, values or functions of an example's shape. follows: the section that
+        it is made of, and not without.
     """
 
     measure: Callable[[Subject, Options, Before], Section]
@@ -110,7 +112,11 @@ def measured_sections(
             own["of"] = found[part.follows].digest
         section = None if refresh else _stored(subject, name, own)
         if section is None:
-            options = {k: part.defaults[k] if v is None else v for k, v in own.items() if k != "of"}
+            defaults = {
+                key: value(subject.run.config.model.shape) if callable(value) else value
+                for key, value in part.defaults.items()
+            }
+            options = {k: defaults[k] if v is None else v for k, v in own.items() if k != "of"}
             start = time.monotonic()
             try:
                 section = part.measure(subject, options, found)
@@ -281,9 +287,7 @@ def _small(values: np.ndarray, levels: int | None) -> torch.Tensor:
 
 PARTS: dict[str, Part] = {
     "schedule": Part(_schedule, {}),
-    "samples": Part(
-        _samples, {"samples": 64, "sampler": DEFAULTS["sampler"], "steps": DEFAULTS["steps"]}
-    ),
+    "samples": Part(_samples, {"samples": 64, "sampler": default_for, "steps": DEFAULTS["steps"]}),
     "likelihood": Part(_likelihood, {"examples": 1000}),
     "profile": Part(_profile, {"evaluations": 20_000}),
     "neighbours": Part(_neighbours, {"training_examples": 60_000}, follows="samples"),

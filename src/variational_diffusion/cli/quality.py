@@ -102,10 +102,10 @@ def command(
     if given is not None:
         what, samples = f"samples in {given}", _given(given, opened, count)
     else:
-        what = f"samples of {options['sampler']} in {options['steps']} steps, seed {seed}"
         vdm = opened.load(weights).to(target)
         own = own_conditions(opened, vdm, count, seed)
         sampled, sampler, gammas = sampling_of(opened, vdm, weights, options)
+        what = f"samples of {options['sampler']} in {options['steps']} steps, seed {seed}"
         samples, _ = draw(sampled, count, sampler=sampler, gammas=gammas, seed=seed, given=own)
     found = {name: reference.distances(x) for name, x in {"samples": samples, **sets}.items()}
     copies = None

@@ -14,10 +14,10 @@ from variational_diffusion.cli.console import print_json
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.measuring import PARTS, Subject, measured_sections
 from variational_diffusion.cli.options import device_options, weights_option
-from variational_diffusion.cli.samplers import DEFAULTS
+from variational_diffusion.cli.samplers import DEFAULTS, SAMPLER_HELP
 from variational_diffusion.errors import InputError
 from variational_diffusion.report import check_replaceable, render, write_page
-from variational_diffusion.sampling import SAMPLERS, named
+from variational_diffusion.sampling import named
 
 
 @click.command()
@@ -28,7 +28,7 @@ from variational_diffusion.sampling import SAMPLERS, named
     help="Test examples that the bits per dimension are of (default 1000).",
 )
 @click.option("--samples", type=click.IntRange(4), help="Samples to draw (default 64).")
-@click.option("--sampler", help=f"One of: {', '.join(SAMPLERS)} (default {DEFAULTS['sampler']}).")
+@click.option("--sampler", help=SAMPLER_HELP)
 @click.option(
     "--steps",
     type=click.IntRange(1),

@@ -30,7 +30,7 @@ from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
 from variational_diffusion.pictures import animation, check_animation, save_image, save_sheet
 from variational_diffusion.processes import ALONE, DAYS, Place, processes, sum_over_processes
-from variational_diffusion.sampling import Sampler
+from variational_diffusion.sampling import Sampler, default_for
 
 _FRAMES = 48
 _BATCH = 250
@@ -80,9 +80,8 @@ def command(
     speed_up(vdm, compile_mode=compile_mode, channels_last=channels_last)
     is_image = len(vdm.shape) == 3 and vdm.shape[0] in (1, 3, 4)
     if out is None:
-        name = (
-            f"{options['sampler']}-{options['steps']}-seed-{seed}{'.png' if is_image else '.npy'}"
-        )
+        by = options["sampler"] or default_for(vdm.shape)
+        name = f"{by}-{options['steps']}-seed-{seed}{'.png' if is_image else '.npy'}"
         path = unused(opened.path / "samples" / name)
     else:
         path = Path(out)

@@ -15,11 +15,11 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.grids import GRIDS, VARIANCES, Gammas
 from variational_diffusion.model import VDM
 from variational_diffusion.sampling import (
-    DEFAULT,
     DEFAULT_STEPS,
     SAMPLERS,
     Multistep,
     Sampler,
+    default_for,
     named,
 )
 
@@ -27,7 +27,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _GRID = "gamma"
 DEFAULTS: dict[str, Any] = {
-    "sampler": DEFAULT,
+    "sampler": None,
     "steps": DEFAULT_STEPS,
     "grid": _GRID,
     "variance": "posterior",
@@ -36,6 +36,10 @@ DEFAULTS: dict[str, Any] = {
     "clip": None,
 }
 """What `sampling_of` is given by a command that was asked for nothing."""
+
+SAMPLER_HELP = (
+    f"One of: {', '.join(SAMPLERS)} (default sde-dpmpp-2m for images, unipc for vectors)."
+)
 
 
 class Sampling(NamedTuple):
@@ -92,8 +96,7 @@ def sampling_options(command: Command) -> Command:
         ),
         click.option(
             "--sampler",
-            default=DEFAULT,
-            help=f"One of: {', '.join(SAMPLERS)} (default {DEFAULT}).",
+            help=SAMPLER_HELP,
         ),
     ):
         command = option(command)
@@ -101,7 +104,8 @@ def sampling_options(command: Command) -> Command:
 
 
 def sampling_of(run: Run, vdm: VDM, weights: str, options: dict[str, Any]) -> Sampling:
-    """Return what the options of `sampling_options` ask for."""
+    """Return what the options of `sampling_options` ask for; a default sampler is named there."""
+    options["sampler"] = options["sampler"] or default_for(vdm.shape)
     name, variance, clip = options["sampler"], options["variance"], options["clip"]
     sampler = named(name)
     if options["eta"] is not None:

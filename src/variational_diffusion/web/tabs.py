@@ -15,7 +15,7 @@ from PIL import Image
 from variational_diffusion.errors import InputError
 from variational_diffusion.pictures import sheet
 from variational_diffusion.report.images import heat_maps
-from variational_diffusion.sampling import DEFAULT, DEFAULT_STEPS, SAMPLERS
+from variational_diffusion.sampling import DEFAULT_STEPS, SAMPLERS, default_for
 from variational_diffusion.web.parts import (
     CANVAS,
     canvas_of,
@@ -40,7 +40,7 @@ NO_LABEL = "none"
 
 def sample_tab(studio: Studio, label: gr.Dropdown) -> None:
     with gr.Row():
-        sampler = gr.Dropdown(list(SAMPLERS), value=DEFAULT, label="Sampler")
+        sampler = gr.Dropdown(list(SAMPLERS), value=default_for(studio.shape), label="Sampler")
         steps = gr.Slider(1, MOST_STEPS, DEFAULT_STEPS, step=1, label="Steps")
         count = gr.Slider(1, MOST_SAMPLES, 9, step=1, label="Images")
     with gr.Row():
