@@ -42,7 +42,7 @@ from variational_diffusion.grids import (
 )
 from variational_diffusion.model import VDM
 from variational_diffusion.quality import Estimate, Reference, combined
-from variational_diffusion.sampling import SAMPLERS, Multistep
+from variational_diffusion.sampling import SAMPLERS, Multistep, Sampler
 
 _DRAWS_NOTHING = ["ddim", "dpmpp-2m", "dpmpp-3m", "unipc", "heun"]
 _EXACT = Multistep(3, corrected=True)
@@ -163,8 +163,8 @@ def along_the_flow(
     z = torch.randn(count, *vdm.shape, generator=generator, device=gammas.device)
     alpha_0 = process.alpha(vdm.schedule.gamma_0)
 
-    def end(sampler: Callable[..., object], gammas: Gammas) -> Tensor:
-        *_, z_0 = sampler(vdm, z, gammas)  # type: ignore[misc]
+    def end(sampler: Sampler, gammas: Gammas) -> Tensor:
+        *_, z_0 = sampler(vdm, z, gammas)
         return z_0 / alpha_0
 
     every = [(gammas[0], z), *zip(gammas[1:], _EXACT(vdm, z, gammas), strict=True)]

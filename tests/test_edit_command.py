@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from commands import TRAIN
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run
 from variational_diffusion.data import open_dataset
@@ -19,8 +20,7 @@ STEPS = ["--steps", "4", "--draws", "2"]
 def trained(tmp_path_factory):
     """A run of three steps on the digits."""
     path = str(tmp_path_factory.mktemp("runs") / "digits")
-    options = ["--steps", "3", "--batch-size", "8", "--set", "network.widths=[8,8]"]
-    assert run(["train", "digits", "--run", path, *options, "--weighting", "sigmoid"]) == 0
+    assert run(["train", "digits", "--run", path, *TRAIN, "--weighting", "sigmoid"]) == 0
     return path
 
 
@@ -185,8 +185,7 @@ def test_an_unknown_weighting_is_refused_before_the_run_is_begun(capsys, tmp_pat
 
 def test_a_weighting_is_part_of_the_configuration(capsys, trained):
     assert Run.open(trained).config.training.weighting == "sigmoid"
-    options = ["--steps", "3", "--batch-size", "8", "--set", "network.widths=[8,8]"]
-    assert run(["train", "digits", "--run", trained, *options]) == 2
+    assert run(["train", "digits", "--run", trained, *TRAIN]) == 2
     assert "training.weighting: 'sigmoid' here, 'bound' asked" in capsys.readouterr().err
 
 
@@ -194,8 +193,7 @@ def test_a_weighting_is_part_of_the_configuration(capsys, trained):
 def conditional(tmp_path_factory):
     """A run of three steps on the digits with their labels."""
     path = str(tmp_path_factory.mktemp("runs") / "labels")
-    options = ["--steps", "3", "--batch-size", "8", "--set", "network.widths=[8,8]"]
-    assert run(["train", "digits", "--run", path, *options, "--condition", "label"]) == 0
+    assert run(["train", "digits", "--run", path, *TRAIN, "--condition", "label"]) == 0
     return path
 
 

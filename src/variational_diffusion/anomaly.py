@@ -205,7 +205,7 @@ def check_reference(score: str, examples: int, bands: int = BANDS) -> None:
     if examples < least:
         raise InputError(
             f"reference = {examples} validation examples: '{score}' takes {least} or more; type "
-            "--score bits, or train with a larger --validation than 0.1"
+            "--score bits, or train with a larger share for --validation"
         )
 
 

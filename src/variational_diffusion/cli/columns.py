@@ -19,7 +19,7 @@ def write_columns(path: str | Path, columns: dict[str, np.ndarray]) -> None:
     with atomic(path) as temporary:
         if Path(path).suffix == ".parquet":
             import pyarrow  # noqa: PLC0415  (it takes a third of a second)
-            import pyarrow.parquet  # noqa: PLC0415
+            import pyarrow.parquet  # noqa: PLC0415  (as above)
 
             pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
             return

@@ -91,6 +91,7 @@ def speed_up(
             "type --compile default"
         )
     if channels_last:
+        # torch documents this call and leaves it out of its annotations
         vdm.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compile_mode != "off":
         vdm.network.compile(dynamic=False)

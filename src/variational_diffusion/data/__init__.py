@@ -138,7 +138,7 @@ def _open_hub(config: DataConfig) -> Dataset:
 
 
 def _open_files(config: DataConfig) -> Dataset:
-    from variational_diffusion.data import hub  # noqa: PLC0415
+    from variational_diffusion.data import hub  # noqa: PLC0415 (as above)
 
     return hub.open_files(config)
 

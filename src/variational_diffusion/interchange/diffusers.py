@@ -98,6 +98,7 @@ class Denoiser(ModelMixin, ConfigMixin):
     It is saved as what `VDM.from_pretrained` reads, and loaded so, in the model's own precision.
     """
 
+    # diffusers declares it as None, and reads a name from it
     config_name = "config.json"  # type: ignore[assignment]
 
     def __init__(self, vdm: VDM) -> None:
@@ -132,6 +133,7 @@ class GammaScheduler(SchedulerMixin, ConfigMixin):
         learned, as lists of numbers.
     """
 
+    # as in `Denoiser`
     config_name = "scheduler_config.json"  # type: ignore[assignment]
     order = 1
 

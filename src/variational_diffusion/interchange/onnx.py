@@ -124,9 +124,9 @@ def _metadata(vdm: VDM) -> dict[str, str]:
 def _onnxruntime() -> Any:
     """Return a function that opens a file; name what is not installed."""
     try:
-        import onnx  # noqa: F401, PLC0415 (an extra, as the next two)
-        import onnxruntime  # noqa: PLC0415
-        import onnxscript  # noqa: F401, PLC0415
+        import onnx  # noqa: F401, PLC0415 (an extra; asked only whether it is there)
+        import onnxruntime  # noqa: PLC0415 (as above)
+        import onnxscript  # noqa: F401, PLC0415 (as above)
     except ImportError as error:
         raise InputError(
             f"onnx: {error.name} is not installed; pip install 'variational-diffusion[onnx]'"

@@ -77,7 +77,7 @@ class Inception:
                 "features = 'inception' take images of integers; give --features classifier"
             )
         try:
-            from torch_fidelity.feature_extractor_inceptionv3 import (  # noqa: PLC0415
+            from torch_fidelity.feature_extractor_inceptionv3 import (  # noqa: PLC0415 (optional)
                 FeatureExtractorInceptionV3,
             )
         except ImportError as error:
