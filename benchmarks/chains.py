@@ -22,7 +22,7 @@ from common import log_option, markdown, report, threads_option
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import expected_errors, widen
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.evaluate import evaluate_rounds
+from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.grids import GRIDS, VARIANCES, expected_diffusion, step_grid
 from variational_diffusion.likelihood import Chain, Infinite, summarize
@@ -59,7 +59,7 @@ def bounds(
     examples = chosen_examples(opened, None, "test", limit)
 
     def bits(estimator: Infinite | Chain) -> tuple[float, float, dict[str, float]]:
-        done = evaluate_rounds(vdm, examples, estimator, rounds=1)
+        done = evaluated(vdm, examples, estimator, rounds=1)
         found = summarize(*done.rounds, dimensions=vdm.dimensions)
         return found.bits_per_dim, found.standard_error, found.terms
 

@@ -19,7 +19,7 @@ from common import log_option, markdown, report, threads_option
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.evaluate import evaluate_rounds
+from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.likelihood import Estimator, Flow, Infinite
@@ -54,7 +54,7 @@ def main(
 
     def bits(estimator: Estimator, name: str) -> torch.Tensor:
         begin = time.monotonic()
-        done = evaluate_rounds(vdm, examples, estimator, batch_size=batch_size)
+        done = evaluated(vdm, examples, estimator, batch_size=batch_size)
         (estimates,) = done.rounds
         found = bits_per_dim(torch.cat([e.total for e in estimates]), vdm.dimensions).cpu()
         evaluations = sum(e.evaluations for e in estimates) / len(estimates)

@@ -16,12 +16,11 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import evaluate as evaluate_command
 from variational_diffusion.cli import run
 from variational_diffusion.cli.chains import grid_of
-from variational_diffusion.cli.evaluate import evaluate_rounds
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.grids import bound_optimal
-from variational_diffusion.likelihood import Flow, Infinite, summarize
+from variational_diffusion.likelihood import Flow, Infinite, evaluate_rounds, summarize
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import UNet
 from variational_diffusion.processes import Place

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from variational_diffusion.numerics import Normal, bits_per_dim, expand, randn_like, sum_per_example
+from variational_diffusion.numerics import (
+    Normal,
+    bits_per_dim,
+    expand,
+    randn_like,
+    sum_per_example,
+    t_quantile,
+)
 
 
 def test_a_value_for_each_example_broadcasts_over_its_example(generator):
@@ -73,3 +80,11 @@ def test_draws_are_a_function_of_the_generator_and_leave_the_global_one_alone():
     first, second = (normal.sample(torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_quantiles_of_student_are_those_of_the_tables():
+    assert t_quantile(1) == pytest.approx(math.tan(0.475 * math.pi), rel=1e-12)
+    assert t_quantile(2, 0.95) == pytest.approx(0.9 / math.sqrt(2 * 0.95 * 0.05), rel=1e-12)
+    assert t_quantile(9) == pytest.approx(2.2621571628, rel=1e-9)
+    assert t_quantile(math.inf) == pytest.approx(1.9599639845, rel=1e-9)
+    assert t_quantile(1e9) == pytest.approx(1.9599639845, rel=1e-6)

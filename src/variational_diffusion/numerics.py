@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 
@@ -29,6 +30,16 @@ def sum_per_example(values: Float[Tensor, "batch *shape"]) -> Float[Tensor, " ba
 def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
     """Convert nats per example to bits per dimension: nats / (d ln 2)."""
     return nats / (dimensions * math.log(2))
+
+
+def t_quantile(degrees: int | float, probability: float = 0.975) -> float:
+    """Return a quantile of Student's t; of the normal distribution for infinitely many degrees.
+
+    degrees: of freedom, > 0. probability: in (0, 1); 0.975 for the upper end of a 95 % interval.
+    """
+    if math.isinf(degrees):
+        return float(ndtri(probability))
+    return float(stdtrit(degrees, probability))
 
 
 def randn_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from variational_diffusion import snapshots
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.evaluate import evaluate_rounds
+from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.cli.options import device_options
 from variational_diffusion.data import Split
@@ -109,7 +109,7 @@ def command(
 
 def _bits(vdm: VDM, examples: Split, draws: int, seed: int) -> torch.Tensor:
     """Return the bound of every example in bits per dimension, the same draws for all weights."""
-    done = evaluate_rounds(vdm, examples, Infinite(draws), seed=seed)
+    done = evaluated(vdm, examples, Infinite(draws), seed=seed)
     if done.stopped:
         raise KeyboardInterrupt
     summarize(*done.rounds, dimensions=vdm.dimensions)  # refuses what is not finite

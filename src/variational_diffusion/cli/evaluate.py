@@ -31,24 +31,21 @@ from variational_diffusion.likelihood import (
     DEQUANTISATIONS,
     ESTIMATORS,
     Chain,
-    Estimate,
     Estimator,
     Flow,
     Importance,
     Infinite,
+    Rounds,
     Summary,
     bits_of_entries,
+    evaluate_rounds,
     example_columns,
     summarize,
     summary_rows,
 )
-from variational_diffusion.likelihood.summary import LEAST_DEGREES
 from variational_diffusion.model import VDM
-from variational_diffusion.numerics import derived_seed
 from variational_diffusion.pictures import save_sheet
-from variational_diffusion.processes import ALONE, DAYS, Place, processes, sum_over_processes
-
-Round = list[Estimate]
+from variational_diffusion.processes import ALONE, DAYS, Place, processes
 
 _MAPS = 64
 _NOT_OF_THE_FIGURES = {
@@ -160,7 +157,7 @@ def command(
         rounds = 1 if estimator in ("ode", "importance") else 2
     with processes(target, DAYS) as place:
         chosen = _estimator(estimator, opened, vdm, weights, options)
-        done = evaluate_rounds(
+        done = evaluated(
             vdm,
             examples,
             chosen,
@@ -220,69 +217,21 @@ def command(
     )
 
 
-class Rounds:
-    """What `evaluate_rounds` came to: estimates by round and batch, and whether it was stopped."""
-
-    def __init__(self) -> None:
-        self.rounds: list[Round] = []
-        self.stopped = False
-
-
-def evaluate_rounds(
-    vdm: VDM,
-    split: Split,
-    estimator: Estimator,
-    *,
-    rounds: int = 1,
-    target_error: float | None = None,
-    batch_size: int = 250,
-    seed: int = 0,
-    place: Place = ALONE,
-    quiet: bool = False,
-    together: bool = False,
+def evaluated(
+    vdm: VDM, split: Split, estimator: Estimator, *, place: Place = ALONE, **options: Any
 ) -> Rounds:
-    """Evaluate a split round by round, with a progress bar; a signal ends it between two batches.
-
-    Batch b of round r has its own generator, seeded by (seed, r, b), so the figures do not depend
-    on the number of processes.
-
-    target_error: go on until the error of the draws is at most this, instead of so many `rounds`.
-    quiet: without the bar, and to the end whatever signal comes. together: the network is sharded,
-    so that every process has to evaluate as often as the others, for nothing if need be.
-    """
-    vdm.eval()
-    device = vdm.schedule.gamma_0.device
-    done = Rounds()
-    sizes = [min(batch_size, len(split) - i) for i in range(0, len(split), batch_size)]
-    most = -(-len(sizes) // place.processes)
-    with (
-        Meter("evaluating", "examples") if place.leads and not quiet else nullcontext() as meter,
-        nullcontext(lambda: False) if quiet else stop_requested() as stopped,
-    ):
-        while not done.stopped:
-            number = len(done.rounds)
-            own: dict[int, Estimate] = {}
-            for batch, b in zip(
-                ordered_batches(split, batch_size, part=place),
-                range(place.rank, len(sizes), place.processes),
-                strict=True,
-            ):
-                generator = torch.Generator(device).manual_seed(derived_seed(seed, number, b))
-                model, x = vdm.given_in(batch)
-                own[b] = estimator(model, x, generator)
-                if meter is not None:
-                    _show(meter, own, done, rounds, len(sizes) / place.processes, vdm.dimensions)
-                if stopped():
-                    break
-            if together and len(own) < most:
-                model, x = vdm.given_in(split.batch([0]))
-                estimator(model, x)
-            estimates = _gathered(own, sizes, estimator, place, device)
-            done.rounds.append(estimates)
-            done.stopped = len(estimates) < len(sizes)
-            if done.stopped or _enough(done.rounds, rounds, target_error, vdm.dimensions):
-                break
-    return done
+    """Return `evaluate_rounds` with a progress bar; a signal ends it between two batches."""
+    meter = Meter("evaluating", "examples") if place.leads else None
+    with meter or nullcontext(), stop_requested() as stopped:
+        return evaluate_rounds(
+            vdm,
+            split,
+            estimator,
+            place=place,
+            progress=None if meter is None else meter.update,
+            stopped=stopped,
+            **options,
+        )
 
 
 def evaluate_split(
@@ -295,9 +244,7 @@ def evaluate_split(
     seed: int = 0,
 ) -> Summary:
     """Return the bound for infinitely many steps of a split, with a progress bar."""
-    done = evaluate_rounds(
-        vdm, split, Infinite(draws), rounds=rounds, batch_size=batch_size, seed=seed
-    )
+    done = evaluated(vdm, split, Infinite(draws), rounds=rounds, batch_size=batch_size, seed=seed)
     if done.stopped:
         raise KeyboardInterrupt
     return summarize(*done.rounds, dimensions=vdm.dimensions)
@@ -330,64 +277,6 @@ def _estimator(name: str, run: Run, vdm: VDM, weights: str, options: dict[str, A
         options["dequantisation"], None if exact else options["probes"], options["tolerance"]
     )
     return flow if name == "ode" else Importance(options["samples"], flow)
-
-
-def _show(
-    meter: Meter, own: dict[int, Estimate], done: Rounds, rounds: int, batches: float, d: int
-) -> None:
-    finished = len(done.rounds) + len(own) / batches
-    examples = sum(len(e.total) for row in [*done.rounds, own.values()] for e in row)
-    meter.update(
-        min(1.0, finished / max(rounds, len(done.rounds) + 1)),
-        examples,
-        lambda: f"{summarize(own.values(), dimensions=d).bits_per_dim:.3f} bits/dim",
-    )
-
-
-def _enough(rounds: list[Round], count: int, target: float | None, dimensions: int) -> bool:
-    if target is None:
-        return len(rounds) >= count
-    summary = summarize(*rounds, dimensions=dimensions)
-    return summary.degrees >= LEAST_DEGREES and summary.draws_error <= target
-
-
-def _gathered(
-    own: dict[int, Estimate],
-    sizes: list[int],
-    estimator: Estimator,
-    place: Place,
-    device: torch.device,
-) -> Round:
-    """Return the estimates of all processes in the order of the batches, up to a missing one."""
-    if place.processes > 1:
-        own = _from_all(own, sizes, estimator, device)
-    ordered: Round = []
-    for b in range(len(sizes)):
-        if b not in own:
-            break
-        ordered.append(own[b])
-    return ordered
-
-
-def _from_all(
-    own: dict[int, Estimate], sizes: list[int], estimator: Estimator, device: torch.device
-) -> dict[int, Estimate]:
-    """Return everybody's estimates: each fills its rows of a table of zeros, and they are added."""
-    names = estimator.terms
-    terms = torch.zeros(len(names), sum(sizes), dtype=torch.float64, device=device)
-    counts = torch.zeros(3, len(sizes), dtype=torch.float64, device=device)
-    parts = terms.split(sizes, dim=1)
-    for b, estimate in own.items():
-        parts[b].copy_(torch.stack([estimate.terms[name] for name in names]))
-        counts[:, b] = counts.new_tensor([1, estimate.evaluations, estimate.failures])
-    terms, counts = sum_over_processes(terms).cpu(), sum_over_processes(counts).cpu()
-    return {
-        b: Estimate(dict(zip(names, part, strict=True)), int(evaluations), int(failures))
-        for b, (part, (there, evaluations, failures)) in enumerate(
-            zip(terms.split(sizes, dim=1), counts.T.tolist(), strict=True)
-        )
-        if there
-    }
 
 
 def _check_chain_options(estimator: str, options: dict[str, Any]) -> None:

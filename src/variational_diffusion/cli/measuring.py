@@ -18,7 +18,7 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.classical import code_lengths
 from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter
-from variational_diffusion.cli.evaluate import evaluate_rounds
+from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.cli.examples import own_data
 from variational_diffusion.cli.sample import draw
 from variational_diffusion.cli.samplers import DEFAULTS, sampling_of
@@ -190,7 +190,7 @@ def _samples(subject: Subject, options: Options, before: Before) -> Section:
 
 def _likelihood(subject: Subject, options: Options, before: Before) -> Section:
     split = subject.data.splits["test"].limit(options["examples"])
-    done = evaluate_rounds(subject.vdm, split, Infinite(2), rounds=2, seed=_SEED)
+    done = evaluated(subject.vdm, split, Infinite(2), rounds=2, seed=_SEED)
     if done.stopped:
         raise KeyboardInterrupt
     dimensions = subject.vdm.dimensions

@@ -19,14 +19,13 @@ from variational_diffusion import snapshots
 from variational_diffusion.checkpoint import Resumed, Run
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import speed_up
-from variational_diffusion.cli.evaluate import evaluate_rounds
 from variational_diffusion.cli.sheets import write_sheet
 from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset
 from variational_diffusion.data.loader import Batches, joined_positions, training_batches
 from variational_diffusion.errors import DivergedError, InputError
-from variational_diffusion.likelihood import Infinite, Summary, summarize
+from variational_diffusion.likelihood import Infinite, Summary, evaluate_rounds, summarize
 from variational_diffusion.model import VDM, build
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.processes import (
@@ -265,7 +264,6 @@ class Session:
             Infinite(2),
             batch_size=_VALIDATION_BATCH,
             place=self.place,
-            quiet=True,
             together=self.sharded,
         )
         summary = summarize(*done.rounds, dimensions=average.dimensions)

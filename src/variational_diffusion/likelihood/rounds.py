@@ -1,0 +1,146 @@
+"""Rounds of estimates of one split, shared by processes, until they are as precise as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from variational_diffusion.data import Split
+from variational_diffusion.data.loader import ordered_batches
+from variational_diffusion.likelihood.estimators import Estimate, Estimator
+from variational_diffusion.likelihood.summary import LEAST_DEGREES, summarize
+from variational_diffusion.model import VDM
+from variational_diffusion.numerics import derived_seed
+from variational_diffusion.processes import ALONE, Place, sum_over_processes
+
+Round = list[Estimate]
+
+Progress = Callable[[float, int, Callable[[], str]], None]
+"""(share of the work that is done, examples so far, the figure so far as text)."""
+
+
+class Rounds:
+    """What `evaluate_rounds` came to: estimates by round and batch, and whether it was stopped."""
+
+    def __init__(self) -> None:
+        self.rounds: list[Round] = []
+        self.stopped = False
+
+
+def evaluate_rounds(
+    vdm: VDM,
+    split: Split,
+    estimator: Estimator,
+    *,
+    rounds: int = 1,
+    target_error: float | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    place: Place = ALONE,
+    together: bool = False,
+    progress: Progress | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Rounds:
+    """Evaluate a split round by round.
+
+    Batch b of round r has its own generator, seeded by (seed, r, b), so the figures do not depend
+    on the number of processes.
+
+    target_error: go on until the error of the draws is at most this, instead of so many `rounds`.
+    together: the network is sharded, so that every process has to evaluate as often as the others,
+    for nothing if need be. progress: told of every batch of this process. stopped: asked between
+    two batches; where it is true, what was estimated so far is the result.
+    """
+    vdm.eval()
+    device = vdm.schedule.gamma_0.device
+    done = Rounds()
+    sizes = [min(batch_size, len(split) - i) for i in range(0, len(split), batch_size)]
+    most = -(-len(sizes) // place.processes)
+    while not done.stopped:
+        number = len(done.rounds)
+        own: dict[int, Estimate] = {}
+        for batch, b in zip(
+            ordered_batches(split, batch_size, part=place),
+            range(place.rank, len(sizes), place.processes),
+            strict=True,
+        ):
+            generator = torch.Generator(device).manual_seed(derived_seed(seed, number, b))
+            model, x = vdm.given_in(batch)
+            own[b] = estimator(model, x, generator)
+            if progress is not None:
+                _show(progress, own, done, rounds, len(sizes) / place.processes, vdm.dimensions)
+            if stopped():
+                break
+        if together and len(own) < most:
+            model, x = vdm.given_in(split.batch([0]))
+            estimator(model, x)
+        estimates = _gathered(own, sizes, estimator, place, device)
+        done.rounds.append(estimates)
+        done.stopped = len(estimates) < len(sizes)
+        if done.stopped or _enough(done.rounds, rounds, target_error, vdm.dimensions):
+            break
+    return done
+
+
+def _show(
+    progress: Progress,
+    own: dict[int, Estimate],
+    done: Rounds,
+    rounds: int,
+    batches: float,
+    d: int,
+) -> None:
+    finished = len(done.rounds) + len(own) / batches
+    examples = sum(len(e.total) for row in [*done.rounds, own.values()] for e in row)
+    progress(
+        min(1.0, finished / max(rounds, len(done.rounds) + 1)),
+        examples,
+        lambda: f"{summarize(own.values(), dimensions=d).bits_per_dim:.3f} bits/dim",
+    )
+
+
+def _enough(rounds: list[Round], count: int, target: float | None, dimensions: int) -> bool:
+    if target is None:
+        return len(rounds) >= count
+    summary = summarize(*rounds, dimensions=dimensions)
+    return summary.degrees >= LEAST_DEGREES and summary.draws_error <= target
+
+
+def _gathered(
+    own: dict[int, Estimate],
+    sizes: list[int],
+    estimator: Estimator,
+    place: Place,
+    device: torch.device,
+) -> Round:
+    """Return the estimates of all processes in the order of the batches, up to a missing one."""
+    if place.processes > 1:
+        own = _from_all(own, sizes, estimator, device)
+    ordered: Round = []
+    for b in range(len(sizes)):
+        if b not in own:
+            break
+        ordered.append(own[b])
+    return ordered
+
+
+def _from_all(
+    own: dict[int, Estimate], sizes: list[int], estimator: Estimator, device: torch.device
+) -> dict[int, Estimate]:
+    """Return everybody's estimates: each fills its rows of a table of zeros, and they are added."""
+    names = estimator.terms
+    terms = torch.zeros(len(names), sum(sizes), dtype=torch.float64, device=device)
+    counts = torch.zeros(3, len(sizes), dtype=torch.float64, device=device)
+    parts = terms.split(sizes, dim=1)
+    for b, estimate in own.items():
+        parts[b].copy_(torch.stack([estimate.terms[name] for name in names]))
+        counts[:, b] = counts.new_tensor([1, estimate.evaluations, estimate.failures])
+    terms, counts = sum_over_processes(terms).cpu(), sum_over_processes(counts).cpu()
+    return {
+        b: Estimate(dict(zip(names, part, strict=True)), int(evaluations), int(failures))
+        for b, (part, (there, evaluations, failures)) in enumerate(
+            zip(terms.split(sizes, dim=1), counts.T.tolist(), strict=True)
+        )
+        if there
+    }
