@@ -184,6 +184,7 @@ def command(
             write_maps(vdm, examples.limit(_MAPS), maps, seed=seed)
             click.echo(f"maps: {maps}", err=True)
     summary = summarize(*done.rounds, dimensions=vdm.dimensions)
+    limited = floor_note(float(vdm.schedule.gamma_0), vdm.schedule.floor)
     steps = options["steps"]
     conditioned = opened.config.data.condition if condition == "own" else None
     values = {
@@ -196,6 +197,7 @@ def command(
         "weights": weights,
         "steps": steps,
         "rounds": len(done.rounds),
+        "floor": vdm.schedule.floor if limited else None,
     }
     evaluations.record(
         opened,
@@ -215,6 +217,8 @@ def command(
         ["", ""],
         summary_rows(summary),
     )
+    if limited:
+        click.echo(limited)
 
 
 def evaluated(
