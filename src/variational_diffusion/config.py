@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -21,6 +22,10 @@ Flip = Literal["none", "horizontal", "vertical", "both"]
 
 FORMAT = 1
 """Version of `config.json`; a file of a newer version is refused."""
+
+
+_LOCATION, _SCALE = "model.decoder.options.location", "model.decoder.options.scale"
+_FLOOR = "model.schedule.options.floor"
 
 
 class _Section(BaseModel):
@@ -184,11 +189,19 @@ class RunConfig(_Section):
         return validated(cls, values)
 
     def differences(self, other: RunConfig) -> list[str]:
-        """Return a line "section.field: ours, theirs" for every setting that is not the same."""
+        """Return a line "section.field: ours, theirs" for every setting that is not the same.
+
+        Location and scale are measured, so they are the same up to rounding, and a run of an
+        earlier version that has no floor of γ_0 goes on without one.
+        """
         ours, theirs = _leaves(self.model_dump(mode="json")), _leaves(other.model_dump(mode="json"))
+        if _FLOOR not in ours:
+            theirs.pop(_FLOOR, None)
+        scale = ours.get(_SCALE)
+        same = {name for name in (_LOCATION, _SCALE) if _close(ours, theirs, name, scale)}
         return [
             f"{name}: {ours.get(name)!r} here, {theirs.get(name)!r} asked"
-            for name in sorted(ours.keys() | theirs.keys())
+            for name in sorted((ours.keys() | theirs.keys()) - same)
             if ours.get(name) != theirs.get(name)
         ]
 
@@ -204,6 +217,18 @@ def validated(section: type[Section], values: dict[str, Any]) -> Section:
             name = ".".join(str(part) for part in first["loc"])
             message = f"{name} = {first['input']!r}: {message.lower()}"
         raise InputError(message) from error
+
+
+def _close(ours: dict[str, Any], theirs: dict[str, Any], name: str, scale: Any) -> bool:
+    """Return whether two lists of numbers differ by rounding alone, by float32's at most."""
+    first, second = ours.get(name), theirs.get(name)
+    lists = [first, second, scale]
+    if not all(isinstance(one, list) for one in lists) or len({*map(len, lists)}) > 1:
+        return False
+    return all(
+        math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6 * s)
+        for a, b, s in zip(first, second, scale, strict=True)
+    )
 
 
 def _digest(values: dict[str, Any]) -> str:

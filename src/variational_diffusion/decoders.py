@@ -10,7 +10,6 @@ appendix B.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Integer, Shaped
@@ -20,7 +19,7 @@ from variational_diffusion import lattice, process
 from variational_diffusion.errors import InputError
 from variational_diffusion.graphs import is_recording
 from variational_diffusion.numerics import Normal, expand, sum_per_example
-from variational_diffusion.units import Standardised
+from variational_diffusion.units import Standardised, Values
 
 UNSEEN = 3.0
 """Levels of noise that one x̂ takes away as well as many steps do (docs/sampling.md)."""
@@ -140,9 +139,7 @@ class Gaussian(Standardised):
     dtype = torch.float64
     """Of the data that `decode` and `sample` return."""
 
-    def __init__(
-        self, location: float | Sequence[float] = 0.0, scale: float | Sequence[float] = 1.0
-    ) -> None:
+    def __init__(self, location: Values = 0.0, scale: Values = 1.0) -> None:
         super().__init__(location, scale)
 
     def encode(self, x: Shaped[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:

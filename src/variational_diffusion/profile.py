@@ -199,7 +199,9 @@ def rate_integrals(
     with torch.no_grad():
         end_0, end_1 = exact.end_points.unbind()
         t = _times(exact, torch.lerp(end_0, end_1, edges))
-        nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(_NODES))
+        nodes, weights = (
+            torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(_NODES)
+        )
         width = t.diff()[:, None]
         rate = exact.gamma_and_rate(t[:-1, None] + 0.5 * (nodes + 1) * width)[1]
         integrals = (0.5 * width * weights * rate.square()).sum(1).reshape(bins, pieces).sum(1)

@@ -147,8 +147,9 @@ def floor_note(gamma_0: float, floor: float | None) -> str | None:
     if floor is None or gamma_0 > floor + _AT_FLOOR:
         return None
     return (
-        f"γ_0 has reached its floor of {floor:.4g}, which limits these bits: a lower one would gain "
-        "more without end, as values that repeat have no density; see vdm data and docs/arrays.md"
+        f"γ_0 has reached its floor of {floor:.4g}, which limits these bits: without it, "
+        "they would fall for ever, as values that repeat have no density; see vdm data and "
+        "docs/arrays.md"
     )
 
 

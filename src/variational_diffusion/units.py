@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from variational_diffusion.errors import InputError
+
+Values = float | Sequence[float] | np.ndarray
+"""One number, or several along an axis."""
 
 
 class Standardised(nn.Module):
@@ -32,8 +36,8 @@ class Standardised(nn.Module):
 
     def __init__(
         self,
-        location: float | Sequence[float],
-        scale: float | Sequence[float],
+        location: Values,
+        scale: Values,
         *,
         persistent: bool = True,
     ) -> None:
@@ -43,9 +47,7 @@ class Standardised(nn.Module):
             self.register_buffer(name, exact, persistent=persistent)
         _check(self.location, self.scale)
 
-    def standardise(
-        self, x: Shaped[Tensor, "batch *shape"]
-    ) -> Float[Tensor, "batch *shape"]:
+    def standardise(self, x: Shaped[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """Return (x − location)/scale, in float64."""
         return (x - self._of_entries(self.location, x)) / self._of_entries(self.scale, x)
 

@@ -170,9 +170,7 @@ def real_values(split: Split) -> RealValues:
     varying = scale > 0
     of_steps = varying.any() and grid[varying].all() and not lost.any()
     levels = _levels(columns[varying]) if of_steps else None
-    return RealValues(
-        location, scale, repeated, step, grid, lost, commonest, levels, copies, kind
-    )
+    return RealValues(location, scale, repeated, step, grid, lost, commonest, levels, copies, kind)
 
 
 def constant_columns(values: RealValues) -> str:
