@@ -226,7 +226,7 @@ def _close(ours: dict[str, Any], theirs: dict[str, Any], name: str, scale: Any) 
     if not all(isinstance(one, list) for one in lists) or len({*map(len, lists)}) > 1:
         return False
     return all(
-        math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6 * s)
+        math.isclose(a, b, rel_tol=1e-7, abs_tol=1e-6 * s)
         for a, b, s in zip(first, second, scale, strict=True)
     )
 

@@ -131,6 +131,37 @@ class Split:
         return replace(self, indices=self.indices[:n])
 
 
+class Standardised:
+    """The real values of a source, less a location and divided by a scale, in float32.
+
+    location, scale: one number for each entry of the first axis.
+    """
+
+    levels = None
+
+    def __init__(self, source: Source, location: Sequence[float], scale: Sequence[float]) -> None:
+        self.shape = source.shape
+        self._source = source
+        self._axes = location, scale
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: np.ndarray) -> Examples:
+        """Return examples as `Source.read` does."""
+        rows = self._source.read(indices)
+        if isinstance(rows, list):
+            return [standardised(row[None], *self._axes)[0] for row in rows]
+        return standardised(rows, *self._axes)
+
+
+def standardised(x: np.ndarray, location: Sequence[float], scale: Sequence[float]) -> np.ndarray:
+    """Return (x − location)/scale, taken in float64, as float32. x: shape (n, m, ...)."""
+    axes = (-1, *(1,) * (x.ndim - 2))
+    exact = (x - np.reshape(location, axes)) / np.reshape(scale, axes)
+    return exact.astype(np.float32)
+
+
 def mean_and_std(pieces: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation for each entry of the second axis of all pieces together.
 
