@@ -221,13 +221,11 @@ def validated(section: type[Section], values: dict[str, Any]) -> Section:
 
 def _close(ours: dict[str, Any], theirs: dict[str, Any], name: str, scale: Any) -> bool:
     """Return whether two lists of numbers differ by rounding alone, by float32's at most."""
-    first, second = ours.get(name), theirs.get(name)
-    lists = [first, second, scale]
-    if not all(isinstance(one, list) for one in lists) or len({*map(len, lists)}) > 1:
+    lists: list[Any] = [ours.get(name), theirs.get(name), scale]
+    if not all(isinstance(one, list) for one in lists) or len({len(one) for one in lists}) > 1:
         return False
     return all(
-        math.isclose(a, b, rel_tol=1e-7, abs_tol=1e-6 * s)
-        for a, b, s in zip(first, second, scale, strict=True)
+        math.isclose(a, b, rel_tol=1e-7, abs_tol=1e-6 * s) for a, b, s in zip(*lists, strict=True)
     )
 
 

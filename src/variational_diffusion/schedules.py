@@ -89,7 +89,7 @@ class Schedule(nn.Module, ABC):
     def end_points(self) -> Float[Tensor, " 2"]:
         """(γ_0, γ_1)."""
         initial = self.initial_end_points
-        stretch = self.log_stretch
+        stretch: Tensor = self.log_stretch
         if self.floor is not None:
             stretch = stretch.clamp(max=self.largest_stretch)
         stretch = _LARGEST_STRETCH * torch.tanh(stretch / _LARGEST_STRETCH)

@@ -46,6 +46,7 @@ from variational_diffusion.likelihood import (
 from variational_diffusion.model import VDM
 from variational_diffusion.pictures import save_sheet
 from variational_diffusion.processes import ALONE, DAYS, Place, processes
+from variational_diffusion.schedules import floor_note
 
 _MAPS = 64
 _NOT_OF_THE_FIGURES = {

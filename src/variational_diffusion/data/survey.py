@@ -48,7 +48,7 @@ def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = 
     for split, index, stored in _examples(stores, everything):
         try:
             if arrays:
-                finite.look(read_array(stored)[None], lambda _, name=stored.name: f"'{name}'")
+                finite.look(read_array(stored)[None], _naming(stored))
             else:
                 headers[stored.name] = read_header(stored, decode=config.skip_damaged)
             kept[split].append(index)
@@ -181,6 +181,10 @@ def _examples(
             few = indices[first : first + 64]
             for index, stored in zip(few.tolist(), stores[split].read(few), strict=True):
                 yield split, index, stored
+
+
+def _naming(stored: Stored) -> Callable[[int], str]:
+    return lambda _: f"'{stored.name}'"
 
 
 def _checked_size(resize: tuple[int, int] | None) -> tuple[int, int] | None:
