@@ -84,7 +84,7 @@ def test_the_floor_of_levels_is_that_of_discrete_data():
 
 
 CASES = {
-    "two decimals": (N.round(2), "repeated values", "as wide as a step, here 0.01: x + step", None),
+    "two decimals": (N.round(2), "repeated values", "as wide as a step, here 0.01: x", None),
     "few of them": (N[:100].round(2), "repeated values", "here 0.01", None),
     "four decimals": (N.round(4), "repeated values", "here 0.0001", None),
     "zeros": (

@@ -121,17 +121,17 @@ def test_integrals_of_the_rate_are_those_of_the_closed_form(bins, ends):
         np.testing.assert_allclose(rate_integrals(schedule, *ends, bins), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("ends", RANGES)
+@pytest.mark.parametrize("ends", RANGES[::2])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_integrals_of_the_rate_add_up_to_that_over_t(name, ends, generator):
     """By the trapezium rule in t, with points that are dense at both ends, as logit(t) is even."""
-    schedule = SCHEDULES[name](*ends)
+    schedule = SCHEDULES[name](*ends, **({"hidden": 64} if name == "monotone" else {}))
     schedule.observe(
         torch.rand(5000, generator=generator), torch.exp(3 * torch.randn(5000, generator=generator))
     )
     if name == "monotone":
         with torch.no_grad():
-            schedule.raw_weight_3 += 3 * torch.rand(1024, generator=generator)
+            schedule.raw_weight_3 += 3 * torch.rand(64, generator=generator)
     schedule = schedule.double()
     with torch.no_grad():
         if name == "adaptive":  # piecewise linear: ∫ u'² dt is the mean of one over the density

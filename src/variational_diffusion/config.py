@@ -38,8 +38,10 @@ class DataConfig(_Section):
     source: a name of `DATASETS`; the path of a folder of images, of IDX files, of `.parquet` or of
         `.tar` files, or of an `.npy`, `.npz`, `.parquet` or `.tar` file; or `hf:NAME[:CONFIG]`, a
         data set of the Hugging Face hub or a folder laid out like one.
-    levels: number of values of integer data, 2 to 65,536; None: found out from the data.
-    value_range: lowest and highest value that real-valued data may take; None: any finite one.
+    levels: number of values of integer data, 2 to 65,536; None: found out from the data, and floats
+        are real values. Floats that lie on so many levels are read as integers.
+    value_range: lowest and highest value that real-valued data may take; None: any finite one. With
+        levels, the values of the lowest and of the highest level; None: 0 and levels - 1.
     array: the array to read from an `.npz` file that holds several.
     column: the column of parquet files, or the extension of the members of tar files, that holds
         the examples; None: the only one that can.
