@@ -4,7 +4,7 @@
     vdm variance runs/fashion
     python benchmarks/chains.py runs/fashion
 
-Every step of a chain is summed, on 250 test images (drawn with seed 0), and what the dynamic program expects
+Every step of a chain is summed, on 250 test images, and what the dynamic program expects
 of the errors that were measured on the validation images stands beside it. The standard error is
 that of the difference from the expectation by the choice of these images.
 """
