@@ -272,7 +272,8 @@ def _rates(schedule: Schedule, ends: tuple[float, float], bins: int) -> list[np.
 
 
 def _variances(of: Profile, rates: list[np.ndarray]) -> Variances:
-    return Variances(*(of.variance(each) for each in rates), of.least_variance)
+    learned, linear, cosine = (of.variance(each) for each in rates)
+    return Variances(learned, linear, cosine, of.least_variance)
 
 
 def standard_errors(
