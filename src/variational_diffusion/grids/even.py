@@ -126,3 +126,12 @@ def check_steps(steps: int) -> None:
     """Raise `InputError` for a chain without a step."""
     if steps < 1:
         raise InputError(f"steps = {steps}: a chain has one step or more")
+
+
+def check_falling(gammas: Gammas) -> None:
+    """Raise `InputError` for a grid of γ that does not fall from each level to the next."""
+    if len(gammas) < 2 or not bool(gammas.isfinite().all()) or not bool((gammas.diff() < 0).all()):
+        raise InputError(
+            f"gammas = {gammas.detach().tolist()[:4]}…: a grid has two finite values or more, each "
+            "below the one before it, from γ_1 down to γ_0, as those of grids.step_grid"
+        )

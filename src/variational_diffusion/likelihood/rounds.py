@@ -11,6 +11,7 @@ from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.likelihood.estimators import Estimate, Estimator
 from variational_diffusion.likelihood.summary import LEAST_DEGREES, summarize
 from variational_diffusion.model import VDM
+from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import derived_seed
 from variational_diffusion.processes import ALONE, Place, sum_over_processes
 
@@ -28,6 +29,7 @@ class Rounds:
         self.stopped = False
 
 
+@in_evaluation_mode
 def evaluate_rounds(
     vdm: VDM,
     split: Split,
@@ -52,7 +54,6 @@ def evaluate_rounds(
     for nothing if need be. progress: told of every batch of this process. stopped: asked between
     two batches; where it is true, what was estimated so far is the result.
     """
-    vdm.eval()
     device = vdm.schedule.gamma_0.device
     done = Rounds()
     sizes = [min(batch_size, len(split) - i) for i in range(0, len(split), batch_size)]
