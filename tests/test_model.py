@@ -257,9 +257,7 @@ def test_an_output_that_does_not_fit_z_is_refused(name, clipped):
     model = vdm.clipped() if clipped else vdm
     x = torch.zeros(2, 3, 4, 4).long()
     for use in (lambda: model.sample(2, steps=2), lambda: model.vlb(x)):
-        with pytest.raises(
-            InputError, match=r"output has shape .*of shape \(2, 3, 4, 4\)"
-        ):
+        with pytest.raises(InputError, match=r"output has shape .*of shape \(2, 3, 4, 4\)"):
             use()
 
 

@@ -521,12 +521,10 @@ def test_one_step_from_noise_to_data(name, dtype, generator):
         assert (x - MEAN).abs().max() < 5 * spread
 
 
-@pytest.mark.parametrize(
-    "gammas", [[4.0, 4.0, -6.0], [-6.0, 4.0], [4.0], [4.0, math.nan, -6.0], [math.inf, -6.0]]
-)
+@pytest.mark.parametrize("gammas", [[4.0, 4.0, -6.0], [-6.0, 4.0], [4.0, math.nan, -6.0]])
 @pytest.mark.parametrize("name", ["ancestral", "unipc"])
 def test_a_grid_falls(name, gammas):
-    with pytest.raises(InputError, match="each below the one before it"):
+    with pytest.raises(InputError, match=r"they do not fall; give a grid from γ_1 down to γ_0"):
         exact_vdm().sample(2, gammas=torch.tensor(gammas, dtype=torch.float64), sampler=name)
 
 
