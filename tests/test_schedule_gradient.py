@@ -214,13 +214,12 @@ def test_descent_reaches_the_best_schedule(generator):
         return float((rate * errors).square().mean()) * factor
 
     assert second_moment(FixedLinear(-6.0, 4.0).double()) > 1.6 * optimum
-    steps = 1500
-    for schedule, tolerance in (
-        (Monotone(-6.0, 4.0, hidden=64), 0.05),
-        (Adaptive(-6.0, 4.0), 0.02),
+    for schedule, steps, tolerance in (
+        (Monotone(-6.0, 4.0, hidden=64, learn_end_points=False), 1500, 0.05),
+        (Adaptive(-6.0, 4.0), 300, 0.02),
     ):
         vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS, schedule=schedule).train()
-        parameters = shape_parameters(schedule)  # and the ends stay
+        parameters = shape_parameters(schedule)  # the ends stay where they are
         optimizer = torch.optim.Adam(parameters, 1e-2) if parameters else None
         for step in range(steps):
             noise = torch.randn(64, DIMENSIONS, dtype=torch.float64, generator=generator)
