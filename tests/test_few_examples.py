@@ -38,7 +38,7 @@ def as_they_are(monkeypatch):
 def test_the_errors_of_a_model_are_measured_on_one_example_as_it_is(trained, as_they_are, capsys):
     chain = ["evaluate", trained, "--estimator", "discrete", "--steps", "5", "--split", "train"]
     printed = output(capsys, [*chain, "--grid", "optimal", "--variance", "scalar", "--json"])
-    assert "measuring the model's errors: 1 examples give a rough estimate" in printed.err
+    assert "errors: with fewer than 100 examples, here 1, the estimate is rough" in printed.err
     scalar = json.loads(printed.out)["bits_per_dim"]
     options = [*chain, "--grid", "equal-error", "--variance", "position", "--json"]
     position = json.loads(output(capsys, options).out)["bits_per_dim"]

@@ -140,7 +140,7 @@ def predictions_of(run: Run, vdm: VDM, weights: str) -> tuple[NoiseErrors, Noise
 def measured_errors(run: Run, vdm: VDM, weights: str) -> NoiseErrors:
     """Return the model's errors E(ε − ε̂)²: those kept in the run, or measured now and kept."""
     errors = run.errors(weights)
-    if errors is not None:
+    if errors is not None and bool(errors.error.isfinite().all()):  # once, few examples left gaps
         return errors
     batches = to_measure(
         _validation(run), _BATCH, _EVALUATIONS // _BATCH, "measuring the model's errors"
@@ -160,8 +160,8 @@ def to_measure(split: Split, size: int, count: int, title: str, seed: int = 0) -
     """Yield batches of examples as they are, in random order, and show how many evaluations."""
     if len(split) < _FEW:
         click.echo(
-            f"{title}: {len(split)} examples give a rough estimate, take {_FEW} or more if there "
-            "are any (--validation of vdm train sets how many are kept for this)",
+            f"{title}: with fewer than {_FEW} examples, here {len(split)}, the estimate is rough; "
+            "vdm train --validation SHARE sets how many are kept for it",
             err=True,
         )
     with Meter(title, "evaluations") as meter:
