@@ -9,6 +9,7 @@ import variational_diffusion
 
 LEVELS = [
     {"errors", "graphs", "environment"},
+    {"units"},
     {"numerics", "lattice", "config", "files", "memory", "processes", "weightings"}
     | {"conditions", "modes"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
