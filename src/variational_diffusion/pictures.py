@@ -240,12 +240,12 @@ def _caption(text: str, width: int, lines: int) -> Image.Image:
     block = Image.new("L", (width, lines * _CAPTION), "white")
     font = ImageFont.load_default(_LETTERS)
     for i, line in enumerate(text.split("\n")):
-        fitted = _shortened(line, width - 2, font.getlength)
+        fitted = shortened(line, width - 2, font.getlength)
         ImageDraw.Draw(block).text((1, i * _CAPTION), fitted, "black", font)
     return block
 
 
-def _shortened(text: str, width: float, measure: Callable[[str], float]) -> str:
+def shortened(text: str, width: int, measure: Callable[[str], float | int]) -> str:
     """Return a text with so much of its middle left out that it fits: names differ at the ends."""
     kept = len(text)
     shown = text

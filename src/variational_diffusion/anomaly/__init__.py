@@ -13,10 +13,11 @@ Three lines give every example an anomaly score and a p-value:
 from variational_diffusion.anomaly.conformal import (
     calibration_needed,
     discoveries,
-    false_alarm_interval,
+    false_alarms,
     fewest_discoveries,
     own_p_values,
     p_values,
+    rounded_up,
 )
 from variational_diffusion.anomaly.profiles import BANDS, Profiles, measured, profiles, statistics
 from variational_diffusion.anomaly.reference import Reference, check_reference
@@ -33,12 +34,13 @@ __all__ = [
     "calibration_needed",
     "check_reference",
     "discoveries",
-    "false_alarm_interval",
+    "false_alarms",
     "fewest_discoveries",
     "measured",
     "own_p_values",
     "p_values",
     "profiles",
+    "rounded_up",
     "save_score_sheet",
     "score",
     "statistics",

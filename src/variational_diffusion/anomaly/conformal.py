@@ -10,7 +10,7 @@ it is ⌊α(n + 1)⌋ / (n + 1). Ties count against the example, which keeps the
 be a function that was fixed without the calibration examples: see `reference`.
 
 Two things the promise does not say. The probability is over the draw of the calibration examples
-too; given one calibration set the rate of false alarms is a Beta variable: `false_alarm_interval`.
+too; given one calibration set the rate of false alarms is a Beta variable: `false_alarms`.
 And the p-values of many examples share one calibration set, so they are not independent; they are
 positively dependent (PRDS), for which the procedure of Benjamini and Hochberg holds its rate:
 `discoveries`.
@@ -25,6 +25,7 @@ inductive conformal predictors" (2012), for the Beta distribution; Y. Benjamini,
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -84,21 +85,35 @@ def calibration_needed(rate: float) -> int:
     return max(1, math.ceil((1 / rate) * (1 - _ROUNDING)) - 1)
 
 
-def false_alarm_interval(
-    calibration: int, rate: float, *, level: float = 0.95
-) -> tuple[float, float]:
-    """Return where the rate of false alarms lies in `level` of all calibration sets of a size.
+def rounded_up(rate: float) -> str:
+    """Return a rate as a number of two digits that is not below it."""
+    digits = 1 - math.floor(math.log10(rate))
+    return f"{math.ceil(rate * 10**digits * (1 - _ROUNDING)) / 10**digits:g}"
 
-    Given one set of n calibration examples and a score without ties, the share of new normal
-    examples with p ≤ rate is a draw from Beta(k, n + 1 − k), k = ⌊rate (n + 1)⌋, whatever their
-    distribution; its mean is k/(n + 1). (0, 0) where no p-value can be that small.
+
+class FalseAlarms(NamedTuple):
+    """The rate of false alarms: its mean over calibration sets, and where most of them have it."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def false_alarms(calibration: int, rate: float, *, level: float = 0.95) -> FalseAlarms:
+    """Return the rate of false alarms of p ≤ rate with n calibration examples.
+
+    Given one calibration set and a score without ties, the share of new normal examples that is
+    marked is a draw from Beta(k, n + 1 − k), k = ⌊rate (n + 1)⌋, whatever their distribution. Its
+    mean is k/(n + 1) ≤ rate; low and high enclose `level` of all calibration sets. All are 0 where
+    no p-value can be that small.
     """
     check_rate("false_alarms", rate)
     k = math.floor(rate * (calibration + 1) * (1 + _ROUNDING))
     if k == 0:
-        return 0.0, 0.0
-    low, high = stats.beta(k, calibration + 1 - k).interval(level)
-    return float(low), float(high)
+        return FalseAlarms(0.0, 0.0, 0.0)
+    law = stats.beta(k, calibration + 1 - k)
+    low, high = law.interval(level)
+    return FalseAlarms(float(law.mean()), float(low), float(high))
 
 
 def discoveries(p: np.ndarray, rate: float) -> np.ndarray:

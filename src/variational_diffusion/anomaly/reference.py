@@ -9,13 +9,17 @@ examples and the other part are exchangeable: the promise of `conformal` holds e
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from variational_diffusion.anomaly.conformal import calibration_needed, own_p_values, p_values
+from variational_diffusion.anomaly.conformal import (
+    calibration_needed,
+    own_p_values,
+    p_values,
+    rounded_up,
+)
 from variational_diffusion.anomaly.profiles import BANDS, Profiles
 from variational_diffusion.anomaly.scores import SCORES, least_to_fit
 from variational_diffusion.errors import InputError
@@ -42,13 +46,14 @@ class Reference:
     def calibrating(self, name: str) -> int:
         """Return how many examples calibrate a score of `SCORES`: all where it has no parameters.
 
-        Otherwise one half, or as many as `false_alarms` takes if enough are left to fit.
+        Otherwise one half, or as many as `false_alarms` takes if enough are left to fit: one more
+        than for new examples, since each of its own is compared with the others only.
         """
         n, least = len(self.own), least_to_fit(name, self.own.bands.shape[1])
         check_reference(name, n, self.own.bands.shape[1])
         if least == 0:
             return n
-        return n - max(least, min(n // 2, n - calibration_needed(self.false_alarms)))
+        return n - max(least, min(n // 2, n - 1 - calibration_needed(self.false_alarms)))
 
     def judged(self, of: Profiles, name: str = "combined") -> tuple[np.ndarray, np.ndarray]:
         """Return the score and the p-value of new examples, two arrays of shape (m,)."""
@@ -119,7 +124,7 @@ def check_reference(
             f"{least + _LEAST_CALIBRATION} or more; {'type --score bits, or ' * bool(least)}{larger}"
         )
     if false_alarms is not None and examples < least + calibration_needed(false_alarms):
-        possible = _rounded_up(1 / (1 + examples - least))
+        possible = rounded_up(1 / (1 + examples - least))
         raise InputError(
             f"false_alarms = {false_alarms:g}: '{name}' needs "
             f"{least + calibration_needed(false_alarms)} held-out examples for that, and there are "
@@ -134,8 +139,3 @@ def is_possible(name: str, examples: int, bands: int = BANDS, *, discrete: bool 
         return True
     return False
 
-
-def _rounded_up(rate: float) -> str:
-    """Return a rate with two digits that is not below it."""
-    digits = 1 - math.floor(math.log10(rate))
-    return f"{math.ceil(rate * 10**digits) / 10**digits:g}"

@@ -143,7 +143,7 @@ def score(
         score=name,
         parts=parts,
         split=np.repeat(list(parts), [len(part) for part in parts.values()]),
-        number=np.concatenate([np.arange(len(part)) for part in parts.values()]),
+        number=np.concatenate([part.positions for part in parts.values()]),
         names=_names(parts.values()),
         profiles=of.rows(row),
         scores={each: scores for each, (scores, _) in judged.items()},

@@ -31,7 +31,7 @@ def save_score_sheet(found: Scored, path: str | os.PathLike[str]) -> None:
         path,
         columns=min(_COLUMNS, len(rows)),
         scale=-(-_WIDTH // images.shape[-1]),
-        captions=[_caption(found, row) for row in rows],
+        captions=[_caption(found, row) for row in rows.tolist()],
     )
 
 

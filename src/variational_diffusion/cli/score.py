@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,22 +14,24 @@ from variational_diffusion.anomaly import (
     Scored,
     calibration_needed,
     check_reference,
-    false_alarm_interval,
     fewest_discoveries,
+    rounded_up,
     save_score_sheet,
     score,
 )
+from variational_diffusion.anomaly import false_alarms as expected_false_alarms
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import (
     check_free,
+    chosen_examples,
     condition_option,
-    examples_options,
-    scored_examples,
+    own_data,
 )
 from variational_diffusion.cli.options import device_options, weights_option
+from variational_diffusion.data import SPLITS, Split
 from variational_diffusion.errors import InputError
 from variational_diffusion.figures import save_figure, score_figure
 from variational_diffusion.pictures import is_image
@@ -39,7 +42,16 @@ _TRAINED_ON = "train"
 
 
 @click.command()
-@examples_options
+@click.argument("run")
+@click.argument("data", required=False)
+@click.option(
+    "--split",
+    type=click.Choice(list(SPLITS)),
+    help="Only this split (default: every example of the run's own data, or of DATA).",
+)
+@click.option(
+    "--limit", type=click.IntRange(1), help="Only so many, drawn at random with seed 0."
+)
 @click.option(
     "--score",
     "name",
@@ -121,7 +133,12 @@ def command(
     if sheet is not None and not is_image(vdm.shape):
         raise InputError(f"sheet = '{sheet}': these examples are not images; give --out FILE.csv")
     count = reference or max(_REFERENCE, 2 * calibration_needed(rate))
-    parts, held_out = scored_examples(opened, data, split, limit, count, condition=condition)
+    own = own_data(opened, condition=condition)
+    held_out = own.splits["validation"].sample(count)
+    if data is not None and not _is_same(data, opened.config.data.source):
+        parts = {"": chosen_examples(opened, data, split, limit, condition=condition)}
+    else:
+        parts = drawn(own.splits if split is None else {split: own.splits[split]}, limit)
     discrete = held_out.levels is not None
     check_reference(name, len(held_out), discrete=discrete, false_alarms=false_alarms)
     with Meter("scoring", "examples") as meter:
@@ -143,8 +160,8 @@ def command(
         write_columns(out, found.columns())
         click.echo(f"scores: {out}", err=True)
     if figure is not None:
-        drawn = score_figure(name, found.calibration, found.scores[name], found.threshold)
-        save_figure(drawn, figure, f"Histogram of the score {name} of {len(found)} examples")
+        histogram = score_figure(name, found.calibration, found.scores[name], found.threshold)
+        save_figure(histogram, figure, f"Histogram of the score {name} of {len(found)} examples")
         click.echo(f"figure: {figure}", err=True)
     if sheet is not None:
         save_score_sheet(found, sheet)
@@ -157,13 +174,31 @@ def command(
         click.echo(line)
 
 
+def drawn(parts: Mapping[str, Split], limit: int | None) -> dict[str, Split]:
+    """Return so many examples of several splits, drawn at random out of all with seed 0."""
+    sizes = [len(part) for part in parts.values()]
+    if limit is None or limit >= sum(sizes):
+        return dict(parts)
+    counts = np.random.default_rng(0).multivariate_hypergeometric(sizes, limit)
+    return {
+        label: part.sample(int(n))
+        for (label, part), n in zip(parts.items(), counts, strict=True)
+        if n > 0
+    }
+
+
+def _is_same(data: str, source: str) -> bool:
+    """Tell whether DATA is what the run was trained on, by its name or its path."""
+    return data == source or Path(data).expanduser().resolve() == Path(source)
+
+
 def _title(found: Scored) -> str:
     """Return what was scored, and how many are marked by which rule."""
     rule = f"p ≤ {found.false_alarms:g}"
     if found.fdr is not None:
         rule = f"Benjamini-Hochberg at {found.fdr:g}"
     parts = [
-        f"{int(found.marked[found.split == label].sum()):,} of {part.description}"
+        f"{int(found.marked[found.split == label].sum()):,} among {part.description}"
         for label, part in found.parts.items()
     ]
     return f"marked by '{found.score}' ({rule}): {', '.join(parts)}; the most anomalous first"
@@ -207,13 +242,14 @@ def _notes(found: Scored) -> list[str]:
         notes.append(
             f"no example can be marked at {found.false_alarms:g}: that takes "
             f"{needed + found.held_out - n:,} held-out examples; type --false-alarms "
-            f"{found.smallest_p:.2g} or more, or train with a larger share for --validation"
+            f"{rounded_up(found.smallest_p)} or more, or train with a larger share for --validation"
         )
     elif found.fdr is None:
-        low, high = false_alarm_interval(n, found.false_alarms)
+        expected = expected_false_alarms(n, found.false_alarms)
+        mean, low, high = (f"{100 * rate:.2g} %" for rate in expected)
         notes.append(
-            f"false alarms: {found.false_alarms:.2%} of new normal examples on average, "
-            f"{low:.2%} to {high:.2%} for 95 % of the calibration sets of this size"
+            f"false alarms: {mean} of new normal examples on average, {low} to {high} for 95 % of "
+            "the calibration sets of this size"
         )
     if _TRAINED_ON in found.parts:
         notes.append(
@@ -229,7 +265,7 @@ def _notes(found: Scored) -> list[str]:
 
 def _values(found: Scored) -> dict[str, Any]:
     """Return what --json prints."""
-    low, high = false_alarm_interval(len(found.calibration), found.false_alarms)
+    expected = expected_false_alarms(len(found.calibration), found.false_alarms)
     return {
         "score": found.score,
         "examples": len(found),
@@ -237,7 +273,7 @@ def _values(found: Scored) -> dict[str, Any]:
         "calibration": len(found.calibration),
         "smallest_p": found.smallest_p,
         "false_alarms": found.false_alarms if found.fdr is None else None,
-        "false_alarm_interval": [low, high] if found.fdr is None else None,
+        "expected": expected._asdict() if found.fdr is None else None,
         "fdr": found.fdr,
         "marked": int(found.marked.sum()),
         "parts": [
