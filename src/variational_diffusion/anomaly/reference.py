@@ -121,7 +121,8 @@ def check_reference(
     if examples < least + _LEAST_CALIBRATION:
         raise InputError(
             f"reference = {examples} held-out examples: '{name}' needs "
-            f"{least + _LEAST_CALIBRATION} or more; {'type --score bits, or ' * bool(least)}{larger}"
+            f"{least + _LEAST_CALIBRATION} or more; {'type --score bits, or ' if least else ''}"
+            f"{larger}"
         )
     if false_alarms is not None and examples < least + calibration_needed(false_alarms):
         possible = rounded_up(1 / (1 + examples - least))
@@ -138,4 +139,3 @@ def is_possible(name: str, examples: int, bands: int = BANDS, *, discrete: bool 
         check_reference(name, examples, bands, discrete=discrete)
         return True
     return False
-

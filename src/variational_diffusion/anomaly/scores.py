@@ -102,7 +102,7 @@ def _excess(
         StandardScaler(), PolynomialFeatures(2, include_bias=False), StandardScaler(), ridge
     )
     expected.fit(x_normal, y_normal)
-    unseen = ridge.cv_results_[:, :, _PENALTIES == ridge.alpha_]  # squared errors without itself
+    unseen = ridge.cv_results_[:, :, ridge.alpha_ == _PENALTIES]  # squared errors without itself
     spread = np.sqrt(unseen.mean((0, 2))) + 1e-9
     within = x_of.clip(x_normal.min(0), x_normal.max(0))
     return np.asarray((y_of - expected.predict(within)) / spread)

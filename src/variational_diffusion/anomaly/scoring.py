@@ -123,9 +123,7 @@ def score(
     check_reference(name, len(held_out), discrete=discrete)
     parts = {"": examples} if isinstance(examples, Split) else dict(examples)
     known = {label: _rows_in(part, held_out) for label, part in parts.items()}
-    fresh = [
-        replace(part, indices=part.indices[known[label] < 0]) for label, part in parts.items()
-    ]
+    fresh = [replace(part, indices=part.indices[known[label] < 0]) for label, part in parts.items()]
     of = _measured_in_turn(
         vdm, [held_out, *fresh], draws=draws, seed=seed, progress=progress or _silent
     )

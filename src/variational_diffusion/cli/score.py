@@ -49,9 +49,7 @@ _TRAINED_ON = "train"
     type=click.Choice(list(SPLITS)),
     help="Only this split (default: every example of the run's own data, or of DATA).",
 )
-@click.option(
-    "--limit", type=click.IntRange(1), help="Only so many, drawn at random with seed 0."
-)
+@click.option("--limit", type=click.IntRange(1), help="Only so many, drawn at random with seed 0.")
 @click.option(
     "--score",
     "name",
