@@ -15,18 +15,14 @@ from variational_diffusion.cli.chains import chain_of, chain_options, is_chain_o
 from variational_diffusion.cli.columns import ENDINGS, check_target, file_column, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
-from variational_diffusion.cli.examples import (
-    check_free,
-    chosen_examples,
-    condition_option,
-    examples_options,
-)
+from variational_diffusion.cli.examples import condition_option, examples_options
 from variational_diffusion.cli.options import command_line, device_options, weights_option
 from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
+from variational_diffusion.examples import check_free, chosen_examples
 from variational_diffusion.likelihood import (
     DEQUANTISATIONS,
     ESTIMATORS,

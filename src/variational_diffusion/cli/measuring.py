@@ -19,13 +19,13 @@ from variational_diffusion.classical import code_lengths
 from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.evaluate import evaluated
-from variational_diffusion.cli.examples import own_data
 from variational_diffusion.cli.sample import draw
 from variational_diffusion.cli.samplers import DEFAULTS, sampling_of
 from variational_diffusion.cli.schedule import measure_split
 from variational_diffusion.data import Dataset, Split
 from variational_diffusion.environment import processor, version
 from variational_diffusion.errors import InputError
+from variational_diffusion.examples import own_data
 from variational_diffusion.likelihood import Infinite, bits_of_entries, example_columns
 from variational_diffusion.model import VDM
 from variational_diffusion.pictures import is_image

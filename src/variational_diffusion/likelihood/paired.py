@@ -35,7 +35,6 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood.estimators import Estimate, Estimator, Infinite
 from variational_diffusion.likelihood.rounds import (
     LARGEST_SHARE,
-    MOST_EVALUATIONS,
     Progress,
     Round,
     enough,
@@ -228,7 +227,7 @@ def compare_models(
     models: two or more, of one shape and with the same levels, or all real-valued.
     examples: of all models; or a split for each, with the same examples in the same order, whose
         conditions may differ.
-    estimator: of all models, or one for each; None: the bound for infinitely many steps, `Infinite`.
+    estimator: of all models, or one for each; None: the bound for infinitely many steps, two draws.
     names: of the models; None: "model 1", "model 2", …
     rounds: of independent draws. target_error: go on until the error by the draws of every
         difference is at most this, in bits per dimension. With neither, rounds go on until that
@@ -326,7 +325,9 @@ def differences(first: Round, second: Round) -> Round:
             terms = {name: b.terms[name].double() - a.terms[name].double() for name in a.terms}
         else:
             terms = {"total": b.total.double() - a.total.double()}
-        found.append(Estimate(terms, max(a.evaluations, b.evaluations), max(a.failures, b.failures)))
+        found.append(
+            Estimate(terms, max(a.evaluations, b.evaluations), max(a.failures, b.failures))
+        )
     return found
 
 
@@ -371,8 +372,8 @@ def _notes(models: Sequence[VDM], pairs: Sequence[Pair], rounds: int, asked: boo
     parts = [pair.draws_error / pair.standard_error for pair in pairs if pair.standard_error > 0]
     if not asked and max(parts, default=0.0) > LARGEST_SHARE:
         yield (
-            f"after {rounds} rounds, {max(parts):.0%} of the largest standard error is due to the "
-            f"draws: more rounds make it smaller (--rounds {4 * rounds})"
+            f"the error of the draws is up to {max(parts):.0%} of a standard error after {rounds} "
+            f"rounds; more of them make it smaller (--rounds {4 * rounds})"
         )
 
 
