@@ -113,8 +113,8 @@ ESTIMATORS = {
     "vlb": Infinite(2),
     "discrete": Chain(torch.linspace(4, -6, 11, dtype=torch.float64), 3),
     "exact": Chain(torch.linspace(4, -6, 6, dtype=torch.float64)),
-    "ode": Flow(tolerance=1e-6),
-    "importance": Importance(2, Flow("variational", tolerance=1e-6)),
+    "ode": Flow(tolerance=1e-4),
+    "importance": Importance(2, Flow("variational", tolerance=1e-4)),
 }
 
 
@@ -122,7 +122,7 @@ ESTIMATORS = {
 def test_models_that_are_nearly_the_same_differ_nearly_without_noise(name):
     """The noise is shared: the difference and its errors go to zero with the perturbation."""
     models = [coupled(0.0), coupled(1e-6)]
-    found = compare_models(models, gaussian(20, 1), ESTIMATORS[name], rounds=2)
+    found = compare_models(models, gaussian(10, 1), ESTIMATORS[name], rounds=2)
     own, pair = found.summaries[0], found.pairs[0]
     assert own.draws_error > 1e-3 * own.standard_error  # there is noise to share
     assert 0 < pair.standard_error < 1e-4 * own.standard_error
@@ -221,14 +221,14 @@ class Simple:
 
 @pytest.mark.parametrize(("noise", "rounds"), [(0.1, 2), (0.8, 10), (30.0, 16)])
 def test_rounds_end_when_the_draws_are_a_small_part_or_the_cost_is_spent(noise, rounds):
-    """Σ x has a spread of 1, so noise of 0.8 needs about (0.8/0.25)² rounds; 16 are 128 evaluations."""
+    """Σ x has a spread of 1: noise of 0.8 needs (0.8/0.25)² rounds; 16 have 128 evaluations."""
     models = [exact_vdm(), exact_vdm(std=0.6)]
     found = compare_models(models, gaussian(200, 6), Simple(noise), batch_size=10)
     pair = found.pairs[0]
     assert found.rounds == pytest.approx(rounds, rel=0.3)
     small = noise < 10
     assert (pair.draws_error <= found.standard_error / 4) == small == (found.notes == ())
-    assert small or "(--rounds 64)" in found.notes[0]
+    assert small or f"(--rounds {4 * found.rounds})" in found.notes[0]
     spread = 0.1 * BITS / D / math.sqrt(200)
     whole = spread * math.sqrt(1 + noise**2 / found.rounds)
     assert found.standard_error == pytest.approx(whole, rel=0.2)  # ± 5 %

@@ -80,7 +80,7 @@ def compare(
     """
     subjects, data = _parted(models)
     runs = [each for each in subjects if isinstance(each, Run)]
-    names = tuple(names or _names(subjects))
+    names = tuple(names or names_of(subjects))
     given = next((each for each in subjects if isinstance(each, VDM)), None)
     if device is None and given is not None:
         device = given.schedule.gamma_0.device
@@ -140,7 +140,7 @@ def common_examples(
     Raises InputError where they do not, with how many of them the other run was trained on.
     """
     splits = [chosen_examples(run, data, split, limit, condition=condition) for run in runs]
-    first, names = _digests(splits[0]), _names(runs)
+    first, names = _digests(splits[0]), names_of(runs)
     for run, name, each in zip(runs[1:], names[1:], splits[1:], strict=True):
         if _digests(each) == first:
             continue
@@ -181,7 +181,7 @@ def training_copies(run: Run, digests: Sequence[bytes]) -> int | None:
 def _seen(runs: Sequence[Run], digests: Sequence[bytes]) -> Iterator[str]:
     """Yield a line for each run that was trained on some of the examples, or may have been."""
     known: dict[str, int | None] = {}
-    for run, name in zip(runs, _names(runs), strict=True):
+    for run, name in zip(runs, names_of(runs), strict=True):
         key = run.config.data.model_dump_json()
         if key not in known:
             known[key] = training_copies(run, digests)
@@ -248,8 +248,11 @@ def _unconditional(split: Split) -> Split:
     return replace(split, conditions=None, degradation=None)
 
 
-def _names(subjects: Sequence[Run | VDM]) -> list[str]:
-    """Return a name for each: of a run's directory, or its path where two have the same."""
+def names_of(subjects: Sequence[Run | VDM]) -> list[str]:
+    """Return a name for each: of a run's directory, or its path where two have the same.
+
+    They differ; a model without a run is called by its position, as in "model 2".
+    """
     own = [
         each.path.resolve().name if isinstance(each, Run) else f"model {i + 1}"
         for i, each in enumerate(subjects)

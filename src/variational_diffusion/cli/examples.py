@@ -13,8 +13,15 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def examples_options(command: Command) -> Command:
-    """Add the arguments RUN and DATA and the options --split and --limit."""
-    for parameter in (
+    """Add the arguments RUN and DATA and the options of `choice_options`."""
+    for parameter in (click.argument("data", required=False), click.argument("run")):
+        command = parameter(command)
+    return choice_options(command)
+
+
+def choice_options(command: Command) -> Command:
+    """Add --split and --limit, which say which of the examples there are."""
+    for option in (
         click.option(
             "--limit", type=click.IntRange(1), help="Only so many, drawn at random with seed 0."
         ),
@@ -23,10 +30,8 @@ def examples_options(command: Command) -> Command:
             type=click.Choice(list(SPLITS)),
             help="Which examples (default: test; with DATA, all of them).",
         ),
-        click.argument("data", required=False),
-        click.argument("run"),
     ):
-        command = parameter(command)
+        command = option(command)
     return command
 
 

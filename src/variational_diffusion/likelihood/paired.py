@@ -112,7 +112,7 @@ class Pair:
         if n < 2:
             return "one example does not show a difference"
         low, high = self.interval
-        name = "95 % interval" if self.pairs == 1 else f"95 % interval for {self.pairs} pairs"
+        name = interval_name(self.pairs)
         if self.difference == 0 == self.standard_error:
             return f"no difference: both give each of {n:,} examples the same bits"
         if self.better is None:
@@ -150,7 +150,8 @@ class Comparison:
 
     names: of the models. summaries: of each. pairs: each (i, j) with i < j, in that order. rounds:
     of independent draws. bits: bits per dimension of every example, shape (models, examples), the
-    mean of the rounds. notes: what a reader has to know, one line each.
+    mean of the rounds. description: of the examples, as "297 test examples". notes: what a reader
+    has to know, one line each.
     """
 
     names: tuple[str, ...]
@@ -158,6 +159,7 @@ class Comparison:
     pairs: tuple[Pair, ...]
     rounds: int
     bits: Float[Tensor, "models examples"]
+    description: str
     notes: tuple[str, ...] = ()
 
     @property
@@ -176,6 +178,11 @@ class Comparison:
         return self._only_pair.interval
 
     @property
+    def interval_name(self) -> str:
+        """What the interval of a pair is: "95 % interval for 3 pairs"."""
+        return interval_name(len(self.pairs))
+
+    @property
     def _only_pair(self) -> Pair:
         if len(self.pairs) > 1:
             raise InputError(
@@ -185,7 +192,8 @@ class Comparison:
         return self.pairs[0]
 
     def __str__(self) -> str:
-        lines = [
+        lines = [f"{self.description}, {self.rounds} rounds"]
+        lines += [
             f"{name}: {s.bits_per_dim:.4f} ± {s.standard_error:.4f} bits/dim"
             for name, s in zip(self.names, self.summaries, strict=True)
         ]
@@ -201,7 +209,7 @@ class Comparison:
             ],
             "pairs": [pair.as_json(self.names) for pair in self.pairs],
             "probability": PROBABILITY,
-            "examples": self.bits.shape[1],
+            "description": self.description,
             "rounds": self.rounds,
             "notes": list(self.notes),
         }
@@ -289,6 +297,7 @@ def compare_models(
         tuple(pairs),
         len(table[0]),
         torch.stack(bits),
+        splits[0].description,
         (*notes, *_notes(models, pairs, len(table[0]), asked=bool(rounds or target_error))),
     )
 
@@ -375,6 +384,11 @@ def _notes(models: Sequence[VDM], pairs: Sequence[Pair], rounds: int, asked: boo
             f"the error of the draws is up to {max(parts):.0%} of a standard error after {rounds} "
             f"rounds; more of them make it smaller (--rounds {4 * rounds})"
         )
+
+
+def interval_name(pairs: int) -> str:
+    """Return what the interval of each of so many pairs is called."""
+    return "95 % interval" if pairs == 1 else f"95 % interval for {pairs} pairs"
 
 
 def _known(value: float) -> float | None:
