@@ -13,14 +13,15 @@ import variational_diffusion as vd
 from commands import TRAIN, output, train_digits
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run
+from variational_diffusion.cli.measuring import PARTS
 from variational_diffusion.comparison import training_copies
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import uniform_in_time
 from variational_diffusion.likelihood import Chain, Flow, compare_models
+from variational_diffusion.report import read_section
 
 HOSTILE = "<script>alert(2)<%2Fscript>&$x_1$"
-REPORT = ["--examples", "20", "--samples", "4", "--steps", "2", "--evaluations", "2000"]
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,9 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     paths = {"a": train_digits(folder)}
     for name, options in {
-        "b": ["--seed", "1"],
+        "b": ["--steps", "60"],
         "other": ["--split-seed", "1"],
-        "labels": ["--condition", "label"],
+        "labels": ["--condition", "label", "--steps", "20"],
     }.items():
         paths[name] = str(folder / name)
         assert run(["train", "digits", "--run", paths[name], *TRAIN, *options]) == 0
@@ -40,6 +41,10 @@ def runs(tmp_path_factory):
 
 def compared(capsys, *arguments):
     return json.loads(output(capsys, ["compare", *arguments, "--json"]).out)
+
+
+def splits_of(path):
+    return open_dataset(Run.open(path).config.data).splits
 
 
 def figures(found):
@@ -89,11 +94,9 @@ def test_the_tables_say_which_run_is_better_by_how_much(capsys, runs):
     assert "no difference: both give each of 20 examples the same bits" in text
     assert "hold together with a probability of 95 % (Bonferroni)" in text
     own = vd.compare(Run.open(runs["a"]), Run.open(runs["b"]), limit=20, rounds=2)
-    better = own.names[own.pairs[0].better]
+    by = f"by {-own.difference:.4f} ± {own.standard_error:.4f} bits/dim"
     # the run that stands twice is called by its path
-    name = "b" if better == "b" else runs["a"]
-    assert f"{name} is better than " in text
-    assert f"by {abs(own.difference):.4f} ± {own.standard_error:.4f} bits/dim" in text
+    assert f"b is better than {runs['a']} {by}" in text
 
 
 def test_the_bits_of_every_example_are_written(capsys, runs, tmp_path):
@@ -113,10 +116,7 @@ def test_the_bits_of_every_example_are_written(capsys, runs, tmp_path):
 def test_test_examples_that_are_not_the_same_are_refused(capsys, runs):
     """By the examples themselves: how many the other was trained on is counted here by hand."""
     test, train = (
-        {
-            row.tobytes()
-            for row in open_dataset(Run.open(runs[name]).config.data).splits[part].read()
-        }
+        {row.tobytes() for row in splits_of(runs[name])[part].read()}
         for name, part in (("a", "test"), ("other", "train"))
     )
     message = output(capsys, ["compare", runs["a"], runs["other"]], code=2).err
@@ -129,8 +129,8 @@ def test_test_examples_that_are_not_the_same_are_refused(capsys, runs):
 
 
 def test_who_was_trained_on_the_data_is_said(capsys, runs, tmp_path):
-    everything = open_dataset(Run.open(runs["a"]).config.data).splits
-    half = np.concatenate([everything["train"].read()[:30], everything["test"].read()[:20]])
+    splits = splits_of(runs["a"])
+    half = np.concatenate([splits["train"].read()[:30], splits["test"].read()[:20]])
     np.save(tmp_path / "half.npy", half)
     data = str(tmp_path / "half.npy")
     found = compared(capsys, runs["a"], runs["other"], data, "--rounds", "1")
@@ -152,9 +152,8 @@ def test_training_data_that_are_gone_are_said(runs, tmp_path):
     assert training_copies(Run.open(path), [b""]) is None
     noise = np.random.default_rng(1).integers(0, 17, (5, 1, 8, 8))
     found = vd.compare(Run.open(runs["a"]), Run.open(path), noise, rounds=1)
-    assert found.notes == (
-        "'run': its training data are not here; it may have seen these examples",
-    )
+    note = "'run': its training data are not here; it may have seen these examples"
+    assert found.notes == (note,)
 
 
 def test_a_model_with_conditions_gets_those_of_the_examples(runs):
@@ -163,13 +162,13 @@ def test_a_model_with_conditions_gets_those_of_the_examples(runs):
     free = vd.compare(a, labels, limit=10, rounds=2, condition="none")
     assert own.summaries[0] == free.summaries[0]
     assert own.summaries[1].bits_per_dim != free.summaries[1].bits_per_dim
-    x = open_dataset(a.config.data).splits["test"].sample(10).read()
+    x = splits_of(runs["a"])["test"].sample(10).read()
     assert vd.compare(a, labels, x, rounds=2).difference == free.difference
 
 
 def test_models_and_examples_in_memory(runs):
     a, b = Run.open(runs["a"]), Run.open(runs["b"])
-    test = open_dataset(a.config.data).splits["test"].sample(10)
+    test = splits_of(runs["a"])["test"].sample(10)
     of_runs = vd.compare(a, b, limit=10, rounds=2)
     models = [each.load() for each in (a, b)]
     for data in (test, test.read(), torch.from_numpy(test.read())):
@@ -204,8 +203,8 @@ def test_what_cannot_be_compared_is_refused_in_a_line(capsys, runs, tmp_path):
 
 def test_a_signal_keeps_the_rounds_that_are_whole(runs):
     a, b = (Run.open(runs[name]).load() for name in "ab")
-    test = open_dataset(Run.open(runs["a"]).config.data).splits["test"].sample(10)
-    asked = iter([False] * 4 + [True] * 10)
+    test = splits_of(runs["a"])["test"].sample(10)
+    asked = iter([False] * 5 + [True])  # in the third round, before the second model
     found = compare_models([a, b], test, rounds=9, stopped=lambda: next(asked))
     assert found.rounds == 2
     assert found.summaries == compare_models([a, b], test, rounds=2).summaries
@@ -213,29 +212,40 @@ def test_a_signal_keeps_the_rounds_that_are_whole(runs):
         compare_models([a, b], test, stopped=lambda: True)
 
 
-def test_a_report_shows_a_comparison_and_what_the_user_named_as_text(capsys, runs, tmp_path):
+def test_a_report_shows_a_comparison_and_what_the_user_named_as_text(
+    capsys, runs, tmp_path, monkeypatch
+):
+    for name in PARTS.keys() - {"comparison"}:
+        monkeypatch.delitem(PARTS, name)
+    two_rounds = "variational_diffusion.likelihood.paired.enough"  # instead of up to 64
+    monkeypatch.setattr(two_rounds, lambda summary, finished, *_: finished == 2)
     one, two = tmp_path / HOSTILE, tmp_path / "two"
     shutil.copytree(runs["a"], one)
     shutil.copytree(runs["b"], two)
 
     def measured(*options):
-        arguments = ["report", str(two), *REPORT, *options, "--json"]
+        arguments = ["report", str(two), "--examples", "20", *options, "--json"]
         return json.loads(output(capsys, arguments).out)["measured"]
 
-    assert "comparison" not in measured()
+    assert measured() == []
     page = (two / "report.html").read_text(encoding="utf-8")
     assert 'id="comparison"' not in page
     assert measured("--compare", str(one)) == ["comparison"]
     page = (two / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert "&lt;script&gt;alert(2)" in page
-    found = compared(capsys, str(two), str(one), "--limit", "20")
-    pair = found["pairs"][0]
+    section = read_section(Run.open(two), "comparison", "ema")
+    assert section is not None
+    pair = section.values["pairs"][0]
+    assert pair["second"] == HOSTILE
     shown = f"{pair['difference']:+.4f} ± {pair['standard_error']:.4f}".replace("-", "−")
     assert shown in page
-    assert page.count("example by example") == 1
-    assert measured() == []  # it stays, and is measured again when the other run has learned more
-    weights = Run.open(one).weights_path("ema")
-    shutil.copy(Run.open(runs["labels"]).weights_path("ema"), weights)
-    shutil.copy(Path(runs["labels"]) / "config.json", one / "config.json")
+    difference = (section.arrays["bits"][1] - section.arrays["bits"][0]).mean()
+    assert float(difference) == pytest.approx(pair["difference"])
+    assert "20 of 297 test examples" in page
+    assert measured() == []  # it stays, until the other run has learned more
+    shutil.copy(Path(runs["b"]) / "ema.safetensors", one / "ema.safetensors")
     assert measured() == ["comparison"]
+    section = read_section(Run.open(two), "comparison", "ema")
+    assert section is not None
+    assert section.values["pairs"][0]["difference"] == 0

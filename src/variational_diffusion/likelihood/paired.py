@@ -37,6 +37,7 @@ from variational_diffusion.likelihood.rounds import (
     LARGEST_SHARE,
     Progress,
     Round,
+    check_rounds,
     enough,
     evaluate_rounds,
 )
@@ -251,6 +252,7 @@ def compare_models(
     count = len(models)
     names = tuple(names or (f"model {i + 1}" for i in range(count)))
     check_comparable(models, names)
+    check_rounds(rounds, target_error)
     splits = [examples] * count if isinstance(examples, Split) else list(examples)
     estimators = list(estimator) if isinstance(estimator, Sequence) else [estimator] * count
     chosen = [Infinite(2) if each is None else each for each in estimators]

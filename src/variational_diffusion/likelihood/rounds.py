@@ -79,13 +79,7 @@ def evaluate_rounds(
     for nothing if need be. progress: told of every batch of this process. stopped: asked between
     two batches; where it is true, what was estimated so far is the result.
     """
-    if rounds is not None and target_error is not None:
-        raise InputError(
-            f"rounds = {rounds}, target_error = {target_error}: give one of them; the error says "
-            "how many rounds there are"
-        )
-    if rounds is not None and rounds < 1:
-        raise InputError(f"rounds = {rounds}: give one or more")
+    check_rounds(rounds, target_error)
     estimator = estimator or Infinite()
     vdm.eval()
     device = vdm.schedule.gamma_0.device
@@ -100,13 +94,13 @@ def evaluate_rounds(
             range(place.rank, len(sizes), place.processes),
             strict=True,
         ):
+            if stopped():
+                break
             generator = torch.Generator(device).manual_seed(derived_seed(seed, number, b))
             model, x = vdm.given_in(batch)
             own[b] = estimator(model, x, generator)
             if progress is not None:
                 _show(progress, own, done, rounds, len(sizes) / place.processes)
-            if stopped():
-                break
         if together and len(own) < most:
             model, x = vdm.given_in(split.batch([0]))
             estimator(model, x)
@@ -118,6 +112,17 @@ def evaluate_rounds(
         ):
             break
     return done
+
+
+def check_rounds(rounds: int | None, target_error: float | None) -> None:
+    """Raise InputError for a number of rounds that cannot be, and for one and an error together."""
+    if rounds is not None and target_error is not None:
+        raise InputError(
+            f"rounds = {rounds}, target_error = {target_error}: give one of them; the error says "
+            "how many rounds there are"
+        )
+    if rounds is not None and rounds < 1:
+        raise InputError(f"rounds = {rounds}: give one or more")
 
 
 def _show(
