@@ -35,6 +35,7 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood.estimators import Estimate, Estimator, Infinite
 from variational_diffusion.likelihood.rounds import (
     LARGEST_SHARE,
+    MOST_EVALUATIONS,
     Progress,
     Round,
     check_rounds,
@@ -293,9 +294,7 @@ def compare_models(
         if all(enough(pair.summary, number + 1, rounds, target_error) for pair in pairs):
             break
         if rounds is None:
-            expected = max(
-                number + 2, *(_rounds_needed(p, number + 1, target_error) for p in pairs)
-            )
+            expected = max(_rounds_needed(pair, number + 1, target_error) for pair in pairs)
     dimensions = models[0].dimensions
     bits = [example_columns(*of, dimensions=dimensions)["bits_per_dim"] for of in table]
     return Comparison(
