@@ -116,6 +116,15 @@ def test_training_mode_changes_nothing_and_stays(name):
     assert torch.equal(found, expected)
 
 
+def test_a_bound_that_is_not_differentiated_teaches_the_schedule_nothing():
+    vdm = a_model()
+    memory = {key: value.clone() for key, value in vdm.state_dict().items()}
+    for differentiated in (False, True):
+        with torch.set_grad_enabled(differentiated):
+            vdm.vlb(X, generator=torch.Generator().manual_seed(1))
+        assert all(torch.equal(value, memory[key]) for key, value in vdm.state_dict().items())
+
+
 def test_a_network_in_training_mode_does_drop():
     """The others could not fail with one that does not."""
     vdm = a_model()
