@@ -280,7 +280,7 @@ def test_what_the_parts_of_a_step_saw_enters_at_its_end_as_if_seen_at_once(name,
             assert schedule.calls == step + 1
         first, second = torch.cat(losses).chunk(2)
         running = torch.lerp(first.mean(), second.mean(), 0.02)
-        torch.testing.assert_close(schedule.mean_loss, running, rtol=1e-12, atol=0.0)
+        torch.testing.assert_close(schedule.mean_loss, running, rtol=1e-8, atol=0.0)
         expected = {key: value.clone() for key, value in whole.state_dict().items()}
         gradients = [p.grad.clone() for p in schedule.parameters()]
         if parts == 1:
