@@ -224,3 +224,13 @@ def test_the_ends_of_the_range_are_allowed():
     verify(np.array([[0], [16]]), 17, None, example)
     verify(np.array([[255]], np.uint8), 256, None, example)
     verify(np.array([[0.1], [0.7]], np.float32), None, (0.1, 0.7), example)
+
+
+def test_a_sample_has_nothing_to_do_with_the_splits_of_the_same_seed():
+    """Of 1,000 examples with 100 for the test, 200 drawn have 20 ± 3.8 of them (hypergeometric)."""
+    source = ArraySource(np.zeros((1000, 2), np.uint8), "zeros")
+    for seed in range(5):
+        splits = random_splits(source, validation=0.1, test=0.1, seed=seed)
+        everything = Split(source, np.arange(1000)).sample(200, seed)
+        common = len(np.intersect1d(everything.indices, splits["test"].indices))
+        assert 4 <= common <= 36  # four standard deviations, five times: one false alarm in 3,000

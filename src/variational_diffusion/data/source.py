@@ -22,6 +22,12 @@ MAX_LEVELS = 65_536
 _CHANNELS = range(1, 5)
 _OFF_LEVEL = 0.05
 """Of a level that a float may be off, by the rounding of what it was computed with."""
+_SAMPLE = 1
+"""Part of the seed of `Split.sample`: `random_splits` draws by the seed alone, and the first of one
+permutation of the same numbers would be its test examples."""
+
+_TOGETHER = 1024
+"""Examples that are read together where all of a split are."""
 
 Examples = np.ndarray | list[np.ndarray]
 
@@ -184,7 +190,7 @@ class Split:
             raise InputError(f"limit = {n}: at least one example is needed; give --limit 1 or more")
         if n >= len(self):
             return self
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:n])
+        chosen = np.sort(np.random.default_rng([seed, _SAMPLE]).permutation(len(self))[:n])
         of = len(self) if self.drawn is None else self.drawn.of
         drawn = Drawn(self.positions[chosen], of, seed)
         return replace(self, indices=self.indices[chosen], drawn=drawn)
