@@ -25,6 +25,7 @@ from variational_diffusion.conditions import Batch
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import NoiseErrors, PredictedErrors
 from variational_diffusion.model import VDM
+from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import bits_per_dim, randn_like
 from variational_diffusion.schedules import Cosine, FixedLinear, Schedule
 
@@ -39,11 +40,11 @@ class Errors(NamedTuple):
     error: Tensor
 
 
+@in_evaluation_mode
 def measure(
     vdm: VDM, batches: Iterable[Batch], *, generator: torch.Generator | None = None
 ) -> Iterator[Errors]:
     """Yield the errors of every batch, with γ spread evenly over [γ_0, γ_1]."""
-    vdm.eval()
     gamma_0, gamma_1 = vdm.schedule.end_points.detach().unbind()
     for batch in batches:
         with torch.inference_mode():
@@ -56,6 +57,7 @@ def measure(
         yield Errors(gamma.cpu(), bits_per_dim(error, vdm.dimensions).cpu())
 
 
+@in_evaluation_mode
 def noise_errors(
     vdm: VDM,
     batches: Iterable[Batch],
@@ -68,7 +70,6 @@ def noise_errors(
     γ is spread evenly over [γ_0, γ_1]. Bins that have no measurement yet hold NaN; a hundred
     evaluations of the network a bin give a usable variance.
     """
-    vdm.eval()
     gamma_0, gamma_1 = vdm.schedule.end_points.detach().unbind()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     middles = torch.lerp(
@@ -97,6 +98,7 @@ def _predictor(vdm: VDM) -> objective.PredictNoise:
     return lambda z, gamma: vdm.denoise(z, gamma).noise
 
 
+@in_evaluation_mode
 def predictions(
     vdm: VDM,
     assumed: PredictedErrors,
@@ -111,7 +113,6 @@ def predictions(
     put into groups of one size, whose means take the place of positions. Both are scaled to the
     measured mean of the bin, so that the choice of the batch matters less, and smoothed.
     """
-    vdm.eval()
     mean = assumed.mean.averaged()
     rows: list[Tensor] = []
     for gamma, measured, batch in zip(mean.gamma, mean.error.flatten(), batches, strict=False):
