@@ -567,6 +567,12 @@ def test_captions_are_shortened_in_the_middle():
         for captions in (None, ["a", "b"], ["a", "b\nsecond"])
     )
     assert one.height - plain.height == two.height - one.height == 14
+    chinese, escaped, accented, another = (
+        np.asarray(sheet(images[:1], 256, 1, 12, captions=[caption]))
+        for caption in ("\u65e5é", "\\u65e5é", "é", "ü")
+    )
+    assert np.array_equal(chinese, escaped)
+    assert not np.array_equal(accented, another)
     assert np.array_equal(np.asarray(one)[:-2], np.asarray(two)[: one.height - 2])
 
 
