@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from variational_diffusion.checkpoint import Run
-from variational_diffusion.cli import evaluate as evaluate_command
-from variational_diffusion.cli import run
+from variational_diffusion.cli import estimators, run
 from variational_diffusion.cli.chains import grid_of
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
@@ -173,7 +172,7 @@ def test_a_stopped_evaluation_keeps_the_rows_that_it_has(capsys, trained, tmp_pa
                 os.kill(os.getpid(), signal.SIGINT)
             return super().__call__(vdm, x, generator)
 
-    monkeypatch.setattr(evaluate_command, "Infinite", Slow)
+    monkeypatch.setattr(estimators, "Infinite", Slow)
     arguments = ["evaluate", trained, "--batch-size", "4", "--per-example", str(path)]
     assert run(arguments) == 1
     assert "stopped after 12 of 297 examples" in capsys.readouterr().err
