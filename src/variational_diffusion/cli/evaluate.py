@@ -30,8 +30,11 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import (
     DEQUANTISATIONS,
     ESTIMATORS,
+    EXACT_DIMENSIONS,
     LARGEST_SHARE,
+    LOOSEST,
     MOST_EVALUATIONS,
+    PROBES,
     Chain,
     Estimator,
     Flow,
@@ -40,6 +43,7 @@ from variational_diffusion.likelihood import (
     Rounds,
     Summary,
     bits_of_entries,
+    default_probes,
     evaluate_rounds,
     example_columns,
     summary_rows,
@@ -82,7 +86,10 @@ _NOT_OF_THE_FIGURES = {
 )
 @click.option("--samples", type=click.IntRange(1), default=8, help="K of importance (default 8).")
 @click.option(
-    "--probes", type=click.IntRange(1), default=1, help="ode, importance: of the divergence."
+    "--probes",
+    type=click.IntRange(1),
+    help="Of the divergence. ode: default 1. importance: 3 or more; default: the exact divergence up "
+    f"to {EXACT_DIMENSIONS} entries an example, else {PROBES}.",
 )
 @click.option(
     "--dequantisation",
@@ -91,9 +98,9 @@ _NOT_OF_THE_FIGURES = {
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(1e-10, 0.1),
+    type=click.FloatRange(1e-10, LOOSEST),
     default=1e-5,
-    help="ode, importance: error of the solver (default 1e-5).",
+    help=f"ode, importance: error of the solver, at most {LOOSEST:g} (default 1e-5).",
 )
 @click.option(
     "--rounds",
@@ -275,9 +282,12 @@ def _estimator(name: str, run: Run, vdm: VDM, weights: str, options: dict[str, A
     if name == "discrete":
         gammas = chain_of(run, vdm, weights, options)
         return Chain(gammas, None if exact else options["draws"])
-    flow = Flow(
-        options["dequantisation"], None if exact else options["probes"], options["tolerance"]
-    )
+    probes = options["probes"]
+    if exact and probes is not None:
+        raise InputError(f"exact, probes = {probes}: the exact divergence takes none; give one")
+    if probes is None and not exact:
+        probes = 1 if name == "ode" else default_probes(vdm.dimensions)
+    flow = Flow(options["dequantisation"], probes, options["tolerance"])
     return flow if name == "ode" else Importance(options["samples"], flow)
 
 
