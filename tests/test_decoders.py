@@ -193,3 +193,16 @@ def test_decoding_undoes_encoding_for_every_decoder(name):
     decoder, values, _ = support(name)
     back = decoder.decode(decoder.encode(values.reshape(1, -1)))
     torch.testing.assert_close(back, values.reshape(1, -1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_has_no_level(value):
+    z = torch.zeros(3, 2)
+    z[1, 0] = value
+    for use in (
+        lambda: Discretized(256).decode(z),
+        lambda: Discretized(256).sample(z, torch.tensor(-13.3)),
+        lambda: Gaussian().sample(z, torch.tensor(-10.0)),
+    ):
+        with pytest.raises(InputError, match="z is not finite in 1 of 3 examples"):
+            use()

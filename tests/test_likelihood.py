@@ -151,7 +151,7 @@ def test_nothing_to_evaluate_is_said():
         Flow(probes=0)
     with pytest.raises(InputError, match=r"tolerance = 0.01: more than 0 and at most 0.0001"):
         Flow(tolerance=1e-2)
-    with pytest.raises(InputError, match="probes = 2: .* give 3 or more, or --exact"):
+    with pytest.raises(InputError, match=r"probes = 2: .* give 3 or more, or --exact"):
         Importance(2, Flow(probes=2))
     with pytest.raises(InputError, match="dequantisation = 'half': known are truncated-normal"):
         Flow("half")

@@ -43,6 +43,7 @@ from variational_diffusion.conditions import Batch
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import VDM
+from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import bits_per_dim
 
 BANDS = 16
@@ -89,6 +90,7 @@ class Profiles:
         return Profiles(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
+@in_evaluation_mode
 def profiles(
     vdm: VDM,
     batches: Iterable[Batch],
@@ -105,7 +107,6 @@ def profiles(
     """
     if bands < 1 or draws < 1:
         raise InputError(f"bands = {bands}, draws = {draws}: give one or more of both")
-    vdm.eval()
     gamma_0, gamma_1 = vdm.schedule.end_points.detach()
     width = (gamma_1 - gamma_0) / bands
     levels = vdm.decoder.levels if isinstance(vdm.decoder, Discretized) else None

@@ -21,8 +21,9 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.graphs import is_recording
 from variational_diffusion.numerics import Normal, expand, sum_per_example
 
-UNSEEN = 3.0
-"""Levels of noise that one x̂ takes away as well as many steps do (docs/sampling.md)."""
+UNSEEN = 3 / 256
+"""Noise of images that one x̂ takes away as well as many steps do, as a share of the range of the
+data: what is finer than that, an eye hardly sees (docs/sampling.md)."""
 
 
 class Discretized(nn.Module):
@@ -61,7 +62,11 @@ class Discretized(nn.Module):
         return (2 * x.to(torch.get_default_dtype()) + 1) / self.levels - 1
 
     def decode(self, x: Float[Tensor, "batch *shape"]) -> Integer[Tensor, "batch *shape"]:
-        """Return the level whose centre is nearest: the inverse of `encode`."""
+        """Return the level whose centre is nearest: the inverse of `encode`.
+
+        Raises InputError for what is not finite, which has no nearest level.
+        """
+        _check_finite(x)
         return lattice.nearest_level(self._position(x), self.levels).long()
 
     def log_prob(
@@ -93,7 +98,8 @@ class Discretized(nn.Module):
         gamma_0: process.Gamma,
         generator: torch.Generator | None = None,
     ) -> Integer[Tensor, "batch *shape"]:
-        """Draw x ~ p(x|z_0)."""
+        """Draw x ~ p(x|z_0); raise `InputError` for a z_0 that is not finite."""
+        _check_finite(z_0)
         position, spacing = self._position_and_spacing(z_0, gamma_0)
         return lattice.sample_level(position, spacing, self.levels, generator).long()
 
@@ -102,12 +108,15 @@ class Discretized(nn.Module):
         return (2 / self.levels) * torch.exp(-0.5 * gamma_0)
 
     def noise_at(self, gamma: float) -> float:
-        """Return the standard deviation of the noise in z/alpha at γ, in levels."""
-        return 0.5 * self.levels * math.exp(0.5 * gamma)
+        """Return the standard deviation of the noise in z/alpha at γ, over the range of the data.
 
-    def gamma_at(self, noise: float) -> float:
-        """Return the γ where the noise is this many levels: the inverse of `noise_at`."""
-        return 2 * math.log(2 * noise / self.levels)
+        The range is that of the bins, so that 1/levels is the width of one.
+        """
+        return 0.5 * math.exp(0.5 * gamma)
+
+    def gamma_at(self, share: float) -> float:
+        """Return the γ where the noise is this share of the range: the inverse of `noise_at`."""
+        return 2 * math.log(2 * share)
 
     def _position(self, x: Tensor) -> Tensor:
         """Return real numbers in units of levels, where f(k) is k."""
@@ -184,7 +193,8 @@ class Gaussian(nn.Module):
         gamma_0: process.Gamma,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch *shape"]:
-        """Draw x ~ p(x|z_0)."""
+        """Draw x ~ p(x|z_0); raise `InputError` for a z_0 that is not finite."""
+        _check_finite(z_0)
         return self.decode(self._p_encoded(z_0, gamma_0).sample(generator))
 
     def _p_encoded(self, z_0: Tensor, gamma_0: Tensor) -> Normal:
@@ -194,6 +204,20 @@ class Gaussian(nn.Module):
     def _location_and_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         location, scale = self.get_buffer("location"), self.get_buffer("scale")
         return expand(location, x[0]), expand(scale, x[0])
+
+
+def _check_finite(z: Tensor) -> None:
+    """Raise `InputError` for a z with values that are not finite, which no data belong to.
+
+    They are not looked at while a CUDA graph is being recorded.
+    """
+    if is_recording(z) or bool(z.isfinite().all()):
+        return
+    wrong = len(z) - int(z.isfinite().reshape(len(z), -1).all(1).sum())
+    raise InputError(
+        f"z is not finite in {wrong} of {len(z)} examples: the network's estimates are not. Check "
+        "that its weights are finite; with guidance, give a smaller weight"
+    )
 
 
 DECODERS: dict[str, type[Discretized] | type[Gaussian]] = {
