@@ -88,8 +88,8 @@ _NOT_OF_THE_FIGURES = {
 @click.option(
     "--probes",
     type=click.IntRange(1),
-    help="Of the divergence. ode: default 1. importance: 3 or more; default: the exact divergence up "
-    f"to {EXACT_DIMENSIONS} entries an example, else {PROBES}.",
+    help="Of the divergence. ode: default 1. importance: 3 or more; default: the exact divergence "
+    f"up to {EXACT_DIMENSIONS} entries an example, else {PROBES}.",
 )
 @click.option(
     "--dequantisation",
