@@ -153,13 +153,19 @@ def test_the_gaussian_decoder_is_a_density_of_the_data():
 
 def test_the_gaussian_decoder_standardises_by_the_first_axis():
     decoder = Gaussian(location=[1.0, 2.0], scale=[2.0, 4.0])
-    x = torch.tensor([[[3.0, 1.0], [6.0, 2.0]]])
-    torch.testing.assert_close(decoder.encode(x), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
+    x = torch.tensor([[[3.0, 1.0], [6.0, 2.0]]], dtype=torch.float64)
+    expected = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]], dtype=torch.float64)
+    torch.testing.assert_close(decoder.encode(x), expected)
+    torch.testing.assert_close(decoder.encode(x.float()), expected)
     torch.testing.assert_close(decoder.decode(decoder.encode(x)), x)
     with pytest.raises(InputError, match=r"torch.int64.*Discretized"):
         decoder.encode(torch.zeros(1, 2, 2).long())
-    with pytest.raises(InputError, match="constant columns"):
+    with pytest.raises(InputError, match=r"^scale of entry 1 is 0: [^\n]*constant columns"):
         Gaussian(scale=[1.0, 0.0])
+    with pytest.raises(InputError, match=r"^scale of entry 0 is 0, as are 783 others of 784"):
+        Gaussian(scale=[0.0] * 784)
+    with pytest.raises(InputError, match=r"^location is nan: a location is finite"):
+        Gaussian(location=math.nan)
 
 
 def support(name: str) -> tuple[Discretized | Gaussian, torch.Tensor, float]:

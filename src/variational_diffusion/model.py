@@ -183,8 +183,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
             raise InputError(
                 "condition: this model is unconditional; train one with --condition label"
             )
-        like = self.schedule.initial_end_points
-        encoded = self.condition.encode(condition.to(like.device)).to(like.dtype)
+        encoded = self.encode_condition(condition.to(self.schedule.initial_end_points.device))
         if isinstance(self.network, Clipped):  # guidance goes beyond the range: clip after it
             guided = Guided(self.network.network, encoded, guidance, interval)
             return self._around(self.network.around(guided), None)
@@ -197,7 +196,14 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
 
     def encode(self, x: Shaped[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """Return data as the decoder encodes it, in the precision of the model."""
-        return self.decoder.encode(x).to(self.schedule.gamma_0.dtype)
+        return self.decoder.encode(x).to(self.schedule.initial_end_points.dtype)
+
+    def encode_condition(
+        self, condition: Shaped[Tensor, "batch *value"]
+    ) -> Float[Tensor, "batch *encoded"]:
+        """Return values of the condition as the network takes them, in its precision."""
+        assert self.condition is not None
+        return self.condition.encode(condition).to(self.schedule.initial_end_points.dtype)
 
     def denoise(
         self,
