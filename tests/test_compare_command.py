@@ -66,7 +66,7 @@ def test_command_and_python_agree_to_the_last_digit(capsys, runs):
 def test_other_estimators_agree_too(capsys, runs):
     a, b = Run.open(runs["a"]), Run.open(runs["b"])
     few = ["--limit", "3", "--rounds", "2"]
-    ode = ["--estimator", "ode", "--tolerance", "1e-2"]
+    ode = ["--estimator", "ode", "--tolerance", "1e-4"]
     found = compared(capsys, runs["a"], runs["b"], *few, *ode)
     own = vd.compare(a, b, limit=3, rounds=2, estimator=Flow(tolerance=1e-4))
     assert found.items() >= figures(own).items()
