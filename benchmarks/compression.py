@@ -37,6 +37,7 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm_command
 from variational_diffusion.cli.examples import chosen_examples, everything
 from variational_diffusion.compression import ChainCoder, chain
+from variational_diffusion.compression.exact import PER_OCTAVE
 from variational_diffusion.compression.rounding import BAND
 from variational_diffusion.compression.stack import Stack
 from variational_diffusion.model import VDM
@@ -138,7 +139,7 @@ def probe(coder: ChainCoder, latents: list[np.ndarray]) -> list[np.ndarray]:
     found = []
     for step, z_t in enumerate(latents, 1):
         mean, std = coder._reverse(z_t, step)
-        found.append(np.stack([chain._FINEST * mean, chain._PER_OCTAVE * np.log2(std)]))
+        found.append(np.stack([chain._FINEST * mean, PER_OCTAVE * np.log2(std)]))
     return found
 
 
@@ -147,7 +148,7 @@ def probed_latents(coder: ChainCoder, x: np.ndarray) -> list[np.ndarray]:
     generator = np.random.default_rng(0)
     encoded = (2 * x[:PROBED].reshape(-1, *coder.shape).astype(np.float64) + 1) / coder.levels - 1
     latents = []
-    for gamma, width in zip(coder.gammas[-2::-1], coder._width[1:], strict=True):
+    for gamma, width in zip(coder.gammas[-2::-1], coder._lattice.width[1:], strict=True):
         alpha, sigma = (float(np.sqrt(1 / (1 + np.exp(sign * gamma)))) for sign in (1, -1))
         z = alpha * encoded + sigma * generator.standard_normal(encoded.shape)
         latents.append(np.rint(z / width).astype(np.int64))

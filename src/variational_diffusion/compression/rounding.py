@@ -62,9 +62,3 @@ class Rounding:
             up = rounded.flat[near] == boundary.flat[near]
             self.decisions += [2 * (start + int(i)) + int(u) for i, u in zip(near, up, strict=True)]
         return rounded.astype(np.int64)
-
-
-def portable(values: np.ndarray) -> np.ndarray:
-    """Return constants with the digits that mathematical libraries may differ in rounded away."""
-    mantissa, exponent = np.frexp(values)
-    return np.ldexp(np.rint(np.ldexp(mantissa, 30)), exponent - 30)
