@@ -1,6 +1,6 @@
 """Files of earlier versions, which every later version reads: docs/format.md promises it.
 
-They were written by `python tests/test_compression_golden.py NAME`, which overwrites nothing.
+They were written by `python tests/test_compression_golden.py KIND`, which overwrites nothing.
 """
 
 import io
@@ -13,6 +13,7 @@ import torch
 
 from coding import coded, group_of, header_of, known, quick_coder, read
 from variational_diffusion.compression import ChainCoder, Origin, Table, Writer
+from variational_diffusion.compression.container import READ, VERSION
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import UNet
@@ -48,16 +49,23 @@ def written_with(coder):
     return groups, names, Origin(mode="L")
 
 
-CODERS = {"grey-2": quick_coder, "colour-2": unet_coder, "empty-2": quick_coder}
+CODERS = {"grey": quick_coder, "colour": unet_coder, "empty": quick_coder}
+FILES = [f"{kind}-{version}" for version in READ for kind in CODERS]
 
 
-@pytest.mark.parametrize("name", CODERS)
+def test_every_golden_file_is_known():
+    assert sorted(path.stem for path in GOLDEN.iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_golden_files_are_read(name):
-    coder = CODERS[name]()
+    kind, version = name.split("-")
+    coder = CODERS[kind]()
     groups, names, origin = written_with(coder)
-    if name.startswith("empty"):
+    if kind == "empty":
         groups, names = [], []
     container, back = read((GOLDEN / f"{name}.vdmz").read_bytes(), coder)
+    assert container.version == int(version)
     assert container.header.origin == origin
     assert container.damaged == []
     images = [image for group in groups for image in group]
@@ -68,19 +76,19 @@ def test_golden_files_are_read(name):
     assert [kept[i] for i in range(len(images))] == expected
 
 
-def write(name):
-    """Write a golden file."""
-    coder, file = CODERS[name](), io.BytesIO()
+def write(kind):
+    """Write a golden file of the format that is written now."""
+    coder, file = CODERS[kind](), io.BytesIO()
     groups, names, origin = written_with(coder)
     with Writer(file, header_of(coder, origin=origin), identity=bytes(range(16))) as writer:
-        for images, named in zip(groups, names, strict=True) if "empty" not in name else ():
-            if name.startswith("colour"):  # by the model, whatever it takes
+        for images, named in zip(groups, names, strict=True) if kind != "empty" else ():
+            if kind == "colour":  # by the model, whatever it takes
                 stack = coded(coder, np.stack(images)).payload
                 writer.add(len(images), Table(stack=len(stack)), stack)
             else:
                 group = group_of(coder, images, named)
                 writer.add(len(images), group.table, group.payload)
-    with (GOLDEN / f"{name}.vdmz").open("xb") as target:
+    with (GOLDEN / f"{kind}-{VERSION}.vdmz").open("xb") as target:
         target.write(file.getvalue())
 
 

@@ -49,6 +49,7 @@ GAMMA_UNIT = 2.0**-10
 _FINEST = 8  # means are multiples of an eighth of a width
 _LEAST_STD, _LARGEST_STD = UNIT // 2, UNIT << 20  # widths
 _LARGEST_MEAN = 2.0**40  # widths
+_STD_SIZE = 2.0**17  # of what logarithms of deviations are made of, generously: few lie in its band
 _EVALUATED = {"cpu": 1 << 13, "cuda": 1 << 20}  # entries that the network sees at once, about
 
 _STDS = _LEAST_STD * np.append(
@@ -133,7 +134,7 @@ class ChainCoder:
 
     def rounding(self, decisions: list[int] | None = None) -> Rounding:
         """Return a `Rounding` for a group of batches: to decide anew, or to follow decisions."""
-        return Rounding(decisions) if self.portable else Rounding(decisions, band=0.0)
+        return Rounding(decisions, portable=self.portable)
 
     def push(self, stack: Stack, x: np.ndarray, rounding: Rounding, batch: int = 0) -> Lengths:
         """Push examples, int64 of shape (n, *shape), and return what they take.
@@ -228,8 +229,9 @@ class ChainCoder:
         call = 2 * (batch * self.steps + step - 1)
         mean = np.clip(reverse.mean, -_LARGEST_MEAN, _LARGEST_MEAN)
         std = np.clip(reverse.std, _LEAST_STD, _LARGEST_STD)
-        mean = rounding(_FINEST * mean, call) / _FINEST
-        index = rounding(PER_OCTAVE * np.log2(std / _LEAST_STD), call + 1)
+        # a mean is the difference of numbers in (−1, 1), or larger, also where it is near zero
+        mean = rounding(_FINEST * mean, call, _FINEST / self._lattice.width[step - 1]) / _FINEST
+        index = rounding(PER_OCTAVE * np.log2(std / _LEAST_STD), call + 1, _STD_SIZE)
         return mean, _STDS[index.clip(0, len(_STDS) - 1)]
 
     def _divergence(
