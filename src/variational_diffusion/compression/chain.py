@@ -46,10 +46,14 @@ VERSION = 3
 GAMMA_UNIT = 2.0**-10
 """γ on a chain is a multiple of this."""
 
-_FINEST = 8  # means are multiples of an eighth of a width
+FINEST = 8
+"""Means are multiples of an eighth of a width."""
+
+STD_SIZE = 2.0**17
+"""Of what logarithms of deviations are made of, generously: hardly any lies in such a band."""
+
 _LEAST_STD, _LARGEST_STD = UNIT // 2, UNIT << 20  # widths
 _LARGEST_MEAN = 2.0**40  # widths
-_STD_SIZE = 2.0**17  # of what logarithms of deviations are made of, generously: few lie in its band
 _EVALUATED = {"cpu": 1 << 13, "cuda": 1 << 20}  # entries that the network sees at once, about
 
 _STDS = _LEAST_STD * np.append(
@@ -230,8 +234,8 @@ class ChainCoder:
         mean = np.clip(reverse.mean, -_LARGEST_MEAN, _LARGEST_MEAN)
         std = np.clip(reverse.std, _LEAST_STD, _LARGEST_STD)
         # a mean is the difference of numbers in (−1, 1), or larger, also where it is near zero
-        mean = rounding(_FINEST * mean, call, _FINEST / self._lattice.width[step - 1]) / _FINEST
-        index = rounding(PER_OCTAVE * np.log2(std / _LEAST_STD), call + 1, _STD_SIZE)
+        mean = rounding(FINEST * mean, call, FINEST / self._lattice.width[step - 1]) / FINEST
+        index = rounding(PER_OCTAVE * np.log2(std / _LEAST_STD), call + 1, STD_SIZE)
         return mean, _STDS[index.clip(0, len(_STDS) - 1)]
 
     def _divergence(

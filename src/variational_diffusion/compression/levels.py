@@ -42,7 +42,7 @@ def push_levels(
     if reach > _FEW:
         return stack.push_near(offset, position - nearest, on_grid(1 / spacing), reach)
     for part in reversed(list(parts(position.size, reach))):
-        table = _table(position.flat[part], nearest.flat[part], spacing, levels, reach)
+        table = table_of(position.flat[part], nearest.flat[part], spacing, levels, reach)
         stack.push_table(offset.flat[part] + reach, table)
     return None
 
@@ -54,7 +54,7 @@ def pop_levels(stack: Stack, position: np.ndarray, spacing: float, levels: int) 
         return nearest + stack.pop_near(position - nearest, on_grid(1 / spacing), reach)
     offset = np.empty(position.shape, np.int64)
     for part in parts(position.size, reach):
-        table = _table(position.flat[part], nearest.flat[part], spacing, levels, reach)
+        table = table_of(position.flat[part], nearest.flat[part], spacing, levels, reach)
         offset.flat[part] = stack.pop_table(table) - reach
     return nearest + offset
 
@@ -75,7 +75,7 @@ def parts(size: int, reach: int) -> Iterator[slice]:
     return (slice(first, min(first + step, size)) for first in range(0, size, step))
 
 
-def _table(
+def table_of(
     position: np.ndarray, nearest: np.ndarray, spacing: float, levels: int, reach: int
 ) -> np.ndarray:
     """Return the weights of the offsets −reach … reach from the nearest level, for `push_table`."""
