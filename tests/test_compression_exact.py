@@ -326,9 +326,9 @@ SETTINGS = {
 }
 """How another machine computes. What this one lacks is ignored."""
 
-GOLDEN = {
-    name: Path(__file__).parent / "golden" / f"{name}-{VERSION}.vdmz" for name in ("grey", "colour")
-}
+GOLDEN = Path(__file__).parent / "golden" / f"colour-{VERSION}.vdmz"
+"""By a network whose weights are integers: no arithmetic makes other ones."""
+
 MANY = 500_000
 """Tables that are compared. Of tables made of numpy's exp, one of 300,000 was another."""
 
@@ -345,16 +345,14 @@ def test_a_decoder_under_other_arithmetic(name):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"tables": tables_digest(256, MANY), "grey": 30, "colour": 30}
+    assert json.loads(done.stdout) == {"tables": tables_digest(256, MANY), "images": 30}
 
 
 def other_machine():
     """Decode as `test_a_decoder_under_other_arithmetic` asks."""
-    found = {"tables": tables_digest(256, MANY)}
-    for name, path in GOLDEN.items():
-        _, back = read(path.read_bytes(), CODERS[name]())
-        found[name] = len(back)  # each verified by its digest
-    print(json.dumps(found))
+    container, back = read(GOLDEN.read_bytes(), CODERS["colour"]())
+    assert container.damaged == []
+    print(json.dumps({"tables": tables_digest(256, MANY), "images": len(back)}))
 
 
 if __name__ == "__main__":
