@@ -3,6 +3,7 @@
 They were written by `python tests/test_compression_golden.py KIND`, which overwrites nothing.
 """
 
+import hashlib
 import io
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 from coding import coded, group_of, header_of, known, quick_coder, read
-from variational_diffusion.compression import ChainCoder, Origin, Table, Writer
+from variational_diffusion.compression import ChainCoder, Origin, Table, Writer, format2
 from variational_diffusion.compression.container import READ, VERSION
+from variational_diffusion.compression.stack import Stack
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import UNet
@@ -74,6 +76,18 @@ def test_golden_files_are_read(name):
     kept = {image.number: image.name for image in container.decoded(coder)}
     expected = [n for group in names for n in group or [None] * len(groups[0])]
     assert [kept[i] for i in range(len(images))] == expected
+
+
+def test_noise_wider_than_levels_is_read_as_format_2_wrote_it():
+    """No golden file has it; the digest is of what the last version that wrote format 2 gave."""
+    words, positions = (
+        np.random.Philox(key=key).random_raw(n) >> np.uint64(32)
+        for key, n in ((0, 9000), (1, 5000))
+    )
+    stack = Stack(words.astype(np.uint32), sealed=True)
+    x = format2.pop_levels(stack, positions * (1000 / 2**32), 0.03, 1000)
+    found = hashlib.sha256(x.astype("<i8").tobytes() + stack.words().astype("<u4").tobytes())
+    assert found.hexdigest()[:16] == "4ac1542e621f1d7f"
 
 
 def write(kind):
