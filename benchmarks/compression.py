@@ -42,7 +42,6 @@ from common import log_option, markdown, report, threads_option
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm_command
-from variational_diffusion.cli.examples import chosen_examples, everything
 from variational_diffusion.compression import ChainCoder, Encoded, decode, encode
 from variational_diffusion.compression.chain import FINEST, STD_SIZE
 from variational_diffusion.compression.exact import PER_OCTAVE, on_grid
@@ -50,6 +49,7 @@ from variational_diffusion.compression.lattice import lattice_of
 from variational_diffusion.compression.levels import nearest_of, parts, reach_of, table_of
 from variational_diffusion.compression.rounding import BAND
 from variational_diffusion.compression.stack import Stack
+from variational_diffusion.examples import chosen_examples
 from variational_diffusion.model import VDM
 
 PROBED = 4  # images whose outputs are compared, at every step
@@ -355,8 +355,7 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = folder / "x.vdmz"
-        choose = chosen_examples if data is None else everything
-        x = np.asarray(choose(Run.open(run), data, "test", limit).read())
+        x = np.asarray(chosen_examples(Run.open(run), data, None, limit).read())
         np.save(folder / "original.npy", x)
         options = [*(["--steps", steps] if steps else []), *(["--fast"] if fast else [])]
         source = [run] if data is None else [run, data]

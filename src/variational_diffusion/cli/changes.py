@@ -18,11 +18,12 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.conditioning import Given, given_by, given_options
 from variational_diffusion.cli.console import Meter, print_json
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import chosen_examples, examples_options, other_examples
+from variational_diffusion.cli.examples import examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.conditions import parted
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
+from variational_diffusion.examples import chosen_examples, other_examples
 from variational_diffusion.files import atomic, unused
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
@@ -63,7 +64,7 @@ class Job:
     seed: int
     as_json: bool
     data: str | None
-    split: str
+    split: str | None
     limit: int
     options: dict[str, Any]
 
@@ -74,7 +75,7 @@ class Job:
         *,
         run: str,
         data: str | None,
-        split: str,
+        split: str | None,
         limit: int | None,
         seed: int,
         out: str | None,
@@ -140,7 +141,7 @@ class Job:
             raise InputError("data = none: with --measured, name the data that were measured")
         shape = tuple(function(torch.zeros(1, *self.vdm.shape)).shape[1:])
         shape = shape if len(shape) == len(self.vdm.shape) else self.vdm.shape
-        chosen = other_examples(self.run, self.data, shape).limit(self.limit)
+        chosen = other_examples(self.run, self.data, shape).sample(self.limit)
         x, _ = parted(chosen.batch(range(len(chosen))))
         return x.to(self.device), self._given(len(x), None, False)
 

@@ -1,42 +1,37 @@
-"""The examples that a command on a run takes: RUN's own data or others of its kind."""
+"""--split, --limit and --condition: which examples of a run a command takes; see `examples`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
-import numpy as np
 
-from variational_diffusion.checkpoint import Run
-from variational_diffusion.config import DataConfig
-from variational_diffusion.data import Dataset, Split, open_dataset
-from variational_diffusion.errors import InputError
-
-_NOT_STREAMED = {
-    name: DataConfig.model_fields[name].default
-    for name in ("streaming", "shuffle_buffer", "lanes", "hold_out")
-}
-"""Other data are read as a whole: a stream has only a sample of its examples at hand."""
+from variational_diffusion.data import SPLITS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def examples_options(command: Command) -> Command:
-    """Add the arguments RUN and DATA and the options --split and --limit."""
-    for parameter in (
-        click.option("--limit", type=click.IntRange(1), help="Only the first so many."),
+    """Add the arguments RUN and DATA and the options of `choice_options`."""
+    for parameter in (click.argument("data", required=False), click.argument("run")):
+        command = parameter(command)
+    return choice_options(command)
+
+
+def choice_options(command: Command) -> Command:
+    """Add --split and --limit, which say which of the examples there are."""
+    for option in (
+        click.option(
+            "--limit", type=click.IntRange(1), help="Only so many, drawn at random with seed 0."
+        ),
         click.option(
             "--split",
-            type=click.Choice(["train", "validation", "test"]),
-            default="test",
-            help="Which examples.",
+            type=click.Choice(list(SPLITS)),
+            help="Which examples (default: test; with DATA, all of them).",
         ),
-        click.argument("data", required=False),
-        click.argument("run"),
     ):
-        command = parameter(command)
+        command = option(command)
     return command
 
 
@@ -48,75 +43,3 @@ def condition_option(command: Command) -> Command:
         default="own",
         help="Of a model with conditions: those of the examples (own, default), or none at all.",
     )(command)
-
-
-def check_free(run: Run) -> None:
-    """Raise `InputError` where the model never learned to do without a condition."""
-    if run.config.model.condition is not None and not run.config.training.condition_dropout:
-        raise InputError(
-            f"run = '{run.path}' was trained with condition_dropout = 0, so it knows no examples "
-            "without a condition: no guidance, no --condition none; train another with the default"
-        )
-
-
-def chosen_examples(
-    run: Run, data: str | None, split: str, limit: int | None, *, condition: str = "own"
-) -> Split:
-    """Return the examples that a command names; those of other data must be of the model's kind.
-
-    condition: "own" for a model with conditions: they come with the examples; "none": they do not.
-    """
-    chosen = _opened(run, data, condition).splits[split]
-    return chosen if limit is None else chosen.limit(limit)
-
-
-def own_data(run: Run) -> Dataset:
-    """Return the run's data; raise `InputError` where they are gone, or of another kind now."""
-    return _opened(run, None, "own")
-
-
-def everything(
-    run: Run, data: str | None, split: str, limit: int | None, *, condition: str = "own"
-) -> Split:
-    """Return the run's own split; of other data all examples, as far as they are one source's."""
-    if data is None:
-        return chosen_examples(run, None, split, limit, condition=condition)
-    train = _opened(run, data, condition).splits["train"]
-    return replace(train, indices=np.arange(len(train.source))[:limit])
-
-
-def other_examples(run: Run, data: str, shape: tuple[int, ...]) -> Split:
-    """Return all examples of data of another shape, with as many levels as the run's."""
-    config = run.config.data
-    changes = {"source": data, "resize": None, "crop": None, "condition": None, **_NOT_STREAMED}
-    dataset = open_dataset(config.model_copy(update=changes))
-    if dataset.shape != shape or dataset.levels != config.levels:
-        raise InputError(
-            f"data = '{data}' has shape {dataset.shape} and levels {dataset.levels}: "
-            f"here it has to have shape {shape} and levels {config.levels}"
-        )
-    train = dataset.splits["train"]
-    return replace(train, indices=np.arange(len(train.source)))
-
-
-def _opened(run: Run, data: str | None, condition: str) -> Dataset:
-    config = run.config.data
-    if condition == "none":
-        config = config.model_copy(update={"condition": None})
-    if data is not None:
-        config = config.model_copy(update={"source": data, **_NOT_STREAMED})
-    try:
-        dataset = open_dataset(config)
-    except InputError as error:
-        if data is None or not str(error).startswith("condition = "):
-            raise
-        raise InputError(f"{error}; or do without, with --condition none") from error
-    model = run.config.model
-    if dataset.shape != model.shape or dataset.levels != config.levels:
-        raise InputError(
-            f"data = '{config.source}' has shape {dataset.shape} and levels {dataset.levels}: "
-            f"the model in '{run.path}' takes shape {model.shape} and levels {config.levels}"
-        )
-    if run.config.model.condition is not None and dataset.labels is not None:
-        dataset = dataset.labelled(run.config.model.condition.options["names"])
-    return dataset

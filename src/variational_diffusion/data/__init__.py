@@ -70,6 +70,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     """
     opener, options = _kind(config)
     given = _given(config)
+    if config.levels is not None:
+        options = options | {"value_range"}  # of the levels of floats; what are no floats has none
     for name in (name for name in given if name in _ONLY_FOR and name not in options):
         value = getattr(config, name)
         flag = "range" if name == "value_range" else name.replace("_", "-")
@@ -100,8 +102,8 @@ def open_originals(source: str, like: DataConfig, shape: tuple[int, ...]) -> Ori
     """Open all examples of what `source` names, as they are stored and at sizes of their own.
 
     like: data whose levels, array and column these have, too. shape: of a model's examples; images
-    are read with as many channels where that loses nothing. Of a source that has several parts, the
-    training part is taken.
+    are read with as many channels where that loses nothing. Of a source that has several parts, all
+    are taken, the training part first.
     Raises InputError as `open_dataset` does, and for images that would not come back as they are.
     """
     config = DataConfig(source=source, levels=like.levels, array=like.array, column=like.column)
@@ -127,7 +129,7 @@ def _originals(config: DataConfig, opener: Opener) -> Originals:
         notes = (*found, *notes)
     else:
         dataset = opener(config)
-        examples, notes = dataset.splits["train"].source, dataset.notes
+        examples, notes = dataset.everything().source, dataset.notes
     return Originals(Split(examples, np.arange(len(examples))), notes)
 
 
