@@ -37,7 +37,6 @@ from variational_diffusion.likelihood import (
     Importance,
     Infinite,
     evaluate_rounds,
-    summarize,
 )
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, derived_seed, t_quantile
@@ -174,14 +173,15 @@ class Evaluation:
     examples: int = 250
     in_order: bool = False
     batch_size: int = 250
-    rounds: int = 2
+    rounds: int | None = None
     rare: float = 0.1
 
     @property
     def case(self) -> str:
         order = "sorted" if self.in_order else "shuffled"
         batches = f", batches of {self.batch_size}" if self.batch_size < self.examples else ""
-        return f"{self.examples} examples, {self.rare:.0%} rare, {order}{batches}"
+        rounds = "" if self.rounds is None else f", --rounds {self.rounds}"
+        return f"{self.examples} examples, {self.rare:.0%} rare, {order}{batches}{rounds}"
 
 
 def grid(vdm: VDM) -> Gammas:
@@ -193,43 +193,51 @@ SORTED = replace(VLB, in_order=True)
 CHAIN = Evaluation(
     "discrete", lambda vdm: Chain(grid(vdm), 2), lambda of: bound(of, grid(of.model))
 )
-ODE = Evaluation("ode", lambda vdm: Flow(tolerance=1e-4), density, 50, rounds=1)
+ODE = Evaluation("ode", lambda vdm: Flow(tolerance=1e-4), density, 50)
 IMPORTANCE = Evaluation(
     "importance, 4 samples",
     lambda vdm: Importance(4, Flow(tolerance=1e-4)),
     lambda of: density(of, 4),
     50,
-    rounds=1,
 )
-EVALUATIONS = [
-    VLB,
-    SORTED,
-    replace(SORTED, batch_size=50),
-    replace(SORTED, rounds=1),
-    replace(VLB, examples=20),
-    replace(VLB, examples=10),
-    replace(VLB, examples=5),
-    replace(VLB, examples=2),
-    replace(VLB, examples=10, rare=0.5),
-    replace(VLB, examples=2, rare=0.5),
-    CHAIN,
-    replace(CHAIN, in_order=True),
-    replace(CHAIN, name="discrete, exact", estimator=lambda vdm: Chain(grid(vdm))),
-    ODE,
-    replace(ODE, in_order=True),
-    replace(ODE, examples=5),
-    IMPORTANCE,
-    replace(
+EVALUATIONS = {
+    "vlb": [
+        replace(VLB, rounds=2),
+        replace(SORTED, rounds=2),
+        replace(SORTED, rounds=1),
+        *(replace(VLB, examples=n, rounds=2) for n in (20, 10, 5, 2)),
+        *(replace(VLB, examples=n, rare=0.5, rounds=2) for n in (10, 2)),
+        VLB,
+        SORTED,
+        replace(SORTED, batch_size=50),
+        replace(VLB, examples=10),
+        replace(VLB, examples=2),
+    ],
+    "discrete": [
+        replace(CHAIN, rounds=2),
+        replace(CHAIN, in_order=True, rounds=2),
+        replace(CHAIN, name="discrete, exact", estimator=lambda vdm: Chain(grid(vdm)), rounds=2),
+    ],
+    "ode": [ODE, replace(ODE, in_order=True), replace(ODE, examples=5)],
+    "importance": [
         IMPORTANCE,
-        name="importance, exact divergence",
-        estimator=lambda vdm: Importance(4, Flow(probes=None, tolerance=1e-4)),
-    ),
-]
+        replace(
+            IMPORTANCE,
+            name="importance, exact divergence",
+            estimator=lambda vdm: Importance(4, Flow(probes=None, tolerance=1e-4)),
+        ),
+    ],
+}
 
 
-def evaluate(repeats: int, seed: int) -> Iterator[Row]:
-    for number, each in enumerate(EVALUATIONS):
-        yield from evaluated(each, repeats, derived_seed(seed, number))
+def evaluations(estimator: str) -> Callable[[int, int], Iterator[Row]]:
+    """Return the study of an estimator's evaluations."""
+
+    def study(repeats: int, seed: int) -> Iterator[Row]:
+        for number, each in enumerate(EVALUATIONS[estimator]):
+            yield from evaluated(each, repeats, derived_seed(seed, number))
+
+    return study
 
 
 def evaluated(each: Evaluation, repeats: int, seed: int) -> Iterator[Row]:
@@ -249,7 +257,7 @@ def evaluated(each: Evaluation, repeats: int, seed: int) -> Iterator[Row]:
             batch_size=each.batch_size,
             seed=derived_seed(seed, repeat),
         )
-        found = summarize(*done.rounds, dimensions=of.model.dimensions)
+        found = done.summary
         low, high = found.interval
         inside.append(low <= truth @ of.shares <= high)
         if not math.isnan(found.draws_error):
@@ -419,7 +427,7 @@ def share(hits: list[bool]) -> str:
 
 
 STUDIES: dict[str, Callable[[int, int], Iterator[Row]]] = {
-    "evaluate": evaluate,
+    **{name: evaluations(name) for name in EVALUATIONS},
     "quality": quality,
     "classify": classify,
     "schedule": schedule,
