@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from variational_diffusion import objective, process
@@ -25,7 +26,7 @@ from variational_diffusion.conditions import Batch
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import NoiseErrors, PredictedErrors
 from variational_diffusion.model import VDM
-from variational_diffusion.numerics import bits_per_dim, randn_like
+from variational_diffusion.numerics import bits_per_dim, expand, randn_like
 from variational_diffusion.schedules import Cosine, FixedLinear, Schedule
 
 _GROUPS = 10  # of the jackknife
@@ -65,8 +66,9 @@ def noise_errors(
 ) -> Iterator[NoiseErrors]:
     """Yield E(ε − ε̂)² in bins of γ for every position, from all batches so far.
 
-    γ is spread evenly over [γ_0, γ_1]. Bins that have no measurement yet hold NaN; a hundred
-    evaluations of the network a bin give a usable variance.
+    γ is spread evenly over [γ_0, γ_1]. A bin without a measurement holds what those next to it that
+    have one say, linear in γ between two of them. A hundred evaluations of the network a bin give a
+    usable variance; batches may repeat examples (`data.loader.measuring_batches`).
     """
     vdm.eval()
     gamma_0, gamma_1 = vdm.schedule.end_points.detach().unbind()
@@ -90,7 +92,22 @@ def noise_errors(
         index = (u.cpu() * bins).long().clamp(max=bins - 1)
         total.index_add_(0, index, errors.cpu().double())
         count.index_add_(0, index, torch.ones(len(x), dtype=torch.float64))
-        yield NoiseErrors(middles, total / count.reshape(-1, *(1,) * len(vdm.shape)))
+        seen = count > 0
+        means = total[seen] / count[seen].reshape(-1, *(1,) * len(vdm.shape))
+        yield NoiseErrors(middles, means if seen.all() else _between(middles, middles[seen], means))
+
+
+def _between(
+    gamma: Float[Tensor, " bins"],
+    known: Float[Tensor, " some"],
+    values: Float[Tensor, "some *shape"],
+) -> Float[Tensor, "bins *shape"]:
+    """Return values at every γ, linear between the known ones and constant beyond them."""
+    above = torch.searchsorted(known, gamma).clamp(max=len(known) - 1)
+    below = (above - 1).clamp(min=0)
+    width = torch.where(above > below, known[above] - known[below], 1.0)
+    share = ((gamma - known[below]) / width).clamp(0, 1)
+    return torch.lerp(values[below], values[above], expand(share, values))
 
 
 def _predictor(vdm: VDM) -> objective.PredictNoise:
@@ -110,6 +127,8 @@ def predictions(
     For each bin of γ one batch is taken. All its entries are sorted by what is assumed of them and
     put into groups of one size, whose means take the place of positions. Both are scaled to the
     measured mean of the bin, so that the choice of the batch matters less, and smoothed.
+
+    batches: one or more for each bin, of one size. Raises InputError for fewer.
     """
     vdm.eval()
     mean = assumed.mean.averaged()
@@ -129,6 +148,10 @@ def predictions(
         order = expected.argsort()[: len(error) // size * size]
         both = torch.stack([error[order], expected[order]]).reshape(2, -1, size).mean(2)
         rows.append(both * measured.double().cpu() / both[0].mean())
+    if len(rows) < len(mean.gamma):
+        raise InputError(
+            f"batches = {len(rows)}: one for each of the {len(mean.gamma)} bins of γ is needed"
+        )
     errors, expectations = torch.stack(rows, 1)
     return (
         NoiseErrors(mean.gamma, errors).smoothed(),

@@ -9,6 +9,9 @@ appendices H and I.2. How a schedule learns is in `objective`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -25,6 +28,24 @@ _LARGEST_STRETCH = 4.0  # each half of the range can grow or shrink by exp(4), a
 _SMOOTHING = 1 / 100  # Adaptive: standard deviation of the kernel, as a share of the range of γ
 _STEEPNESS = (10.0, 40.0, 160.0, 640.0)  # Monotone: of the hidden units in turn; 10 is a wide bend
 _LEAST_RATE = 0.005  # Monotone: share of a straight line; γ increases strictly, in float32 too
+_SHARE_IN_MEAN_LOSS = 0.02  # of the step that enters it
+
+CALLS_PER_MEASUREMENT = 64
+"""Steps of training to one measurement of the errors at the end points, by two passes."""
+
+
+class Seen(NamedTuple):
+    """What a backward pass of `objective.diffusion` shows a schedule.
+
+    u, error, loss: of each example the shape's value, m = ½‖ε − ε̂‖² and the loss there, weighted if
+    the training is; shape (batch,). at_ends: the mean of m at γ_0 and at γ_1, shape (2,), where it
+    was measured.
+    """
+
+    u: Tensor
+    error: Tensor
+    loss: Tensor
+    at_ends: Tensor | None
 
 
 class Schedule(nn.Module, ABC):
@@ -35,8 +56,9 @@ class Schedule(nn.Module, ABC):
     `log_stretch` of the end points learns by the bound, and all others learn by the variance.
 
     gamma_min, gamma_max: end points; the initial ones, where they are learned.
-    mean_loss, end_errors, calls: what `objective.diffusion` remembers from one call in training to
-        the next: a running mean of the loss, ½‖ε − ε̂‖² at γ_0 and γ_1, and the number of calls.
+    mean_loss, end_errors, calls: what it remembers of the steps of training so far: a running mean
+        of the loss, ½‖ε − ε̂‖² at γ_0 and γ_1, and the number of steps. A backward pass through
+        `objective.diffusion` in training mode is a step; those inside `one_step` are one together.
     learn_end_points: whether γ_0 and γ_1 have gradients. Each is kept as the logarithm of its
         distance from the middle of the initial range, so they move independently and γ_0 < γ_1
         holds whatever an optimiser does. Neither can cross that middle.
@@ -60,9 +82,10 @@ class Schedule(nn.Module, ABC):
         self.register_buffer("mean_loss", torch.zeros(()))
         self.register_buffer("end_errors", torch.zeros(2))
         self.calls = 0
+        self._seen: list[Seen] | None = None  # in the step that is being made
 
     def get_extra_state(self) -> Tensor:
-        """Return the number of calls, which is no buffer: to look at one would wait for the GPU."""
+        """Return the number of steps, not a buffer: to look at one would wait for the GPU."""
         return torch.tensor(self.calls)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -106,12 +129,73 @@ class Schedule(nn.Module, ABC):
         """
         return self.shape_and_rate(t)
 
+    @property
+    def measures_ends(self) -> bool:
+        """Whether `objective.diffusion` measures the errors at the ends for their gradient.
+
+        In training at one step in `CALLS_PER_MEASUREMENT`, elsewhere always; if they are learned.
+        """
+        due = not self.training or self.calls % CALLS_PER_MEASUREMENT == 0
+        return self.log_stretch.requires_grad and due
+
+    @contextmanager
+    def one_step(self) -> Iterator[None]:
+        """Let all backward passes inside be parts of one step.
+
+        Each part is given the schedule as it was before, and what all of them saw enters at the
+        end, as if it had come from one pass with all examples.
+        """
+        self._seen = []
+        try:
+            yield
+            self.remember()
+            self.calls += 1
+        finally:
+            self._seen = None
+
+    def learn_from(self, seen: Seen) -> None:
+        """Take note of a backward pass: at the end of `one_step`, or at once outside of it."""
+        if self._seen is None:
+            with self.one_step():
+                self.learn_from(seen)
+        else:
+            self._seen.append(seen)
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Let what was seen in this step enter the memory, from all processes.
+
+        `one_step` does it at its end. What is recorded as a CUDA graph calls it itself: it changes
+        buffers in place and looks at no value.
+        """
+        if not self._seen:
+            return
+        u, error, loss = (
+            torch.cat([getattr(seen, name) for seen in self._seen])
+            for name in ("u", "error", "loss")
+        )
+        sums = [torch.full_like(loss[0], len(loss)), loss.sum()]
+        ends = [len(seen.loss) * seen.at_ends for seen in self._seen if seen.at_ends is not None]
+        if ends:
+            sums += torch.stack(ends).sum(0).unbind()
+        self._seen.clear()
+        count, total, *at_ends = sum_over_processes(torch.stack(sums))
+        share = torch.where(self.mean_loss == 0, 1.0, _SHARE_IN_MEAN_LOSS)
+        _replace(self.mean_loss, self.mean_loss.lerp(total / count, share))
+        if at_ends:
+            _replace(self.end_errors, torch.stack(at_ends) / count)
+        self.observe(u, error)
+
     def observe(self, u: Time, error: Time) -> None:
         """Take note of errors m = ½‖ε − ε̂‖² that were measured at the shape's values u.
 
-        `objective.diffusion` calls it in training mode. Schedules that learn by gradients, or not
-        at all, have no use for it.
+        `remember` calls it. Schedules that learn by gradients, or not at all, have no use for it.
         """
+
+
+def _replace(buffer: Tensor, value: Tensor) -> None:
+    """Write a value into a buffer where it is finite: one bad batch must not stay for ever."""
+    buffer.copy_(torch.where(value.isfinite(), value, buffer))
 
 
 def between(end_points: Float[Tensor, " 2"], u: Time, rate: Time) -> tuple[Time, Time]:
