@@ -29,7 +29,9 @@ from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, expand, randn_like
 from variational_diffusion.schedules import Cosine, FixedLinear, Schedule
 
-_GROUPS = 10  # of the jackknife
+GROUPS = 20
+"""Of the jackknife: as many parts of the examples as `standard_errors` leaves out."""
+
 _TIMES = 20_000  # at which integrals over t are evaluated
 
 
@@ -268,9 +270,13 @@ def standard_errors(
     *,
     bins: int = 100,
 ) -> Variances:
-    """Return the standard error of each variance, by the jackknife over ten groups of batches."""
+    """Return the standard error of each variance, for other examples and other draws.
+
+    It is that of the jackknife over twenty groups, batch i in group i mod 20: with
+    `measuring_batches(parts=GROUPS)` each has examples of its own. NaN for one batch.
+    """
     gathered = list(errors)
-    groups = min(_GROUPS, len(gathered))
+    groups = min(GROUPS, len(gathered))
     if groups < 2:
         return Variances(*[float("nan")] * 4)
     without = []

@@ -121,7 +121,6 @@ def _report(
     table: torch.Tensor | None,
     as_json: bool,
 ) -> None:
-    n = len(predicted)
     counts = torch.bincount(predicted, minlength=len(names)).tolist()
     result: dict[str, Any] = {**examples.as_json(), "names": names, "predicted": counts}
     if table is not None:

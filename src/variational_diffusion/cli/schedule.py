@@ -16,7 +16,7 @@ from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.data import Split
 from variational_diffusion.figures import save_figure, schedule_figure
 from variational_diffusion.files import unused
-from variational_diffusion.profile import measure, profile, standard_errors, variances
+from variational_diffusion.profile import GROUPS, measure, profile, standard_errors, variances
 
 _BATCH = 200
 _BINS = 100
@@ -111,7 +111,8 @@ def command(
 
 
 def measure_split(vdm: VDM, split: Split, *, evaluations: int, seed: int = 0) -> list[Errors]:
-    """Measure m(γ) on a split, in random order and with a progress bar."""
+    """Measure m(γ) on a split, with a progress bar, as `standard_errors` takes it."""
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(seed)
-    batches = to_measure(split, _BATCH, -(-evaluations // _BATCH), "measuring", seed)
+    size = min(_BATCH, -(-evaluations // GROUPS))
+    batches = to_measure(split, size, -(-evaluations // size), "measuring", seed, GROUPS)
     return list(measure(vdm, batches, generator=generator))
