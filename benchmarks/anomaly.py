@@ -19,11 +19,11 @@ from sklearn.metrics import roc_auc_score
 from variational_diffusion.anomaly import SCORES, Reference
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.cli.score import measured, scores_of
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.arrays import ArraySource
+from variational_diffusion.examples import chosen_examples
 
 
 @click.command()

@@ -19,8 +19,8 @@ LEVELS = [
     {"training", "likelihood", "profile", "sharding", "heads", "compression", "interchange"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan", "editing"}
     | {"classification"},
-    {"snapshots", "report", "evaluations"},
-    {"web"},
+    {"snapshots", "report", "evaluations", "examples"},
+    {"web", "comparison"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""

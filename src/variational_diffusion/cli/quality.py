@@ -15,13 +15,13 @@ from variational_diffusion.cli.columns import check_target
 from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.cli.sample import draw
 from variational_diffusion.cli.samplers import sampling_of, sampling_options
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.errors import InputError
+from variational_diffusion.examples import chosen_examples
 from variational_diffusion.pictures import is_image, save_sheet
 from variational_diffusion.quality import (
     Estimate,

@@ -11,9 +11,10 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import to_measure
 from variational_diffusion.cli.console import print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import chosen_examples, examples_options
+from variational_diffusion.cli.examples import examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.data import Split
+from variational_diffusion.examples import chosen_examples
 from variational_diffusion.figures import save_figure, schedule_figure
 from variational_diffusion.files import unused
 from variational_diffusion.profile import GROUPS, measure, profile, standard_errors, variances

@@ -13,16 +13,12 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.columns import ENDINGS, check_target, file_column, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import (
-    check_free,
-    chosen_examples,
-    condition_option,
-    examples_options,
-)
+from variational_diffusion.cli.examples import condition_option, examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.errors import InputError
+from variational_diffusion.examples import check_free, chosen_examples
 from variational_diffusion.figures import save_figure, score_figure
 from variational_diffusion.model import VDM
 from variational_diffusion.pictures import is_image, save_sheet

@@ -11,6 +11,11 @@ from variational_diffusion.likelihood.estimators import Infinite as Infinite
 from variational_diffusion.likelihood.estimators import evaluate as evaluate
 from variational_diffusion.likelihood.estimators import stratified_times as stratified_times
 from variational_diffusion.likelihood.maps import bits_of_entries as bits_of_entries
+from variational_diffusion.likelihood.paired import Comparison as Comparison
+from variational_diffusion.likelihood.paired import Pair as Pair
+from variational_diffusion.likelihood.paired import check_comparable as check_comparable
+from variational_diffusion.likelihood.paired import compare_models as compare_models
+from variational_diffusion.likelihood.paired import levels_of as levels_of
 from variational_diffusion.likelihood.rounds import LARGEST_SHARE as LARGEST_SHARE
 from variational_diffusion.likelihood.rounds import MOST_EVALUATIONS as MOST_EVALUATIONS
 from variational_diffusion.likelihood.rounds import Rounds as Rounds
