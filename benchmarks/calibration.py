@@ -21,8 +21,7 @@ from common import log_option, markdown, report, threads_option
 from exact import Mixture, exact_model
 
 from variational_diffusion import objective, process
-from variational_diffusion.anomaly import SCORES, Profiles, profiles
-from variational_diffusion.anomaly import Reference as Reference_
+from variational_diffusion.anomaly import SCORES, Profiles, Reference, profiles
 from variational_diffusion.classification import Accuracy, accuracy, class_bounds, confusion
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.schedule import measure_split
@@ -38,16 +37,19 @@ from variational_diffusion.likelihood import (
     Infinite,
     evaluate_rounds,
 )
+from variational_diffusion.likelihood.paired import compare_models
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, derived_seed, t_quantile
 from variational_diffusion.profile import Profile, profile, standard_errors, variances
-from variational_diffusion.quality import Pixels, Reference
+from variational_diffusion.quality import Pixels
+from variational_diffusion.quality import Reference as Examples
 
 Row = list[object]
 """Figure, case, what is claimed, what was found."""
 
+LEVELS = 16
 NOISES = 4000  # shared by the patterns, where a truth is a mean over noise
-GAMMAS = 200  # at which it is integrated
+GAMMAS = 100  # at which it is integrated
 
 
 # Populations
@@ -75,23 +77,22 @@ class Population:
 
 
 @cache
-def population(rare: float = 0.1, levels: int = 16, shape: tuple[int, ...] = (8,)) -> Population:
-    """Return two kinds: a few patterns far apart, and with probability `rare` one of 200 that are
-    close together.
+def population(rare: float = 0.1, near: int = 200) -> Population:
+    """Return two kinds: eight patterns far apart, and with probability `rare` one of many `near`.
 
     What tells a pattern of the first kind from others is seen through much noise, what tells one of
     the second only through little: their losses lie at different γ.
     """
     rng = np.random.default_rng(0)
-    counts = [200, 8]
-    near = (levels // 2 + rng.integers(-1, 2, (counts[0], *shape))).clip(0, levels - 1)
-    patterns = np.concatenate([near, rng.integers(0, levels, (counts[1], *shape))])
+    counts = [near, 8]
+    close = LEVELS // 2 + rng.integers(-1, 2, (counts[0], 8))
+    patterns = np.concatenate([close, rng.integers(0, LEVELS, (counts[1], 8))])
     weights = [np.exp(0.5 * rng.standard_normal(count)) for count in counts]
     shares = np.concatenate(
         [p * of / of.sum() for p, of in zip([rare, 1 - rare], weights, strict=True)]
     )
     patterns, kinds = patterns.astype(np.uint8), np.repeat([0, 1], counts)
-    return Population(patterns, shares, kinds, exact_model(patterns, shares, levels))
+    return Population(patterns, shares, kinds, exact_model(patterns, shares, LEVELS))
 
 
 # What is true: nats of every pattern, shape (K,)
@@ -271,6 +272,36 @@ def evaluated(each: Evaluation, repeats: int, seed: int) -> Iterator[Row]:
         yield [f"{figure}, error of the draws above the whole", each.case, "0 %", share(larger)]
 
 
+# compare
+
+
+def compare(repeats: int, seed: int) -> Iterator[Row]:
+    """Yield how often the interval of a difference holds that of the population.
+
+    The second model takes the rare patterns for even rarer: it is worse by little.
+    """
+    of = population()
+    other = of.shares * np.where(of.kinds == 0, 0.7, 1)
+    worse = replace(of, model=exact_model(of.patterns, other / other.sum(), LEVELS))
+    difference = bits_per_dim(bound(worse) - bound(of), of.model.dimensions).numpy()
+    for in_order, rounds in ((False, 2), (True, 2), (True, None)):
+        inside, larger = [], []
+        for repeat in range(repeats):
+            drawn = of.draw(250, np.random.default_rng([seed, repeat]), in_order=in_order)
+            found = compare_models(
+                [of.model, worse.model],
+                of.split(drawn),
+                rounds=rounds,
+                seed=derived_seed(seed, repeat),
+            )
+            low, high = found.interval
+            inside.append(low <= difference @ of.shares <= high)
+            larger.append(found.pairs[0].draws_error > found.standard_error)
+        case = replace(VLB, in_order=in_order, rounds=rounds).case
+        yield ["compare, difference", case, "95 %", share(inside)]
+        yield ["compare, error of the draws above the whole", case, "0 %", share(larger)]
+
+
 # quality
 
 
@@ -301,7 +332,7 @@ def quality(repeats: int, seed: int) -> Iterator[Row]:
         values: dict[str, list[tuple[float, float]]] = {}
         for repeat in range(repeats):
             samples, examples = sets(np.random.default_rng([seed, repeat]))
-            reference = Reference(examples.astype(np.float32), Pixels(None), levels=None)
+            reference = Examples(examples.astype(np.float32), Pixels(None), levels=None)
             for name, found in reference.distances(samples.astype(np.float32)).items():
                 values.setdefault(name, []).append((found.value, found.error))
         for name, pairs in values.items():
@@ -393,7 +424,7 @@ def score(repeats: int, seed: int) -> Iterator[Row]:
     vdm = exact_model(centres, np.full(64, 1 / 64), 32, std=0.1)
     alarms: dict[tuple[int, str, float], list[float]] = {}
     for size in (1000, 200):
-        for repeat in range(max(2, repeats // 10)):
+        for repeat in range(max(2, repeats // 4)):
             x = noisy(size + 500, np.random.default_rng([seed, size, repeat]))
             order = np.random.default_rng([seed, repeat]).permutation(len(x))
             own, of = (
@@ -407,12 +438,9 @@ def score(repeats: int, seed: int) -> Iterator[Row]:
                 for rows in (np.sort(order[:size]), np.sort(order[size:]))
             )
             for name in SCORES:
-                reference = Reference_(own)
-                own_score = np.sort(reference.own_score(name))
-                percentile = np.searchsorted(own_score, reference.score(of, name)) / size
+                _, p = Reference(own).judged(of, name)
                 for level in (0.01, 0.05):
-                    found = float((percentile > 1 - level).mean())
-                    alarms.setdefault((size, name, level), []).append(found)
+                    alarms.setdefault((size, name, level), []).append(float((p <= level).mean()))
     for (size, name, level), shares in alarms.items():
         error = np.std(shares, ddof=1) / math.sqrt(len(shares))
         found = f"{np.mean(shares):.2%} ± {error:.2%}"
@@ -428,6 +456,7 @@ def share(hits: list[bool]) -> str:
 
 STUDIES: dict[str, Callable[[int, int], Iterator[Row]]] = {
     **{name: evaluations(name) for name in EVALUATIONS},
+    "compare": compare,
     "quality": quality,
     "classify": classify,
     "schedule": schedule,
