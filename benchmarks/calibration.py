@@ -49,6 +49,7 @@ Row = list[object]
 
 LEVELS = 16
 NOISES = 4000  # shared by the patterns, where a truth is a mean over noise
+EVALUATED = 20_000  # of the network by `vdm schedule`, by default
 GAMMAS = 100  # at which it is integrated
 
 
@@ -392,17 +393,17 @@ def schedule(repeats: int, seed: int) -> Iterator[Row]:
     per_bin[:, 1] = bits_per_dim(torch.from_numpy(per_bin[:, 1]), of.model.dimensions)
     mean, square = (per_bin @ of.shares).T
     truth = variances(Profile(*end_points, mean, square, mean, mean, 0), of.model.schedule)
-    for examples in (5000, 300):
+    for examples in (10_000, 300):
         inside: dict[str, list[bool]] = {}
         for repeat in range(repeats):
             drawn = of.draw(examples, np.random.default_rng([seed, examples, repeat]))
-            measured = measure_split(of.model, of.split(drawn), evaluations=4000, seed=repeat)
+            measured = measure_split(of.model, of.split(drawn), evaluations=EVALUATED, seed=repeat)
             found = variances(profile(measured, end_points), of.model.schedule)
             errors = standard_errors(measured, end_points, of.model.schedule)
             for name, value, error, true in zip(found._fields, found, errors, truth, strict=True):
                 inside.setdefault(name, []).append(abs(value - true) <= 1.96 * error)
         for name, hits in inside.items():
-            case = f"4000 evaluations of {examples} examples"
+            case = f"{EVALUATED:,} evaluations of {examples} examples"
             yield [f"schedule, variance, {name}", case, "95 %", share(hits)]
 
 

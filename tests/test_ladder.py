@@ -9,8 +9,9 @@ import variational_diffusion
 
 LEVELS = [
     {"errors", "graphs", "environment"},
+    {"units"},
     {"numerics", "lattice", "config", "files", "memory", "processes", "weightings"}
-    | {"conditions"},
+    | {"conditions", "modes"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal", "measurements"},
     {"decoders", "networks", "objective", "grids", "flow", "guidance", "quality", "hub"},

@@ -18,9 +18,11 @@ from variational_diffusion.conditions import Labels
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import Estimator, Infinite
 from variational_diffusion.model import VDM
+from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import t_quantile
 
 
+@in_evaluation_mode
 def class_bounds(
     vdm: VDM,
     x: Shaped[Tensor, "batch *shape"],

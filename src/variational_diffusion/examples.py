@@ -40,9 +40,9 @@ def chosen_examples(
     return chosen if limit is None else chosen.sample(limit)
 
 
-def own_data(run: Run) -> Dataset:
+def own_data(run: Run, *, condition: str = "own") -> Dataset:
     """Return the run's data; raise `InputError` where they are gone, or of another kind now."""
-    return _opened(run, None, "own")
+    return _opened(run, None, condition)
 
 
 def other_examples(run: Run, data: str, shape: tuple[int, ...]) -> Split:

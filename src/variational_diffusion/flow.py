@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchdiffeq import odeint
 
+from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import randn_like, sum_per_example
 
 Drift = Callable[[Tensor], Tensor]
@@ -54,6 +55,7 @@ class Solution:
     adaptive: bool
 
 
+@in_evaluation_mode
 def solve(
     model: ProbabilityFlow,
     z: Float[Tensor, "batch *shape"],

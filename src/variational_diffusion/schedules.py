@@ -8,6 +8,7 @@ appendices H and I.2. How a schedule learns is in `objective`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from variational_diffusion.weightings import Weighting
 Time = Float[Tensor, " *batch"]
 
 _LARGEST_STRETCH = 4.0  # each half of the range can grow or shrink by exp(4), about 55
+_AT_FLOOR = 0.25  # what γ_0 may be above its floor and count as there
 _SMOOTHING = 1 / 100  # Adaptive: standard deviation of the kernel, as a share of the range of γ
 _STEEPNESS = (10.0, 40.0, 160.0, 640.0)  # Monotone: of the hidden units in turn; 10 is a wide bend
 _LEAST_RATE = 0.005  # Monotone: share of a straight line; γ increases strictly, in float32 too
@@ -62,14 +64,24 @@ class Schedule(nn.Module, ABC):
     learn_end_points: whether γ_0 and γ_1 have gradients. Each is kept as the logarithm of its
         distance from the middle of the initial range, so they move independently and γ_0 < γ_1
         holds whatever an optimiser does. Neither can cross that middle.
+    floor: what a learned γ_0 does not fall below; None: it may fall freely. The bound of
+        real-valued data with repeated values has no minimum (`data.reals`).
     """
 
     initial_end_points: Tensor
+    largest_stretch: Tensor
     mean_loss: Tensor
     end_errors: Tensor
     calls: int
 
-    def __init__(self, gamma_min: float, gamma_max: float, *, learn_end_points: bool) -> None:
+    def __init__(
+        self,
+        gamma_min: float,
+        gamma_max: float,
+        *,
+        learn_end_points: bool,
+        floor: float | None = None,
+    ) -> None:
         super().__init__()
         if not gamma_min < gamma_max:
             raise InputError(
@@ -83,6 +95,10 @@ class Schedule(nn.Module, ABC):
         self.register_buffer("end_errors", torch.zeros(2))
         self.calls = 0
         self._seen: list[Seen] | None = None  # in the step that is being made
+        self.floor = floor
+        largest = _stretch_to(floor, gamma_min, gamma_max)
+        limit = torch.tensor([largest, math.inf], dtype=torch.get_default_dtype())
+        self.register_buffer("largest_stretch", limit, persistent=False)
 
     def get_extra_state(self) -> Tensor:
         """Return the number of steps, not a buffer: to look at one would wait for the GPU."""
@@ -96,7 +112,10 @@ class Schedule(nn.Module, ABC):
     def end_points(self) -> Float[Tensor, " 2"]:
         """(γ_0, γ_1)."""
         initial = self.initial_end_points
-        stretch = _LARGEST_STRETCH * torch.tanh(self.log_stretch / _LARGEST_STRETCH)
+        stretch: Tensor = self.log_stretch
+        if self.floor is not None:
+            stretch = stretch.clamp(max=self.largest_stretch)
+        stretch = _LARGEST_STRETCH * torch.tanh(stretch / _LARGEST_STRETCH)
         # expm1 leaves the initial end points exactly as they were given.
         return initial + (initial - initial.mean()) * torch.expm1(stretch)
 
@@ -109,6 +128,15 @@ class Schedule(nn.Module, ABC):
     def gamma_1(self) -> Float[Tensor, ""]:
         """γ(1): the noisiest level."""
         return self.end_points[1]
+
+    @torch.no_grad()
+    def stay_above_floor(self) -> None:
+        """Take γ_0 back to its floor where an optimiser went below it: after each of its steps.
+
+        Without it γ_0 is at the floor all the same, and comes back late when the gradient turns.
+        """
+        if self.floor is not None:
+            self.log_stretch.clamp_(max=self.largest_stretch)
 
     def forward(self, t: Time) -> Time:
         """Return γ(t) for t in [0, 1], in the shape of t."""
@@ -198,6 +226,31 @@ def _replace(buffer: Tensor, value: Tensor) -> None:
     buffer.copy_(torch.where(value.isfinite(), value, buffer))
 
 
+def floor_note(gamma_0: float, floor: float | None) -> str | None:
+    """Return what is to be said of a γ_0 that has come to its floor; None where it has not."""
+    if floor is None or gamma_0 > floor + _AT_FLOOR:
+        return None
+    return (
+        f"γ_0 has reached its floor of {floor:.4g}, which limits these bits: without it, "
+        "they would fall for ever, as values that repeat have no density; see vdm data and "
+        "docs/arrays.md"
+    )
+
+
+def _stretch_to(floor: float | None, gamma_min: float, gamma_max: float) -> float:
+    """Return the `log_stretch` with which γ_0 is at the floor."""
+    if floor is None:
+        return math.inf
+    if floor > gamma_min:
+        raise InputError(
+            f"gamma_min = {gamma_min} and floor = {floor}: γ_0 starts at the floor or above; give "
+            f"--set schedule.gamma_min={floor}, or --set schedule.floor=null for none"
+        )
+    stretch = math.log1p((gamma_min - floor) / (0.5 * (gamma_max - gamma_min)))
+    share = stretch / _LARGEST_STRETCH
+    return _LARGEST_STRETCH * math.atanh(share) if share < 1 else math.inf
+
+
 def between(end_points: Float[Tensor, " 2"], u: Time, rate: Time) -> tuple[Time, Time]:
     """Return γ = γ_0 + (γ_1 − γ_0) u, exact at both ends, and its rate."""
     gamma_0, gamma_1 = end_points.unbind()
@@ -236,8 +289,10 @@ class Cosine(Schedule):
 class LearnedLinear(Schedule):
     """γ is linear in t; its two end points are learned (VDM section 3.2)."""
 
-    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0) -> None:
-        super().__init__(gamma_min, gamma_max, learn_end_points=True)
+    def __init__(
+        self, gamma_min: float = -13.3, gamma_max: float = 5.0, *, floor: float | None = None
+    ) -> None:
+        super().__init__(gamma_min, gamma_max, learn_end_points=True, floor=floor)
 
     def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
         return t, torch.ones_like(t)
@@ -254,7 +309,7 @@ class Monotone(Schedule):
     The shape starts close to linear, with the bends of the hidden units spread evenly over t, from
     wide ones to sharp ones: γ(t) has to turn sharply where the last of the noise comes in.
 
-    hidden: number of hidden units, at least 2.
+    hidden: number of hidden units, at least 2. learn_end_points, floor: as in `Schedule`.
     """
 
     def __init__(
@@ -264,8 +319,9 @@ class Monotone(Schedule):
         *,
         hidden: int = 1024,
         learn_end_points: bool = True,
+        floor: float | None = None,
     ) -> None:
-        super().__init__(gamma_min, gamma_max, learn_end_points=learn_end_points)
+        super().__init__(gamma_min, gamma_max, learn_end_points=learn_end_points, floor=floor)
         if hidden < 2:
             raise InputError(f"hidden = {hidden}: a monotone schedule takes 2 units or more")
         steepness = torch.tensor(_STEEPNESS).repeat(hidden // len(_STEEPNESS) + 1)[:hidden]
@@ -333,7 +389,7 @@ class Adaptive(Schedule):
     drawn from. What is kept is the mean of m², so the shape itself stays that of the bound.
 
     bins: number of bins. memory: number of measurements, over all bins, that the means go back to.
-    uniform: share of the uniform part, in (0, 1]. learn_end_points: as in `Schedule`.
+    uniform: share of the uniform part, in (0, 1]. learn_end_points, floor: as in `Schedule`.
     """
 
     count: Tensor
@@ -348,8 +404,9 @@ class Adaptive(Schedule):
         memory: float = 3000.0,
         uniform: float = 0.001,
         learn_end_points: bool = True,
+        floor: float | None = None,
     ) -> None:
-        super().__init__(gamma_min, gamma_max, learn_end_points=learn_end_points)
+        super().__init__(gamma_min, gamma_max, learn_end_points=learn_end_points, floor=floor)
         if bins < 1 or memory < 1 or not 0 < uniform <= 1:
             raise InputError(
                 f"bins = {bins}, memory = {memory}, uniform = {uniform}: an adaptive schedule "

@@ -257,7 +257,7 @@ class _Step:
         assert x is not None
         if self.vdm.condition is None or condition is None:
             return [x]
-        return [x, self.vdm.condition.encode(condition)]
+        return [x, self.vdm.encode_condition(condition)]
 
     def _gradients_of(self, x: Tensor, conditioning: Tensor | None = None) -> Sequence[Tensor]:
         count = self.place.processes * len(x)
@@ -302,6 +302,7 @@ class _Step:
     def _optimise(self) -> Sequence[Tensor]:
         for optimizer in self.state.optimizers.values():
             optimizer.step()
+        self.vdm.schedule.stay_above_floor()
         return []
 
     def _check_recorded_sums(self) -> None:

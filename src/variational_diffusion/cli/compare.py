@@ -127,12 +127,12 @@ def command(
 
 def _runs_and_data(words: tuple[str, ...]) -> tuple[list[Run], str | None]:
     """Return the runs, and the last word where it is not one of at least three."""
-    data = None
-    if len(words) > 2 and not (Path(words[-1]) / "config.json").exists():
-        *words, data = words
-    if len(words) < 2:
-        raise InputError(f"'{words[0]}' alone: give two runs or more; type: vdm compare RUN RUN")
-    return [Run.open(word) for word in words], data
+    paths, data = list(words), None
+    if len(paths) > 2 and not (Path(paths[-1]) / "config.json").exists():
+        data = paths.pop()
+    if len(paths) < 2:
+        raise InputError(f"'{paths[0]}' alone: give two runs or more; type: vdm compare RUN RUN")
+    return [Run.open(path) for path in paths], data
 
 
 def _columns(found: Comparison) -> dict[str, np.ndarray]:

@@ -40,6 +40,7 @@ from variational_diffusion.likelihood import (
 from variational_diffusion.model import VDM
 from variational_diffusion.pictures import save_sheet
 from variational_diffusion.processes import ALONE, DAYS, Place, processes
+from variational_diffusion.schedules import floor_note
 
 _MAPS = 64
 _NOT_OF_THE_FIGURES = {
@@ -136,6 +137,7 @@ def command(
             write_maps(vdm, examples.sample(_MAPS), maps, seed=seed)
             click.echo(f"maps: {maps}", err=True)
     summary = done.summary
+    limited = floor_note(float(vdm.schedule.gamma_0), vdm.schedule.floor)
     steps = options["steps"]
     conditioned = opened.config.data.condition if condition == "own" else None
     values = {
@@ -148,6 +150,7 @@ def command(
         "weights": weights,
         "steps": steps,
         "rounds": len(done.rounds),
+        "floor": vdm.schedule.floor if limited else None,
     }
     evaluations.record(
         opened,
@@ -167,6 +170,8 @@ def command(
         ["", ""],
         summary_rows(summary, examples.description),
     )
+    if limited:
+        click.echo(limited)
 
 
 def evaluated(

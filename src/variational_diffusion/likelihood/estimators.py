@@ -32,6 +32,7 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.grids import Gammas, check_falling
 from variational_diffusion.likelihood.dequantisation import DEQUANTISATIONS
 from variational_diffusion.model import VDM
+from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.objective import Bound
 from variational_diffusion.processes import is_sharded
 
@@ -209,6 +210,7 @@ class Importance:
         return Estimate({"importance": bound}, evaluations, failures)
 
 
+@in_evaluation_mode
 def evaluate(
     vdm: VDM,
     batches: Iterable[Batch],
@@ -218,11 +220,10 @@ def evaluate(
 ) -> Iterator[Estimate]:
     """Yield the estimate of every batch; by default the bound for infinitely many steps.
 
-    The model is put into evaluation mode and the batches are moved to its device. Of a batch with
-    conditions, it is the estimate of −log p(x|c).
+    The model is in evaluation mode while it works, and the batches are moved to its device. Of a
+    batch with conditions, it is the estimate of −log p(x|c).
     """
     estimator = estimator or Infinite()
-    vdm.eval()
     for batch in batches:
         model, x = vdm.given_in(batch)
         yield estimator(model, x, generator)
@@ -252,6 +253,7 @@ ESTIMATORS = {
 }
 
 
+@in_evaluation_mode
 def _bound(
     vdm: VDM,
     x: Tensor,

@@ -35,6 +35,7 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood.estimators import Estimate, Estimator, Infinite
 from variational_diffusion.likelihood.rounds import (
     LARGEST_SHARE,
+    MOST_EVALUATIONS,
     Progress,
     Round,
     check_rounds,
@@ -263,6 +264,7 @@ def compare_models(
         )
     table: list[list[Round]] = [[] for _ in models]
     pairs: list[Pair] = []
+    expected = rounds or 2
     while True:
         number = len(table[0])
         found = []
@@ -276,7 +278,7 @@ def compare_models(
                 batch_size=batch_size,
                 seed=seed,
                 place=place,
-                progress=_part_of(progress, number, i, count, rounds, len(split)),
+                progress=_part_of(progress, number, i, count, expected, len(split)),
                 stopped=stopped,
             )
             if done.stopped:
@@ -291,6 +293,8 @@ def compare_models(
         pairs = _pairs(table, models[0].dimensions)
         if all(enough(pair.summary, number + 1, rounds, target_error) for pair in pairs):
             break
+        if rounds is None:
+            expected = max(_rounds_needed(pair, number + 1, target_error) for pair in pairs)
     dimensions = models[0].dimensions
     bits = [example_columns(*of, dimensions=dimensions)["bits_per_dim"] for of in table]
     return Comparison(
@@ -355,8 +359,19 @@ def _pairs(table: Sequence[Sequence[Round]], dimensions: int) -> list[Pair]:
     ]
 
 
+def _rounds_needed(pair: Pair, finished: int, target: float | None) -> int:
+    """Return how many rounds there will be in all, by the variance of the draws so far."""
+    summary = pair.summary
+    wanted = LARGEST_SHARE * summary.standard_error if target is None else target
+    if not summary.draws_error > 0 or not wanted > 0:
+        return finished
+    needed = math.ceil(finished * (summary.draws_error / wanted) ** 2)
+    most = int(MOST_EVALUATIONS * finished / summary.evaluations)
+    return needed if target is not None else min(needed, most)
+
+
 def _part_of(
-    progress: Progress | None, number: int, i: int, count: int, rounds: int | None, examples: int
+    progress: Progress | None, number: int, i: int, count: int, expected: int, examples: int
 ) -> Progress | None:
     """Return the progress of one model in one round, told as that of the whole."""
     if progress is None:
@@ -364,7 +379,7 @@ def _part_of(
     before = number * count + i
 
     def tell(share: float, done: int, figure: Callable[[], str]) -> None:
-        whole = max(rounds or 0, number + 1) * count
+        whole = max(expected, number + 1) * count
         progress(min(1.0, (before + share) / whole), before * examples + done, figure)
 
     return tell

@@ -12,6 +12,7 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood.estimators import Estimate, Estimator, Infinite
 from variational_diffusion.likelihood.summary import LEAST_DEGREES, Summary, summarize
 from variational_diffusion.model import VDM
+from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import derived_seed
 from variational_diffusion.processes import ALONE, Place, sum_over_processes
 
@@ -50,6 +51,7 @@ class Rounds:
         return summarize(*complete, dimensions=self.dimensions)
 
 
+@in_evaluation_mode
 def evaluate_rounds(
     vdm: VDM,
     split: Split,
@@ -81,7 +83,6 @@ def evaluate_rounds(
     """
     check_rounds(rounds, target_error)
     estimator = estimator or Infinite()
-    vdm.eval()
     device = vdm.schedule.gamma_0.device
     done = Rounds(vdm.dimensions)
     sizes = [min(batch_size, len(split) - i) for i in range(0, len(split), batch_size)]

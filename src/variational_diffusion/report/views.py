@@ -25,7 +25,7 @@ from variational_diffusion.report.images import (
 from variational_diffusion.report.published import published
 from variational_diffusion.report.stored import Section
 from variational_diffusion.report.svg import inline_svg
-from variational_diffusion.schedules import Cosine, FixedLinear
+from variational_diffusion.schedules import Cosine, FixedLinear, floor_note
 
 _SHEET_WIDTH = 1200
 """Pixels that a sheet of large images may take."""
@@ -127,6 +127,12 @@ def training_plots(training: Training) -> list[Plot]:
             "Gradient",
         ),
     ]
+
+
+def floor_note_of(schedule: Section, config: RunConfig) -> str | None:
+    """Return what is to be said of a γ_0 that has come to its floor; None where it has not."""
+    gamma_0 = float(schedule.arrays["gamma"][0])
+    return floor_note(gamma_0, config.model.schedule.options.get("floor"))
 
 
 def schedule_plots(schedule: Section, profile: Section | None) -> list[Plot]:
