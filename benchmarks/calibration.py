@@ -40,7 +40,7 @@ from variational_diffusion.likelihood import (
 from variational_diffusion.likelihood.paired import compare_models
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, derived_seed, t_quantile
-from variational_diffusion.profile import Profile, profile, standard_errors, variances
+from variational_diffusion.profile import Profile, measured_variances, variances
 from variational_diffusion.quality import Pixels
 from variational_diffusion.quality import Reference as Examples
 
@@ -398,8 +398,7 @@ def schedule(repeats: int, seed: int) -> Iterator[Row]:
         for repeat in range(repeats):
             drawn = of.draw(examples, np.random.default_rng([seed, examples, repeat]))
             measured = measure_split(of.model, of.split(drawn), evaluations=EVALUATED, seed=repeat)
-            found = variances(profile(measured, end_points), of.model.schedule)
-            errors = standard_errors(measured, end_points, of.model.schedule)
+            found, errors = measured_variances(measured, end_points, of.model.schedule)
             for name, value, error, true in zip(found._fields, found, errors, truth, strict=True):
                 inside.setdefault(name, []).append(abs(value - true) <= 1.96 * error)
         for name, hits in inside.items():
