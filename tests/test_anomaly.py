@@ -232,6 +232,9 @@ def test_one_calibration_set_has_a_rate_of_its_own():
         assert abs(rates.mean() - mean) < 4.5 * error + 0.5 / 2000
         assert within == pytest.approx((0.95, 0.95), abs=0.031)
     assert false_alarms(50, 0.01) == (0, 0, 0)
+    # Only what is above the largest of 99 is marked, whose law is known: P(rate > r) = (1 − r)^99
+    ends = 1 - 0.975 ** (1 / 99), 1 - 0.025 ** (1 / 99)
+    assert false_alarms(99, 0.01) == pytest.approx((1 / 100, *ends))
 
 
 @pytest.mark.parametrize("rate", ["0.01", "0.05", "0.001", "0.07", "0.3", "0.29", "0.5", "0.9"])
@@ -567,6 +570,12 @@ def test_captions_are_shortened_in_the_middle():
         for captions in (None, ["a", "b"], ["a", "b\nsecond"])
     )
     assert one.height - plain.height == two.height - one.height == 14
+    chinese, escaped, accented, another = (
+        np.asarray(sheet(images[:1], 256, 1, 12, captions=[caption]))
+        for caption in ("\u65e5é", "\\u65e5é", "é", "ü")
+    )
+    assert np.array_equal(chinese, escaped)
+    assert not np.array_equal(accented, another)
     assert np.array_equal(np.asarray(one)[:-2], np.asarray(two)[: one.height - 2])
 
 

@@ -114,7 +114,7 @@ ESTIMATORS = {
     "discrete": Chain(torch.linspace(4, -6, 11, dtype=torch.float64), 3),
     "exact": Chain(torch.linspace(4, -6, 6, dtype=torch.float64)),
     "ode": Flow(tolerance=1e-4),
-    "importance": Importance(2, Flow("variational", tolerance=1e-4)),
+    "importance": Importance(2, Flow("variational", probes=3, tolerance=1e-4)),
 }
 
 

@@ -66,9 +66,9 @@ def test_command_and_python_agree_to_the_last_digit(capsys, runs):
 def test_other_estimators_agree_too(capsys, runs):
     a, b = Run.open(runs["a"]), Run.open(runs["b"])
     few = ["--limit", "3", "--rounds", "2"]
-    ode = ["--estimator", "ode", "--tolerance", "1e-2"]
+    ode = ["--estimator", "ode", "--tolerance", "1e-4"]
     found = compared(capsys, runs["a"], runs["b"], *few, *ode)
-    own = vd.compare(a, b, limit=3, rounds=2, estimator=Flow(tolerance=1e-2))
+    own = vd.compare(a, b, limit=3, rounds=2, estimator=Flow(tolerance=1e-4))
     assert found.items() >= figures(own).items()
     found = compared(capsys, runs["a"], runs["b"], *few, "--estimator", "discrete", "--steps", "5")
     chains = [Chain(uniform_in_time(each.load().schedule, 5), 2) for each in (a, b)]

@@ -80,8 +80,8 @@ USES = {
     ),
     "infinite": lambda vdm, g: Infinite(2)(vdm, X, g).total,
     "chain": lambda vdm, g: Chain(grid(vdm))(vdm, X, g).total,
-    "flow": lambda vdm, g: Flow(tolerance=1e-2)(vdm, X, g).total,
-    "importance": lambda vdm, g: Importance(2, Flow(tolerance=1e-2))(vdm, X, g).total,
+    "flow": lambda vdm, g: Flow(tolerance=1e-4)(vdm, X, g).total,
+    "importance": lambda vdm, g: Importance(2, Flow(probes=3, tolerance=1e-4))(vdm, X, g).total,
     "evaluate": lambda vdm, g: last(evaluate(vdm, [X, X], generator=g)).total,
     "entries": lambda vdm, g: bits_of_entries(vdm, X, draws=2, generator=g),
     "classes": lambda vdm, g: classification.class_bounds(vdm, X, seed=3),
@@ -114,6 +114,15 @@ def test_training_mode_changes_nothing_and_stays(name):
     assert all(torch.equal(value, memory[key]) for key, value in vdm.state_dict().items())
     expected = USES[name](a_model().eval(), torch.Generator().manual_seed(1))
     assert torch.equal(found, expected)
+
+
+def test_a_bound_that_is_not_differentiated_teaches_the_schedule_nothing():
+    vdm = a_model()
+    memory = {key: value.clone() for key, value in vdm.state_dict().items()}
+    for differentiated in (False, True):
+        with torch.set_grad_enabled(differentiated):
+            vdm.vlb(X, generator=torch.Generator().manual_seed(1))
+        assert all(torch.equal(value, memory[key]) for key, value in vdm.state_dict().items())
 
 
 def test_a_network_in_training_mode_does_drop():

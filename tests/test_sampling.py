@@ -513,7 +513,6 @@ def test_one_step_from_noise_to_data(name, dtype, generator):
     """x̂ of pure noise is the mean of the data, so that is where one long step ends."""
     vdm = exact_vdm(mean=MEAN, std=STD, dimensions=1, gamma_min=-30.0, gamma_max=8.0).to(dtype)
     x = vdm.sample(500, steps=1, sampler=name, generator=generator)
-    assert x.dtype == dtype
     assert x.isfinite().all()
     if name in {"ddim", "dpmpp-2m", "dpmpp-3m", "sde-dpmpp-2m", "unipc", "ancestral"}:
         alpha_1 = 1 / math.sqrt(1 + math.exp(8.0))

@@ -267,6 +267,7 @@ def test_what_the_parts_of_a_step_saw_enters_at_its_end_as_if_seen_at_once(name,
     for schedule, parts in ((whole, 1), (parted, 4)):
         schedule.log_stretch.requires_grad_(True)
         network.zero_grad()
+        losses = []
         for step in range(2):
             with schedule.one_step():
                 before = copy.deepcopy(schedule.state_dict())
@@ -275,7 +276,11 @@ def test_what_the_parts_of_a_step_saw_enters_at_its_end_as_if_seen_at_once(name,
                     for key, value in schedule.state_dict().items():
                         assert torch.equal(value, before[key]), key
                     (loss.mean() / parts).backward()
+                    losses.append(loss.detach())
             assert schedule.calls == step + 1
+        first, second = torch.cat(losses).chunk(2)
+        running = torch.lerp(first.mean(), second.mean(), 0.02)
+        torch.testing.assert_close(schedule.mean_loss, running, rtol=1e-8, atol=0.0)
         expected = {key: value.clone() for key, value in whole.state_dict().items()}
         gradients = [p.grad.clone() for p in schedule.parameters()]
         if parts == 1:

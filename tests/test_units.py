@@ -79,7 +79,7 @@ ESTIMATORS = {
     "ode": Flow(),
     "ode, exact": Flow(probes=None),
     "variational": Flow("variational"),
-    "importance": Importance(2, Flow("variational")),
+    "importance": Importance(2, Flow("variational", probes=3)),
 }
 
 

@@ -238,11 +238,28 @@ def beside(
 
 def _caption(text: str, width: int, lines: int) -> Image.Image:
     block = Image.new("L", (width, lines * _CAPTION), "white")
-    font = ImageFont.load_default(_LETTERS)
     for i, line in enumerate(text.split("\n")):
-        fitted = shortened(line, width - 2, font.getlength)
+        shown, font = _lettered(line)
+        fitted = shortened(shown, width - 2, font.getlength)
         ImageDraw.Draw(block).text((1, i * _CAPTION), fitted, "black", font)
     return block
+
+
+def _lettered(text: str) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
+    """Return a text and a font that has its letters: pillow's for ASCII, else matplotlib's.
+
+    Letters that neither has, such as Chinese ones, become escapes.
+    """
+    if text.isascii():
+        return text, ImageFont.load_default(_LETTERS)
+    from matplotlib import ft2font, get_data_path  # noqa: PLC0415 (a tenth of a second)
+
+    path = str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+    has = ft2font.FT2Font(path).get_char_index
+    shown = "".join(
+        char if has(ord(char)) else char.encode("unicode_escape").decode() for char in text
+    )
+    return shown, ImageFont.truetype(path, _LETTERS - 1)
 
 
 def shortened(text: str, width: int, measure: Callable[[str], float | int]) -> str:

@@ -13,13 +13,17 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import (
     DEQUANTISATIONS,
     ESTIMATORS,
+    EXACT_DIMENSIONS,
     LARGEST_SHARE,
+    LOOSEST,
     MOST_EVALUATIONS,
+    PROBES,
     Chain,
     Estimator,
     Flow,
     Importance,
     Infinite,
+    default_probes,
 )
 from variational_diffusion.model import VDM
 
@@ -31,9 +35,9 @@ def estimator_options(command: Command) -> Command:
     for option in (
         click.option(
             "--tolerance",
-            type=click.FloatRange(1e-10, 0.1),
+            type=click.FloatRange(1e-10, LOOSEST),
             default=1e-5,
-            help="ode, importance: error of the solver (default 1e-5).",
+            help=f"ode, importance: error of the solver, at most {LOOSEST:g} (default 1e-5).",
         ),
         click.option(
             "--dequantisation",
@@ -43,8 +47,8 @@ def estimator_options(command: Command) -> Command:
         click.option(
             "--probes",
             type=click.IntRange(1),
-            default=1,
-            help="ode, importance: of the divergence.",
+            help="Of the divergence. ode: default 1. importance: 3 or more; default: the exact "
+            f"divergence up to {EXACT_DIMENSIONS} entries an example, else {PROBES}.",
         ),
         click.option(
             "--samples", type=click.IntRange(1), default=8, help="K of importance (default 8)."
@@ -102,9 +106,10 @@ def estimator_of(name: str, run: Run, vdm: VDM, weights: str, options: dict[str,
     if name == "discrete":
         gammas = chain_of(run, vdm, weights, options)
         return Chain(gammas, None if exact else options["draws"])
-    flow = Flow(
-        options["dequantisation"], None if exact else options["probes"], options["tolerance"]
-    )
+    probes = options["probes"]
+    if probes is None and not exact:
+        probes = 1 if name == "ode" else default_probes(vdm.dimensions)
+    flow = Flow(options["dequantisation"], probes, options["tolerance"])
     return flow if name == "ode" else Importance(options["samples"], flow)
 
 
@@ -115,6 +120,11 @@ def check_estimator(estimator: str, options: dict[str, Any]) -> None:
         raise InputError(
             f"estimator = {estimator!r}, steps = {steps}: --steps goes with "
             "--estimator discrete, and is needed there"
+        )
+    if options["exact"] and options["probes"] is not None:
+        raise InputError(
+            f"exact, probes = {options['probes']}: the exact divergence takes no probes; give one "
+            "of the two"
         )
     if estimator != "discrete" and is_chain_option_given(options):
         raise InputError(
