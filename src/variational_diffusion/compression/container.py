@@ -125,10 +125,10 @@ class Image(NamedTuple):
 class Container:
     """What a `Writer` wrote, opened. Raises InputError where that cannot be.
 
-    file: open for reading, at any place; name: what messages call it. header: what it says of
-    itself, checked. images: how many there are, as far as is known. damaged: a line for all that
-    could not be brought back: what is missing is known from the beginning, the rest after
-    `decoded`.
+    file: open for reading, at any place; name: what messages call it. version: of its format.
+    header: what it says of itself, checked. images: how many there are, as far as is known.
+    damaged: a line for all that could not be brought back: what is missing is known from the
+    beginning, the rest after `decoded`.
     """
 
     def __init__(self, file: BufferedIOBase, name: str) -> None:
