@@ -16,6 +16,7 @@ from variational_diffusion.compression import (
     decode,
     encode,
 )
+from variational_diffusion.compression.chain import GAMMA_UNIT
 from variational_diffusion.compression.stack import Stack
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.grids import NoiseErrors
@@ -28,8 +29,8 @@ SHAPE = (1, 6, 5)
 
 def model(levels=256, shape=SHAPE, seed=0, steps=12):
     """A network of random weights, wrong by what its reverse variance assumes, and a chain."""
-    shift = 2 * np.log(256 / levels)
-    ends = {"gamma_min": -13.3 + shift, "gamma_max": 5.0}
+    low = np.rint((-13.3 + 2 * np.log(256 / levels)) / GAMMA_UNIT) * GAMMA_UNIT
+    ends = {"gamma_min": float(low), "gamma_max": 5.0}
     torch.manual_seed(seed)
     network = UNet(shape, **ends, levels=levels, widths=[8], blocks=1, attention=False)
     vdm = VDM(network, FixedLinear(**ends), Discretized(levels), shape).eval()
