@@ -31,7 +31,7 @@ from variational_diffusion.data.loader import training_batches
 from variational_diffusion.likelihood import Summary
 from variational_diffusion.model import build
 from variational_diffusion.presets import configure
-from variational_diffusion.profile import Variances, profile, variances
+from variational_diffusion.profile import Variances, measured_variances
 from variational_diffusion.training import TrainingState, fit
 
 VALIDATIONS = 10
@@ -72,7 +72,7 @@ def trained(config: RunConfig, dataset: Dataset) -> Result:
             curve.append(Validation(record.step, record.seconds, value))
     gamma_0, gamma_1 = average.schedule.end_points.tolist()
     measured = measure_split(average, test, evaluations=EVALUATIONS)
-    found = variances(profile(measured, (gamma_0, gamma_1)), average.schedule)
+    found, _ = measured_variances(measured, (gamma_0, gamma_1), average.schedule)
     return Result(curve, evaluate_split(average, test), (gamma_0, gamma_1), found)
 
 

@@ -4,10 +4,16 @@ import math
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from known_answers import exact_vdm
 from test_conditions import MEANS, STD, of_classes
-from variational_diffusion.classification import class_bounds, confusion, probabilities
+from variational_diffusion.classification import (
+    accuracy,
+    class_bounds,
+    confusion,
+    probabilities,
+)
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import Chain, Infinite
 
@@ -81,3 +87,10 @@ def test_the_confusion_has_classes_in_rows_and_guesses_in_columns():
 def test_a_model_without_labels_is_no_classifier():
     with pytest.raises(InputError, match="not conditioned on labels; train one with --condition"):
         class_bounds(exact_vdm(), torch.zeros(1, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("right", [0, 7, 19, 20])
+def test_the_accuracy_has_the_interval_of_a_binomial_share(right):
+    found = accuracy(torch.tensor([[right, 0], [20 - right, 0]]))
+    known = binomtest(right, 20).proportion_ci(method="wilson")
+    assert found == pytest.approx((right / 20, known.low, known.high), abs=1e-12)

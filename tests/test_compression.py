@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from coding import SHAPE, coded, decoded, images, model, random_stack
 from variational_diffusion.compression import ChainCoder
+from variational_diffusion.compression.chain import Reverse
+from variational_diffusion.compression.levels import pop_levels, push_levels
 from variational_diffusion.compression.plain import from_plain_bytes, plain_bytes
-from variational_diffusion.compression.rounding import BAND, Rounding
+from variational_diffusion.compression.rounding import Rounding
 from variational_diffusion.compression.stack import ExhaustedError
 from variational_diffusion.decoders import Gaussian
 from variational_diffusion.errors import InputError
@@ -68,13 +70,13 @@ def test_levels_come_back_and_cost_their_logarithm(levels, spacing):
     position = x + rng.normal(0, 1, 5000).clip(-6, 6) / spacing
     stack = random_stack(100)
     before, bits = stack.words(), stack.bits
-    stack.push_levels(x, position, spacing, levels)
+    push_levels(stack, x, position, spacing, levels)
     k = np.arange(levels)
     logits = -0.5 * spacing**2 * (position[:, None] - k) ** 2
     ideal = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
     ideal = (ideal - logits[np.arange(5000), x]).sum() / np.log(2)
     assert stack.bits - bits == pytest.approx(ideal, rel=0.03, abs=64)
-    assert np.array_equal(stack.pop_levels(position, spacing, levels), x)
+    assert np.array_equal(pop_levels(stack, position, spacing, levels), x)
     assert np.array_equal(stack.words(), before)
 
 
@@ -83,19 +85,42 @@ def test_an_empty_stack_says_so():
         random_stack(20).draw(np.zeros(1000), 20.0)
 
 
-def test_close_decisions_are_followed_where_the_arithmetic_differs():
+@pytest.mark.parametrize("size", [1.0, 1e5, 1e8])
+def test_close_decisions_are_followed_where_the_arithmetic_differs(size):
     rng = np.random.default_rng(0)
     exact = rng.integers(-1000, 1000, 200) + 0.5
     exact[::3] += 0.2
-    ours, theirs = (exact + rng.uniform(-1e-12, 1e-12, 200) for _ in range(2))
+    noise = 30 * 2.0**-53 * (size + np.abs(exact))  # three times what has been seen
+    ours, theirs = (exact + rng.uniform(-1, 1, 200) * noise for _ in range(2))
     encoder = Rounding()
-    calls = [encoder(ours, 3), encoder(-ours, 8)]
+    calls = [encoder(ours, 3, size), encoder(-ours, 8, size)]
     assert len(encoder.decisions) == 2 * (exact % 1 == 0.5).sum()
     decoder = Rounding(encoder.decisions)
-    assert np.array_equal(decoder(-theirs, 8), calls[1])
-    assert np.array_equal(decoder(theirs, 3), calls[0])
-    assert not np.array_equal(Rounding(band=0.0)(theirs, 3), calls[0])
-    assert BAND >= 1e-9
+    assert np.array_equal(decoder(-theirs, 8, size), calls[1])
+    assert np.array_equal(decoder(theirs, 3, size), calls[0])
+    assert not np.array_equal(Rounding(portable=False)(theirs, 3, size), calls[0])
+
+
+@pytest.mark.parametrize("levels", [2, 256, 65_536])
+def test_the_band_follows_what_goes_into_a_mean(levels):
+    """A mean in widths is a difference of numbers of about 1/width, also where it is small."""
+    vdm, gammas = model(levels)
+    coder, rng = ChainCoder(vdm, gammas), np.random.default_rng(0)
+    for step in (1, 6, 12):
+        middle = (rng.integers(-1000, 1000, SHAPE) + 0.5) / 8
+        noise = 30 * 2.0**-53 / coder._lattice.width[step - 1]
+        ours, theirs = (
+            Reverse(middle + noise * rng.uniform(-1, 1, SHAPE), np.full(SHAPE, 20.0))
+            for _ in range(2)
+        )
+        encoder = coder.rounding()
+        mean, _ = coder._rounded(ours, encoder, 0, step)
+        followed, _ = coder._rounded(theirs, coder.rounding(encoder.decisions), 0, step)
+        assert np.array_equal(followed, mean)
+        assert len(encoder.decisions) == middle.size
+        clear, few = Reverse(middle + 0.05, np.full(SHAPE, 20.0)), coder.rounding()
+        coder._rounded(clear, few, 0, step)
+        assert few.decisions == []
 
 
 @pytest.mark.parametrize(("levels", "shape"), [(256, (3, 7, 4)), (17, SHAPE), (1000, (5,))])
@@ -159,7 +184,8 @@ def test_a_decoder_whose_arithmetic_differs_a_little_gives_the_same(levels):
 
     def nearly(z_t, step):
         reverse = exact(z_t, step)
-        error = rng.uniform(-1, 1, z_t.shape) * (1e-11 + 1e-15 * np.abs(reverse.mean))
+        noise = 30 * 2.0**-53 / other._lattice.width[step - 1]
+        error = rng.uniform(-1, 1, z_t.shape) * noise
         return reverse._replace(mean=reverse.mean + error)
 
     other._reverse = nearly

@@ -299,6 +299,9 @@ def test_classify_counts_and_writes(labelled, capsys, tmp_path):
     counts = np.array(found["confusion"])
     assert counts.sum() == found["examples"] == 12
     assert found["accuracy"] == pytest.approx(counts.trace() / 12)
+    low, high = found["interval"]
+    assert 0 <= low <= found["accuracy"] <= high <= 1
+    assert high - low > 0.2  # of 12 examples, even where all or none are right
     lines = table.read_text(encoding="utf-8").splitlines()
     header = lines[0].split(",")
     assert header[:4] == ["example", "predicted", "probability", "label"]

@@ -310,6 +310,7 @@ class Scaled(nn.Module):
 def test_images_and_vectors_have_their_defaults(shape, levels, stop, name):
     """The last step begins at three levels of 256, wherever a level is finer than that."""
     vdm = VDM(Scaled(), FixedLinear(*noise_range(levels)), Discretized(levels), shape)
+    assert vdm.stop_early(20) == stop
     seeds = [torch.Generator().manual_seed(1) for _ in range(3)]
     chosen = vdm.sample(2, generator=seeds[0])
     gammas = grids.step_grid("gamma", vdm.schedule, 20, stop=stop)

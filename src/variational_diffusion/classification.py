@@ -7,6 +7,9 @@ Zero-Shot Classifier", 2023, section 3.3).
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Integer, Shaped
 from torch import Tensor
@@ -16,6 +19,7 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import Estimator, Infinite
 from variational_diffusion.model import VDM
 from variational_diffusion.modes import in_evaluation_mode
+from variational_diffusion.numerics import t_quantile
 
 
 @in_evaluation_mode
@@ -52,6 +56,28 @@ def confusion(
 ) -> Integer[Tensor, "classes classes"]:
     """Return how many examples of each class (rows) were taken for each class (columns)."""
     return torch.bincount(truth * classes + predicted, minlength=classes**2).reshape(classes, -1)
+
+
+class Accuracy(NamedTuple):
+    """The share of examples whose class was named, and its 95 % interval, all in [0, 1]."""
+
+    share: float
+    low: float
+    high: float
+
+
+def accuracy(table: Integer[Tensor, "classes classes"]) -> Accuracy:
+    """Return the accuracy that a `confusion` shows, for the population of the examples.
+
+    The interval is Wilson's ("Probable Inference, the Law of Succession, and Statistical
+    Inference", 1927): share ± 1.96 √(share (1 − share)/n) would have no width where all are right,
+    and holds the truth less often than it says wherever few are wrong.
+    """
+    n, share = int(table.sum()), float(table.trace()) / int(table.sum())
+    z = t_quantile(math.inf)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    width = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    return Accuracy(share, max(0.0, middle - width), min(1.0, middle + width))
 
 
 def labels_of(vdm: VDM) -> Labels:

@@ -156,8 +156,10 @@ def _validation(run: Run) -> Split:
     return open_dataset(run.config.data).splits["validation"]
 
 
-def to_measure(split: Split, size: int, count: int, title: str, seed: int = 0) -> Iterator[Batch]:
-    """Yield batches of examples as they are, in random order, and show how many evaluations."""
+def to_measure(
+    split: Split, size: int, count: int, title: str, seed: int = 0, parts: int = 1
+) -> Iterator[Batch]:
+    """Yield `measuring_batches`, so many, and show how many evaluations they make."""
     if len(split) < _FEW:
         click.echo(
             f"{title}: with fewer than {_FEW} examples, here {len(split)}, the estimate is rough; "
@@ -165,7 +167,7 @@ def to_measure(split: Split, size: int, count: int, title: str, seed: int = 0) -
             err=True,
         )
     with Meter(title, "evaluations") as meter:
-        batches = measuring_batches(split, size, seed)
+        batches = measuring_batches(split, size, seed, parts=parts)
         for i, batch in enumerate(itertools.islice(batches, count), 1):
             yield batch
             meter.update(i / count, i * size, lambda: "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import click
@@ -11,6 +10,7 @@ import torch
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.classification import (
+    accuracy,
     class_bounds,
     confusion,
     labels_of,
@@ -122,14 +122,13 @@ def _report(
     table: torch.Tensor | None,
     as_json: bool,
 ) -> None:
-    n = len(predicted)
     counts = torch.bincount(predicted, minlength=len(names)).tolist()
     result: dict[str, Any] = {**examples.as_json(), "names": names, "predicted": counts}
     if table is not None:
-        accuracy = float(table.trace()) / n
+        found = accuracy(table)
         result |= {
-            "accuracy": accuracy,
-            "standard_error": math.sqrt(accuracy * (1 - accuracy) / n),
+            "accuracy": found.share,
+            "interval": [found.low, found.high],
             "confusion": table.tolist(),
         }
     if as_json:
@@ -140,8 +139,8 @@ def _report(
         print_table(f"{run}: {examples.description}", ["class", "examples taken for it"], rows)
         return
     print_table(
-        f"{run}: {result['accuracy']:.1%} ± {result['standard_error']:.1%} of "
-        f"{examples.description}",
+        f"{run}: {found.share:.1%} of {examples.description}, 95 % interval {found.low:.1%} to "
+        f"{found.high:.1%}",
         ["is \\ taken for", *names],
         [(name, *map(str, row)) for name, row in zip(names, table.tolist(), strict=True)],
     )

@@ -30,7 +30,7 @@ from variational_diffusion.examples import own_data
 from variational_diffusion.likelihood import Infinite, bits_of_entries, example_columns
 from variational_diffusion.model import VDM
 from variational_diffusion.pictures import is_image
-from variational_diffusion.profile import profile, standard_errors, variances
+from variational_diffusion.profile import measured_variances, profile
 from variational_diffusion.quality import nearest
 from variational_diffusion.report import (
     Section,
@@ -254,13 +254,13 @@ def _profile(subject: Subject, options: Options, before: Before) -> Section:
     errors = measure_split(subject.vdm, test, evaluations=options["evaluations"], seed=_SEED)
     gamma_0, gamma_1 = schedule.end_points.tolist()
     found = profile(errors, (gamma_0, gamma_1), bins=_BINS)
-    spread = standard_errors(errors, (gamma_0, gamma_1), schedule, bins=_BINS)
+    variance, spread = measured_variances(errors, (gamma_0, gamma_1), schedule, bins=_BINS)
     names = ("mean", "mean_square", "low", "high")
     values = {
         "gamma_0": gamma_0,
         "gamma_1": gamma_1,
         "evaluations": found.evaluations,
-        "variance": variances(found, schedule)._asdict(),
+        "variance": variance._asdict(),
         "variance_error": spread._asdict(),
     }
     return Section({name: torch.from_numpy(getattr(found, name)) for name in names}, values, {})

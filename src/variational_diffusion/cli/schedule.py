@@ -17,7 +17,7 @@ from variational_diffusion.data import Split
 from variational_diffusion.examples import chosen_examples
 from variational_diffusion.figures import save_figure, schedule_figure
 from variational_diffusion.files import unused
-from variational_diffusion.profile import measure, profile, standard_errors, variances
+from variational_diffusion.profile import GROUPS, measure, measured_variances, profile
 
 _BATCH = 200
 _BINS = 100
@@ -64,8 +64,7 @@ def command(
     errors = measure_split(vdm, examples, evaluations=evaluations, seed=seed)
     gamma_0, gamma_1 = vdm.schedule.end_points.tolist()
     found = profile(errors, (gamma_0, gamma_1), bins=_BINS)
-    values = variances(found, vdm.schedule)
-    spread = standard_errors(errors, (gamma_0, gamma_1), vdm.schedule, bins=_BINS)
+    values, spread = measured_variances(errors, (gamma_0, gamma_1), vdm.schedule, bins=_BINS)
 
     figure = schedule_figure(vdm.schedule, found, values)
     description = f"The noise schedule of {run}: " + ", ".join(
@@ -112,7 +111,8 @@ def command(
 
 
 def measure_split(vdm: VDM, split: Split, *, evaluations: int, seed: int = 0) -> list[Errors]:
-    """Measure m(γ) on a split, in random order and with a progress bar."""
+    """Measure m(γ) on a split, with a progress bar, as `measured_variances` takes it."""
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(seed)
-    batches = to_measure(split, _BATCH, -(-evaluations // _BATCH), "measuring", seed)
+    size = min(_BATCH, -(-evaluations // GROUPS))
+    batches = to_measure(split, size, -(-evaluations // size), "measuring", seed, GROUPS)
     return list(measure(vdm, batches, generator=generator))

@@ -28,7 +28,11 @@ import numpy as np
 import torch
 
 from variational_diffusion import process
-from variational_diffusion.compression.rounding import Rounding, portable
+from variational_diffusion.compression import format2
+from variational_diffusion.compression.exact import OCTAVE, PER_OCTAVE, on_grid
+from variational_diffusion.compression.lattice import lattice_of
+from variational_diffusion.compression.levels import nearest_of, pop_levels, push_levels
+from variational_diffusion.compression.rounding import Rounding
 from variational_diffusion.compression.stack import UNIT, Stack
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
@@ -36,24 +40,27 @@ from variational_diffusion.grids import NoiseErrors, PredictedErrors
 from variational_diffusion.lattice import log_lattice_sum
 from variational_diffusion.model import VDM
 
+VERSION = 3
+"""The format of files that is written; format 2 is read, too."""
+
 GAMMA_UNIT = 2.0**-10
 """γ on a chain is a multiple of this."""
 
-_FINEST = 8  # means are multiples of an eighth of a width
-_PER_OCTAVE = 128  # standard deviations are powers of 2^(1/128)
+FINEST = 8
+"""Means are multiples of an eighth of a width."""
+
+STD_SIZE = 2.0**17
+"""Of what logarithms of deviations are made of, generously: hardly any lies in such a band."""
+
 _LEAST_STD, _LARGEST_STD = UNIT // 2, UNIT << 20  # widths
 _LARGEST_MEAN = 2.0**40  # widths
 _EVALUATED = {"cpu": 1 << 13, "cuda": 1 << 20}  # entries that the network sees at once, about
 
-_STDS = portable(
-    np.exp2(
-        np.arange(
-            _PER_OCTAVE * round(math.log2(_LEAST_STD)),
-            _PER_OCTAVE * round(math.log2(_LARGEST_STD)) + 1,
-        )
-        / _PER_OCTAVE
-    )
+_STDS = _LEAST_STD * np.append(
+    np.ldexp(OCTAVE, np.arange(round(math.log2(_LARGEST_STD // _LEAST_STD)))[:, None]),
+    _LARGEST_STD // _LEAST_STD,
 )
+"""Standard deviations that are coded: the powers of 2^(1/128)."""
 
 
 class Reverse(NamedTuple):
@@ -106,13 +113,23 @@ class ChainCoder:
                 f"gammas: {len(gammas)} values that do not fall from γ_1 to γ_0 in steps of 1/1024 "
                 "or more, within ±32; take fewer --steps"
             )
-        self.portable = portable
+        self.portable, self.version = portable, VERSION
         self.model = model_digest(vdm)
         self._dtype = torch.float64 if portable else torch.float32
         self._vdm = _in_precision(vdm, self._dtype)
         self._device = vdm.schedule.initial_end_points.device
         self.together = max(1, _EVALUATED.get(self._device.type, 1 << 16) // self.dimensions)
-        self._set_lattice()
+        self._gamma = torch.from_numpy(self.gammas[::-1].copy())
+        self._lattice = lattice_of(self.gammas, self.levels)
+
+    def reading(self, version: int) -> ChainCoder:
+        """Return the coder that pops what was pushed for a file of this format: 2 or `VERSION`."""
+        if version == self.version:
+            return self
+        assert version == 2
+        other = copy.copy(self)
+        other.version, other._lattice = 2, format2.lattice_of(self.gammas, self.levels)
+        return other
 
     @property
     def steps(self) -> int:
@@ -121,7 +138,7 @@ class ChainCoder:
 
     def rounding(self, decisions: list[int] | None = None) -> Rounding:
         """Return a `Rounding` for a group of batches: to decide anew, or to follow decisions."""
-        return Rounding(decisions) if self.portable else Rounding(decisions, band=0.0)
+        return Rounding(decisions, portable=self.portable)
 
     def push(self, stack: Stack, x: np.ndarray, rounding: Rounding, batch: int = 0) -> Lengths:
         """Push examples, int64 of shape (n, *shape), and return what they take.
@@ -129,83 +146,71 @@ class ChainCoder:
         batch: its number, below 2^20, for the rounding. Raises ExhaustedError, and leaves the stack
         undefined, where it holds too few bits.
         """
-        encoded = (2 * x + 1) / self.levels - 1
-        mean = self._signal[0] * encoded
-        z_s = stack.draw(mean, self._drawn_std[0])
-        drawn = _log_density(z_s, mean, self._drawn_std[0])
+        assert self.version == VERSION, "format 2 is only read"
+        lattice, encoded = self._lattice, self._encoded(x)
+        mean = self._exact(lattice.signal * encoded)
+        z_s = stack.draw(mean, lattice.drawn_std[0])
+        drawn = _log_density(z_s, mean, lattice.drawn_std[0])
         position = self._position(z_s)
-        stack.push_levels(x, position, self._spacing, self.levels)
+        push_levels(stack, x, position, lattice.spacing, self.levels)
         bound = -self._log_levels(x, position)
         drawn += bound
         for step in range(1, self.steps + 1):
-            mean = self._forward[step] * z_s
-            z_t = stack.draw(mean, self._drawn_std[step])
+            mean = self._exact(lattice.forward[step] * z_s)
+            z_t = stack.draw(mean, lattice.drawn_std[step])
             reverse = self._reverse(z_t, step)
             stack.push(z_s, *self._rounded(reverse, rounding, batch, step))
-            drawn += _log_density(z_t, mean, self._drawn_std[step]) - _log_density(z_s, *reverse)
+            drawn += _log_density(z_t, mean, lattice.drawn_std[step]) - _log_density(z_s, *reverse)
             bound += self._divergence(reverse, z_t, encoded, step)
             z_s = z_t
-        stack.push(z_s, np.zeros(x.shape), np.full(x.shape, self._prior_std))
-        drawn -= _log_density(z_s, 0.0, self._prior_std)
-        variance, mean = process.sigma(self._gamma[-1]) ** 2, process.alpha(self._gamma[-1])
-        prior = 0.5 * (float(variance) + float(mean) ** 2 * encoded**2 - math.log(variance) - 1)
+        stack.push(z_s, np.zeros(x.shape), np.full(x.shape, lattice.prior_std))
+        drawn -= _log_density(z_s, 0.0, lattice.prior_std)
+        alpha, sigma = (float(f(self._gamma[-1])) for f in (process.alpha, process.sigma))
+        prior = 0.5 * (sigma**2 + alpha**2 * encoded**2 - 1) - math.log(sigma)
         return Lengths(bound + prior, drawn)
 
     def pop(self, stack: Stack, n: int, rounding: Rounding, batch: int = 0) -> np.ndarray:
         """Return the n examples that `push` put on the stack last: int64, shape (n, *shape)."""
-        shape = (n, *self.shape)
-        z_t = stack.pop(np.zeros(shape), np.full(shape, self._prior_std))
+        lattice, shape = self._lattice, (n, *self.shape)
+        z_t = stack.pop(np.zeros(shape), np.full(shape, lattice.prior_std))
         for step in range(self.steps, 0, -1):
             reverse = self._reverse(z_t, step)
             z_s = stack.pop(*self._rounded(reverse, rounding, batch, step))
-            stack.undraw(z_t, self._forward[step] * z_s, self._drawn_std[step])
+            stack.undraw(z_t, self._exact(lattice.forward[step] * z_s), lattice.drawn_std[step])
             z_t = z_s
-        x = stack.pop_levels(self._position(z_t), self._spacing, self.levels)
-        encoded = (2 * x + 1) / self.levels - 1
-        stack.undraw(z_t, self._signal[0] * encoded, self._drawn_std[0])
+        pop = pop_levels if self.version == VERSION else format2.pop_levels
+        x = pop(stack, self._position(z_t), lattice.spacing, self.levels)
+        mean = self._exact(lattice.signal * self._encoded(x))
+        stack.undraw(z_t, mean, lattice.drawn_std[0])
         return x
 
     def dip(self) -> float:
         """Return the bits per dimension by which pushing examples lowers the stack on its way."""
-        drawn = np.log2(self._drawn_std * math.sqrt(2 * math.pi * math.e))
-        least = np.log2(self._coded_std[:-2] * math.sqrt(2 * math.pi * math.e))
+        drawn = np.log2(self._lattice.drawn_std * math.sqrt(2 * math.pi * math.e))
+        least = np.log2(self._lattice.coded_std[:-2] * math.sqrt(2 * math.pi * math.e))
         lowest = np.cumsum(drawn) - np.concatenate([[0.0, 0.0], np.cumsum(least)])
         return float(lowest.max())
 
-    def _set_lattice(self) -> None:
-        """Fix widths and all that follows from the grid, level 0 being γ_0."""
-        gamma = torch.from_numpy(self.gammas[::-1].copy())
-        self._gamma = gamma
-        alpha, sigma = process.alpha(gamma).numpy(), process.sigma(gamma).numpy()
-        step_share = (-torch.expm1(gamma[:-1] - gamma[1:])).sqrt().numpy()
-        drawn = sigma * np.concatenate([[1.0], step_share])
-        coded = np.concatenate([sigma[:-1] * step_share, [1.0]])
-        width = portable(np.minimum(drawn, coded) / UNIT)
-        self._width = width
-        self._drawn_std = portable(drawn / width)
-        self._coded_std = portable(coded / width)
-        self._prior_std = float(self._coded_std[-1])
-        self._signal = portable(alpha / width)
-        ratio = alpha[1:] * width[:-1] / (alpha[:-1] * width[1:])
-        self._forward = portable(np.concatenate([[0.0], ratio]))
-        to_levels = 0.5 * self.levels * width[:1] / alpha[:1]
-        spacing = 2 / self.levels * np.exp(-0.5 * gamma[:1].numpy())
-        self._to_levels, self._spacing = float(portable(to_levels)[0]), float(portable(spacing)[0])
+    def _encoded(self, x: np.ndarray) -> np.ndarray:
+        return (2 * x + 1) / self.levels - 1
+
+    def _exact(self, values: np.ndarray) -> np.ndarray:
+        return on_grid(values) if self.version == VERSION else values
 
     def _position(self, z_0: np.ndarray) -> np.ndarray:
-        return self._to_levels * z_0 + 0.5 * (self.levels - 1)
+        return self._exact(self._lattice.to_levels * z_0 + 0.5 * (self.levels - 1))
 
     def _log_levels(self, x: np.ndarray, position: np.ndarray) -> np.ndarray:
-        nearest = np.rint(position).clip(0, self.levels - 1)
-        offset, spacing = x - nearest, torch.full(x.shape, self._spacing, dtype=torch.float64)
-        total = log_lattice_sum(torch.from_numpy(position), spacing, self.levels).numpy()
-        return self._spacing**2 * (offset * (position - nearest) - 0.5 * offset**2) - total
+        spacing, nearest = self._lattice.spacing, nearest_of(position, self.levels)
+        offset, spacings = x - nearest, torch.full(x.shape, spacing, dtype=torch.float64)
+        total = log_lattice_sum(torch.from_numpy(position), spacings, self.levels).numpy()
+        return spacing**2 * (offset * (position - nearest) - 0.5 * offset**2) - total
 
     @torch.no_grad()
     def _reverse(self, z_t: np.ndarray, step: int) -> Reverse:
         """Return p(z_s|z_t) for a step of the grid, 1 … T."""
         gamma = self._gamma.to(self._device, self._dtype)
-        z = torch.from_numpy(z_t * self._width[step]).to(self._device, self._dtype)
+        z = torch.from_numpy(z_t * self._lattice.width[step]).to(self._device, self._dtype)
         parts = []
         for part in z.split(self.together):
             gamma_t, gamma_s = (gamma[i].expand(len(part)) for i in (step, step - 1))
@@ -219,7 +224,7 @@ class ChainCoder:
                 f"the model's outputs at step {step} of {self.steps} are not finite; take other "
                 "--weights, or another run"
             )
-        width = self._width[step - 1]
+        width = self._lattice.width[step - 1]
         return Reverse(mean / width, std / width)
 
     def _rounded(
@@ -228,17 +233,18 @@ class ChainCoder:
         call = 2 * (batch * self.steps + step - 1)
         mean = np.clip(reverse.mean, -_LARGEST_MEAN, _LARGEST_MEAN)
         std = np.clip(reverse.std, _LEAST_STD, _LARGEST_STD)
-        mean = rounding(_FINEST * mean, call) / _FINEST
-        index = rounding(_PER_OCTAVE * np.log2(std / _LEAST_STD), call + 1)
+        # a mean is the difference of numbers in (−1, 1), or larger, also where it is near zero
+        mean = rounding(FINEST * mean, call, FINEST / self._lattice.width[step - 1]) / FINEST
+        index = rounding(PER_OCTAVE * np.log2(std / _LEAST_STD), call + 1, STD_SIZE)
         return mean, _STDS[index.clip(0, len(_STDS) - 1)]
 
     def _divergence(
         self, reverse: Reverse, z_t: np.ndarray, encoded: np.ndarray, step: int
     ) -> np.ndarray:
         """Return KL(q(z_s|z_t, x) ‖ p(z_s|z_t)) of every entry, in nats."""
-        z, x = torch.from_numpy(z_t * self._width[step]), torch.from_numpy(encoded)
+        z, x = torch.from_numpy(z_t * self._lattice.width[step]), torch.from_numpy(encoded)
         q = process.q_s_given_t(z, x, self._gamma[step - 1], self._gamma[step])
-        width = self._width[step - 1]
+        width = self._lattice.width[step - 1]
         mean, std = q.mean.numpy() / width, q.std.numpy() / width
         ratio = std / reverse.std
         return 0.5 * (ratio**2 + ((mean - reverse.mean) / reverse.std) ** 2 - 1) - np.log(ratio)

@@ -21,14 +21,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from variational_diffusion.compression.chain import ChainCoder
+from variational_diffusion.compression.chain import VERSION, ChainCoder
 from variational_diffusion.compression.digests import digest
 from variational_diffusion.compression.images import decode_images
 from variational_diffusion.compression.records import MAX_IMAGES, Header, Table, unpacked
 from variational_diffusion.errors import InputError
 
 MAGIC = b"VDMZ\r\n\x1a\n"
-VERSION = 2
+READ = (2, VERSION)
+"""Formats of files that are read."""
+
 _FILE = struct.Struct("<8sHI16s")  # magic, version, bytes of the header, identity
 _GROUP = struct.Struct("<4sIQIIQ16s16s")  # mark, number, first, images, bytes, digests: see _Group
 _END = struct.Struct("<4sIQ")  # mark, groups, images
@@ -123,10 +125,10 @@ class Image(NamedTuple):
 class Container:
     """What a `Writer` wrote, opened. Raises InputError where that cannot be.
 
-    file: open for reading, at any place; name: what messages call it. header: what it says of
-    itself, checked. images: how many there are, as far as is known. damaged: a line for all that
-    could not be brought back: what is missing is known from the beginning, the rest after
-    `decoded`.
+    file: open for reading, at any place; name: what messages call it. version: of its format.
+    header: what it says of itself, checked. images: how many there are, as far as is known.
+    damaged: a line for all that could not be brought back: what is missing is known from the
+    beginning, the rest after `decoded`.
     """
 
     def __init__(self, file: BufferedIOBase, name: str) -> None:
@@ -151,6 +153,7 @@ class Container:
         for a coder of another model.
         """
         self._check_coder(coder)
+        coder = coder.reading(self.version)
         for group in self._groups:
             missing, sound = np.ones(group.images, bool), False
             try:
@@ -202,11 +205,11 @@ class Container:
             raise InputError(f"'{self.name}' is no .vdmz file; give one that vdm compress wrote")
         if len(fixed) < _FILE.size:
             raise self._damage("it is cut short")
-        _, version, size, self._identity = _FILE.unpack(fixed)
-        if version != VERSION:
+        _, self.version, size, self._identity = _FILE.unpack(fixed)
+        if self.version not in READ:
             raise InputError(
-                f"'{self.name}' has format {version}, and format {VERSION} is read: give the "
-                "version of variational-diffusion that wrote it, or a newer one"
+                f"'{self.name}' has format {self.version}, and formats {READ[0]} to {READ[-1]} are "
+                "read: give the version of variational-diffusion that wrote it, or a newer one"
             )
         if size > min(_MAX_HEADER, self._size):
             raise self._damage("its header is longer than the file")

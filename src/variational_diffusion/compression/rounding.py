@@ -12,15 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-BAND = 1e-8
-"""Half width of the band in which decisions are written down, in units of the grid.
+BAND = 2.0**-42
+"""Half width of the band in which decisions are written down, in units of what goes into a number.
 
-Three hundred times the largest difference seen between batch shapes, memory formats, numbers of
-threads and oneDNN on and off (experiments/LOG.md).
+It is 2,048 units in the last place, 2^−53. Batch shapes, memory formats, numbers of threads,
+instruction sets and libraries make a difference of up to 40 for a network of random weights, and
+of fewer for trained ones, whatever the number of levels (experiments/LOG.md).
 """
-
-_PER_SIZE = 2.0**-19
-"""How the band grows with a number: to about a hundred units in its last place."""
 
 CALL = 1 << 31
 """Numbers that one call of a `Rounding` takes at most."""
@@ -30,19 +28,20 @@ class Rounding:
     """Round to the nearest integer, and remember what was decided near a boundary.
 
     decisions: what an earlier `Rounding` decided, rising, to follow; None to decide anew.
-    band: 0 writes nothing down, for numbers that are the same bit for bit.
+    portable: False writes nothing down, for numbers that are the same bit for bit.
     """
 
-    def __init__(self, decisions: Sequence[int] | None = None, *, band: float = BAND) -> None:
+    def __init__(self, decisions: Sequence[int] | None = None, *, portable: bool = True) -> None:
         self.decisions: list[int] = [] if decisions is None else list(decisions)
         self._follows = decisions is not None
-        self._band = band
+        self._band = BAND if portable else 0.0
 
-    def __call__(self, values: np.ndarray, call: int) -> np.ndarray:
+    def __call__(self, values: np.ndarray, call: int, size: float) -> np.ndarray:
         """Return int64 of the shape of values.
 
-        call: a number of this call, the same in encoder and decoder. Raises ValueError for values
-        that are not finite.
+        call: a number of this call, the same in encoder and decoder. size: of the numbers that the
+        values are sums and differences of, which may be much larger; values that are larger still
+        count for themselves. Raises ValueError for values that are not finite.
         """
         if not np.isfinite(values).all():
             raise ValueError("values to be rounded are not finite")
@@ -57,14 +56,8 @@ class Rounding:
                 place, up = divmod(decision, 2)
                 rounded.flat[place - start] = boundary.flat[place - start] - 1 + up
         else:
-            band = self._band * (1 + _PER_SIZE * np.abs(upper))
+            band = self._band * (size + np.abs(upper))
             near = np.flatnonzero(np.abs(upper - boundary) < band)
             up = rounded.flat[near] == boundary.flat[near]
             self.decisions += [2 * (start + int(i)) + int(u) for i, u in zip(near, up, strict=True)]
         return rounded.astype(np.int64)
-
-
-def portable(values: np.ndarray) -> np.ndarray:
-    """Return constants with the digits that mathematical libraries may differ in rounded away."""
-    mantissa, exponent = np.frexp(values)
-    return np.ldexp(np.rint(np.ldexp(mantissa, 30)), exponent - 30)

@@ -7,13 +7,18 @@ made for lattices: constriction gives every symbol of its domain at least 2^−2
 would cost bits and put outliers into draws. Offsets from the rounded mean are therefore divided by
 a power of two until the standard deviation is 16 to 32, and the remainders are coded uniformly.
 
+Every mean and standard deviation that comes here has to be the same number, bit for bit, in encoder
+and decoder (`exact`); every weight of a table is an integer. What constriction makes of them is
+then the same, too: its Gaussians are sums, products and quotients in float64 and the erf of Rust's
+libm, which consists of such operations and is compiled in; of tables with this total it rounds
+nothing.
+
 Source: Duda, "Asymmetric numeral systems" (2009); Bamler, "Understanding entropy coding with
 asymmetric numeral systems" (2022), whose library this uses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import constriction
@@ -22,15 +27,21 @@ import numpy as np
 UNIT = 16
 """Least standard deviation of a Gaussian on the stack, in units of the lattice."""
 
-_DRAWN = 6.0  # standard deviations that draws reach
+DRAWN = 6.0
+"""Standard deviations that draws reach."""
+
+TOTAL = 1 << 24
+"""Total of the weights of a table."""
+
 _CODED = 256  # reach of coded offsets; those beyond are escaped
 _DIGIT = 1 << 16
 _PLACES = (0, 16, 32)  # bits of an escaped offset, by digits
-_FEW_LEVELS = 32  # offsets up to which the levels have a table each
-_CHUNK = 1 << 20  # entries of such tables made at once
 _RESERVE = 4  # words that always stay, so that no draw comes from an empty stack
 
 _models = constriction.stream.model
+
+TABLE = _models.Categorical(perfect=False)
+"""Tables: constriction makes intervals of them as it goes."""
 
 
 class ExhaustedError(Exception):
@@ -88,35 +99,35 @@ class Stack:
         """Return the integers that `push` coded with these means and standard deviations."""
         return self._pop(_Gaussian(mean, std), _CODED, escapes=True)
 
-    def push_levels(self, x: np.ndarray, position: np.ndarray, spacing: float, levels: int) -> None:
-        """Code levels with p(k) ∝ exp(−½ spacing² (position − k)²), k = 0 … levels − 1.
+    def push_near(self, values: np.ndarray, mean: np.ndarray, std: float, reach: int) -> None:
+        """Code integers that are at most `reach` from the rounded mean, with Gaussians of any std.
 
-        x: int64, at most 6.1/spacing from the positions, as every x is whose position was drawn by
-        `draw`. position: in units of levels.
+        std: ≥ 1, or the reach wastes bits.
         """
-        nearest = np.rint(position).clip(0, levels - 1).astype(np.int64)
-        offset, reach = x - nearest, _level_reach(spacing)
-        if reach > _FEW_LEVELS:
-            return self._push(offset, _Levels(position - nearest, spacing), reach, escapes=False)
-        rows = list(_rows(position.size, 2 * reach + 1))
-        for part in reversed(rows):
-            table = _table(position.flat[part], nearest.flat[part], spacing, levels, reach)
-            symbols = (offset.flat[part] + reach).astype(np.int32)
-            self._coder.encode_reverse(symbols, _models.Categorical(perfect=False), table)
-        return None
+        self._push(values, _Gaussian(mean, std, fine=True), reach, escapes=False)
 
-    def pop_levels(self, position: np.ndarray, spacing: float, levels: int) -> np.ndarray:
-        """Return the levels that `push_levels` coded."""
-        nearest = np.rint(position).clip(0, levels - 1).astype(np.int64)
-        reach = _level_reach(spacing)
-        if reach > _FEW_LEVELS:
-            gaussian = _Levels(position - nearest, spacing)
-            return nearest + self._pop(gaussian, reach, escapes=False)
-        offset = np.empty(position.shape, np.int64)
-        for part in _rows(position.size, 2 * reach + 1):
-            table = _table(position.flat[part], nearest.flat[part], spacing, levels, reach)
-            offset.flat[part] = self._take(_models.Categorical(perfect=False), table)
-        return nearest + offset - reach
+    def pop_near(self, mean: np.ndarray, std: float, reach: int) -> np.ndarray:
+        """Return the integers that `push_near` coded."""
+        return self._pop(_Gaussian(mean, std, fine=True), reach, escapes=False)
+
+    def push_table(self, symbols: np.ndarray, weights: np.ndarray) -> None:
+        """Code symbols, shape (n,), that have a table each.
+
+        weights: integers of shape (n, symbols), each 1 or more, that sum to `TOTAL` in each row.
+        """
+        free = (weights - 1).astype(np.float64)  # constriction adds 1 to each and multiplies by 1
+        self._coder.encode_reverse(symbols.astype(np.int32), TABLE, free)
+
+    def pop_table(self, weights: np.ndarray) -> np.ndarray:
+        """Return the symbols that `push_table` coded: int64."""
+        return self.take(TABLE, (weights - 1).astype(np.float64))
+
+    def take(self, model: Any, *parameters: Any) -> np.ndarray:
+        """Pop integers from distributions of constriction: int64."""
+        symbols = self._coder.decode(model, *parameters)
+        if self._coder.num_words() < _RESERVE:
+            raise ExhaustedError
+        return symbols.astype(np.int64)
 
     def _push(self, values: np.ndarray, gaussian: _Gaussian, reach: int, escapes: bool) -> None:
         offset = values.ravel() - gaussian.centre
@@ -142,78 +153,38 @@ class Stack:
 
     def _pop(self, gaussian: _Gaussian, reach: int, escapes: bool) -> np.ndarray:
         model = _models.QuantizedGaussian(-reach, reach)
-        high = self._take(model, gaussian.mean, gaussian.std)
+        high = self.take(model, gaussian.mean, gaussian.std)
         far = np.abs(high) >= reach
         if escapes and far.any():
-            digits = (self._take(_models.Uniform(_DIGIT), int(far.sum())) for _ in _PLACES)
+            digits = (self.take(_models.Uniform(_DIGIT), int(far.sum())) for _ in _PLACES)
             excess = sum(digit << place for place, digit in zip(_PLACES, digits, strict=True))
             high[far] += np.sign(high[far]) * excess
         offset = high << gaussian.shift
         wide = gaussian.shift > 0
         if wide.any():
             sizes = (1 << gaussian.shift[wide]).astype(np.int32)
-            offset[wide] += self._take(_models.Uniform(), sizes)
+            offset[wide] += self.take(_models.Uniform(), sizes)
         return (gaussian.centre + offset).reshape(gaussian.shape)
-
-    def _take(self, model: Any, *parameters: Any) -> np.ndarray:
-        symbols = self._coder.decode(model, *parameters)
-        if self._coder.num_words() < _RESERVE:
-            raise ExhaustedError
-        return symbols.astype(np.int64)
 
 
 class _Gaussian:
     """Gaussians over offsets from the rounded means, in units of 2^shift, flat.
 
-    In these units unit h holds the offsets h 2^shift … (h + 1) 2^shift − 1.
+    In these units unit h holds the offsets h 2^shift … (h + 1) 2^shift − 1. fine: never shift.
     """
 
-    def __init__(self, mean: np.ndarray, std: np.ndarray | float) -> None:
+    def __init__(self, mean: np.ndarray, std: np.ndarray | float, *, fine: bool = False) -> None:
         self.shape = mean.shape
         mean = mean.ravel()
         centre = np.rint(mean)
         self.centre = centre.astype(np.int64)
         std = np.broadcast_to(std, self.shape).ravel()
-        self.shift = self._shift(std)
+        _, exponent = np.frexp(std / UNIT)
+        self.shift = (exponent.astype(np.int64) - 1).clip(0, 0 if fine else 22)
         scale = np.ldexp(1.0, -self.shift)
         self.mean = (mean - centre + 0.5) * scale - 0.5
         self.std = std * scale
 
-    def _shift(self, std: np.ndarray) -> np.ndarray:
-        _, exponent = np.frexp(std / UNIT)
-        return (exponent.astype(np.int64) - 1).clip(0, 22)
-
-
-class _Levels(_Gaussian):
-    """Gaussians over whole levels, for noise much wider than a level."""
-
-    def __init__(self, distance: np.ndarray, spacing: float) -> None:
-        super().__init__(distance, 1 / spacing)
-
-    def _shift(self, std: np.ndarray) -> np.ndarray:
-        return np.zeros(std.shape, np.int64)
-
 
 def _reach(std: float) -> int:
-    return int(np.ceil(_DRAWN * float(_Gaussian(np.zeros(1), std).std[0])))
-
-
-def _level_reach(spacing: float) -> int:
-    return int(np.ceil((_DRAWN + 0.2) / spacing)) + 1
-
-
-def _rows(size: int, columns: int) -> Iterator[slice]:
-    step = max(1, _CHUNK // columns)
-    return (slice(first, min(first + step, size)) for first in range(0, size, step))
-
-
-def _table(
-    position: np.ndarray, nearest: np.ndarray, spacing: float, levels: int, reach: int
-) -> np.ndarray:
-    """Return the probabilities of the offsets −reach … reach from the nearest level."""
-    offsets = np.arange(-reach, reach + 1)
-    level = nearest[:, None] + offsets
-    distance = (position - nearest).clip(-reach, reach)[:, None]
-    weight = np.exp(spacing**2 * (offsets * distance - 0.5 * offsets**2))
-    weight = np.where((level >= 0) & (level < levels), weight, 0.0)
-    return weight / weight.sum(1, keepdims=True)
+    return int(np.ceil(DRAWN * float(_Gaussian(np.zeros(1), std).std[0])))

@@ -127,18 +127,25 @@ def training_batches(
     return Batches(tasks, {}, workers=workers, device=device)
 
 
-def measuring_batches(split: Split, batch_size: int, seed: int) -> Batches:
+def measuring_batches(split: Split, batch_size: int, seed: int, *, parts: int = 1) -> Batches:
     """Return an endless stream of batches to measure a model on, in random order.
 
     The examples are as evaluation takes them: not flipped, and cropped in the middle. Each comes
     once in an epoch, as in `training_batches`, but a batch may hold more than one epoch: a few
     examples are measured as often as many are, with fresh times and noise.
+
+    parts: batch k is of part k mod `parts` of the examples, which are dealt out at random, so that
+        to leave out all batches of a part is to leave out its examples.
     """
     if batch_size < 1 or not len(split):
         raise InputError(
             f"batch_size = {batch_size} of {len(split)} examples: give at least one of each"
         )
-    positions = (batch_positions(len(split), batch_size, seed, k) for k in count())
+    dealt = np.random.default_rng(seed).permutation(len(split))
+    own = [dealt[part::parts] for part in range(min(parts, len(split)))]
+    positions = (
+        part[batch_positions(len(part), batch_size, seed, k)] for k in count() for part in own
+    )
     return Batches(((partial(split.batch, few), {}) for few in positions), {})
 
 

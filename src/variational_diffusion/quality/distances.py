@@ -11,7 +11,7 @@
     sliced_wasserstein needs no features that were learned (Rabin et al., "Wasserstein Barycenter
                        and its Application to Texture Mixing", 2011). Biased upwards as FID is.
 
-They are of float64. Errors come from leaving out a block of both sets at a time: `estimate`.
+They are of float64. Errors come from the same statistic of parts of both sets: `estimate`.
 """
 
 from __future__ import annotations
@@ -101,22 +101,26 @@ DISTANCES: dict[str, Statistic] = {
 }
 """Of features, shape (n, d) and (m, d): of the samples and of the examples."""
 
+LOCAL = (precision, recall)
+"""Statistics made of neighbours: without one block most balls change, and the jackknife of all
+blocks but one states up to twice the error. A quarter at a time states it within 20 %."""
+
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """A statistic of two sets, and what it is without each block of both.
+    """A statistic of two sets, and what it is of parts of both.
 
-    without: shape (blocks,).
+    of_parts: shape (parts,). kept: share of each set that a part has.
     """
 
     value: float
-    without: Float[np.ndarray, " blocks"]
+    of_parts: Float[np.ndarray, " parts"]
+    kept: float
 
     @property
     def error(self) -> float:
-        """Standard error, by the jackknife; with 20 blocks it is itself known to about 16 %."""
-        n = len(self.without)
-        return float(np.sqrt((n - 1) * np.var(self.without)))
+        """Standard error, by the delete-d jackknife; of 20 blocks, itself known to about 16 %."""
+        return float(np.sqrt(self.kept / (1 - self.kept) * np.var(self.of_parts)))
 
 
 def estimate(
@@ -124,8 +128,12 @@ def estimate(
 ) -> Estimate:
     """Return a statistic of two sets of examples with its standard error.
 
-    The rows of each set must be in random order. The error is for other samples and other examples
-    from the same source; that features were trained on other data is not in it.
+    The error is for other samples and other examples from the same source; that features were
+    trained on other data is not in it. Rows are dealt out to the blocks at random, in the same way
+    every time. A part is all blocks but one; of `LOCAL` statistics it is a quarter of the blocks.
+
+    Source: Shao and Wu, "A General Theory for Jackknife Variance Estimation" (1989): for statistics
+    that are not smooth, d has to grow with n.
     """
     smaller = min(len(x), len(y))
     if smaller < 2 * blocks:
@@ -133,9 +141,25 @@ def estimate(
             f"{len(x)} samples and {len(y)} examples: errors need {2 * blocks} or more of both; "
             f"give --n {2 * blocks} or more"
         )
-    of_x, of_y = np.arange(len(x)) % blocks, np.arange(len(y)) % blocks
-    without = [statistic(x[of_x != block], y[of_y != block]) for block in range(blocks)]
-    return Estimate(statistic(x, y), np.array(without))
+    parts = _quarters(blocks) if statistic in LOCAL else ~np.eye(blocks, dtype=bool)
+    of_x, of_y = (np.random.default_rng(0).permutation(len(z)) % blocks for z in (x, y))
+    of_parts = [statistic(x[part[of_x]], y[part[of_y]]) for part in parts]
+    return Estimate(statistic(x, y), np.array(of_parts), float(parts[0].mean()))
+
+
+def _quarters(blocks: int) -> np.ndarray:
+    """Return choices of a quarter of the blocks, 40 or a few more, shape (choices, blocks).
+
+    Of four blocks and more, whose number is a multiple of the quarter, each is in as many choices.
+    For two or three, a quarter is one block.
+    """
+    rng = np.random.default_rng(0)
+    quarter = max(1, blocks // 4)
+    hands = blocks // quarter
+    dealt = [rng.permutation(blocks)[: hands * quarter] for _ in range(-(-40 // hands))]
+    parts = np.zeros((len(dealt) * hands, blocks), bool)
+    np.put_along_axis(parts, np.concatenate(dealt).reshape(-1, quarter), True, axis=1)
+    return parts
 
 
 def combined(function: Callable[..., np.ndarray | float], *estimates: Estimate) -> Estimate:
@@ -143,8 +167,11 @@ def combined(function: Callable[..., np.ndarray | float], *estimates: Estimate) 
 
     The part of the errors that they have in common is counted once.
     """
+    if len({each.kept for each in estimates}) > 1:
+        raise ValueError("combined: statistics whose errors come from parts of different sizes")
     value = float(function(*(each.value for each in estimates)))
-    return Estimate(value, np.asarray(function(*(each.without for each in estimates))))
+    of_parts = np.asarray(function(*(each.of_parts for each in estimates)))
+    return Estimate(value, of_parts, estimates[0].kept)
 
 
 def nearest(
