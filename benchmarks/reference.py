@@ -1,4 +1,4 @@
-"""The row of docs/benchmarks.md for a trained model: its likelihoods and its file, on all test data.
+"""The row of docs/benchmarks.md for a trained model: its likelihoods and its file.
 
     vdm train fashion-mnist --run runs/fashion --steps 5000
     python benchmarks/reference.py runs/fashion
