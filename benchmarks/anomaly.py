@@ -41,7 +41,9 @@ def main(
     device = use_device("auto", threads)
     opened = Run.open(run)
     vdm = opened.load().to(device)
-    images = chosen_examples(opened, None, "test", first + limit).read()[first:]
+    drawn = chosen_examples(opened, None, "test", first + limit)
+    left_out = chosen_examples(opened, None, "test", first).positions if first else []
+    images = drawn.read(np.flatnonzero(~np.isin(drawn.positions, left_out)))
     test = _split(images, "test")
     validation = chosen_examples(opened, None, "validation", reference)
     own = measured(vdm, validation, draws=draws, seed=0, title="reference")

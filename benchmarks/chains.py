@@ -4,7 +4,7 @@
     vdm variance runs/fashion
     python benchmarks/chains.py runs/fashion
 
-Every step of a chain is summed, on the first 250 test images, and what the dynamic program expects
+Every step of a chain is summed, on 250 test images, and what the dynamic program expects
 of the errors that were measured on the validation images stands beside it. The standard error is
 that of the difference from the expectation by the choice of these images.
 """
@@ -25,7 +25,7 @@ from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.grids import GRIDS, VARIANCES, expected_diffusion, step_grid
-from variational_diffusion.likelihood import Chain, Infinite, summarize
+from variational_diffusion.likelihood import Chain, Infinite
 from variational_diffusion.model import VDM
 
 
@@ -60,7 +60,7 @@ def bounds(
 
     def bits(estimator: Infinite | Chain) -> tuple[float, float, dict[str, float]]:
         done = evaluated(vdm, examples, estimator, rounds=1)
-        found = summarize(*done.rounds, dimensions=vdm.dimensions)
+        found = done.summary
         return found.bits_per_dim, found.standard_error, found.terms
 
     limit_bits, limit_error, terms = bits(Infinite(64))

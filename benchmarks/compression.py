@@ -35,7 +35,7 @@ from common import log_option, markdown, report, threads_option
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm_command
-from variational_diffusion.cli.examples import chosen_examples, everything
+from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.compression import ChainCoder, chain
 from variational_diffusion.compression.rounding import BAND
 from variational_diffusion.compression.stack import Stack
@@ -258,8 +258,7 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = folder / "x.vdmz"
-        choose = chosen_examples if data is None else everything
-        x = np.asarray(choose(Run.open(run), data, "test", limit).read())
+        x = np.asarray(chosen_examples(Run.open(run), data, None, limit).read())
         np.save(folder / "original.npy", x)
         options = [*(["--steps", steps] if steps else []), *(["--fast"] if fast else [])]
         source = [run] if data is None else [run, data]

@@ -101,7 +101,7 @@ def main(
         rows.append([f"bits/dim of {limit} test images {name}, ± by the draws", figure])
 
     found = []
-    for b, batch in enumerate(ordered_batches(dataset.splits["test"].limit(classified), 100)):
+    for b, batch in enumerate(ordered_batches(dataset.splits["test"].sample(classified), 100)):
         x, label = parted(batch)
         bounds = class_bounds(vdm, x.to(device), Infinite(draws), seed=b).cpu()
         found.append(

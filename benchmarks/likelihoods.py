@@ -54,7 +54,7 @@ def main(
 
     def bits(estimator: Estimator, name: str) -> torch.Tensor:
         begin = time.monotonic()
-        done = evaluated(vdm, examples, estimator, batch_size=batch_size)
+        done = evaluated(vdm, examples, estimator, rounds=1, batch_size=batch_size)
         (estimates,) = done.rounds
         found = bits_per_dim(torch.cat([e.total for e in estimates]), vdm.dimensions).cpu()
         evaluations = sum(e.evaluations for e in estimates) / len(estimates)
@@ -66,7 +66,7 @@ def main(
     ode = bits(Flow(), "ODE")
     rows.append(["ODE − bound", len(ode), mean_and_error(ode - bound), "", 0.0])
     begin = time.monotonic()
-    few = examples.limit(importance_limit)
+    few = examples.sample(importance_limit)
     parts = []
     for number, x in enumerate(ordered_batches(few, batch_size)):
         generator = torch.Generator(device).manual_seed(number)

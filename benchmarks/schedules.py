@@ -63,8 +63,8 @@ def trained(config: RunConfig, dataset: Dataset) -> Result:
     average = state.average.module
     stream = training_batches(dataset.splits["train"], training.batch_size, training.seed)
     assert training.steps is not None
-    validation = dataset.splits["validation"].limit(VALIDATION_EXAMPLES)
-    test = dataset.splits["test"].limit(TEST_EXAMPLES)
+    validation = dataset.splits["validation"].sample(VALIDATION_EXAMPLES)
+    test = dataset.splits["test"].sample(TEST_EXAMPLES)
     curve = []
     for record in fit(state, stream, training):
         if record.step % (training.steps // VALIDATIONS) == 0:

@@ -58,7 +58,7 @@ def main(
     device = use_device("auto", threads)
     dataset, configured = opened(data, options)
     budget = {"steps": steps, "minutes": None if steps else minutes or 5.0}
-    chosen = dataset.splits[split].limit(LIMIT)
+    chosen = dataset.splits[split].sample(LIMIT)
     rows: list[list[object]] = []
     values = []
     for seed in range(seeds):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import DATASETS, Dataset, Source, Split, open_dataset
 from variational_diffusion.data.arrays import ArraySource
-from variational_diffusion.data.source import verify
+from variational_diffusion.data.source import Joined, verify
 from variational_diffusion.data.splits import random_splits
 from variational_diffusion.errors import InputError
 
@@ -77,7 +77,7 @@ def test_every_named_data_set_keeps_the_contract(name):
     for split in dataset.splits.values():
         assert isinstance(split.source, Source)
         assert split.shape == dataset.shape
-        values = split.limit(10).read()
+        values = split.sample(10).read()
         assert values.shape == (10, *dataset.shape)
         assert values.dtype == np.uint8
         assert values.max() < dataset.levels
@@ -109,12 +109,42 @@ def test_a_split_reads_tensors_by_position():
     assert split.__getitems__([2, 0]).tolist() == [[5], [7]]
     assert split.read(np.array([1])).tolist() == [[3]]
     assert members(split) == [7, 3, 5]
-    assert members(split.limit(2)) == [7, 3]
-    assert members(split.limit(9)) == [7, 3, 5]
-    with pytest.raises(InputError, match=r"limit = 0: .*--limit 1"):
-        split.limit(0)
     with pytest.raises(IndexError):
         split[3]
+
+
+def test_a_sample_is_a_random_draw_in_order_that_a_larger_one_holds():
+    """Every example is drawn as often as any other; the first ones are nothing special."""
+    split = Split(numbered(50), np.arange(50)[::-1].copy(), name="test")
+    few, more = split.sample(10), split.sample(20)
+    assert few.positions.tolist() == sorted(few.positions)
+    assert few.indices.tolist() == split.indices[few.positions].tolist()
+    assert members(few) == few.indices.tolist()
+    assert set(few.positions) < set(more.positions)
+    assert few.description == "10 of 50 test examples, drawn with seed 0"
+    assert split.description == "50 test examples"
+    assert few.as_json()["of"] == 50
+    assert split.sample(50) is split
+    counts = np.zeros(50)
+    for seed in range(1000):
+        counts[split.sample(10, seed).positions] += 1
+    # binomial of 1,000 and 0.2, two-sided at 4.5 standard deviations: false alarm 4e-4 for all 50
+    assert np.abs(counts - 200).max() < 4.5 * np.sqrt(1000 * 0.2 * 0.8)
+    again = more.sample(5, seed=3)  # of a sample: positions in what the first was drawn out of
+    assert again.indices.tolist() == split.indices[again.positions].tolist()
+    assert again.description == "5 of 50 test examples, drawn with seed 3"
+    with pytest.raises(InputError, match=r"limit = 0: .*--limit 1"):
+        split.sample(0)
+
+
+def test_joined_sources_are_read_in_any_order():
+    joined = Joined([numbered(3), numbered(1), numbered(3)])
+    assert len(joined) == 7
+    indices = np.array([6, 0, 2, 3, 3, 1])
+    assert [int(x[0]) for x in joined.read(indices)] == [2, 0, 2, 0, 0, 1]
+    assert joined.read(np.array([], dtype=int)) == []
+    split = Split(joined, np.arange(7))
+    assert split.read().ravel().tolist() == [0, 1, 2, 0, 0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_samples_are_compared_with_every_training_example(hostile):
         squares = np.square(queries[:, None] - train).mean((2, 3, 4))
         expected = np.sqrt(np.sort(squares, axis=1)[:, :3])
         np.testing.assert_allclose(found.arrays[name], expected, rtol=1e-6)
-    assert found.values == found.values | {"searched": len(train), "of": len(train)}
+    assert found.values == found.values | {"searched": f"{len(train):,} training examples"}
     closest = found.arrays["distances"][:, 0].argsort()[0]
     sample, *neighbours = found.arrays["shown"][0].numpy().astype(float)
     np.testing.assert_array_equal(sample, samples[closest])

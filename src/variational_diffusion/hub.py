@@ -158,14 +158,15 @@ def _measured(evaluations: Evaluations) -> str:
     if not evaluations:
         return "Not measured."
     lines = [
-        "| data | split | examples | estimator | bits/dim | command |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| data | examples | estimator | bits/dim | command |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for measured in evaluations:
         error = measured["standard_error"]
         figure = f"{measured['bits_per_dim']:.4f}" + (f" ± {error:.4f}" if error else "")
+        older = f"{measured['examples']:,} {measured['split']} examples"
         lines.append(
-            f"| {measured['data']} | {measured['split']} | {measured['examples']} "
+            f"| {measured['data']} | {measured.get('description', older)} "
             f"| {measured['estimator']} | {figure} | `{measured['command']}` |"
         )
     note = (

@@ -98,7 +98,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         x: data in the decoder's domain, shape (batch, *self.shape).
         steps: T ≥ 1 for the bound of the model with T steps, uniform in t; None for infinitely
             many steps.
-        gammas: the grid of such a model in place of `steps`, from γ_1 down to γ_0.
+        gammas: the grid of such a model in place of `steps`, falling from γ_1 to γ_0.
         draws: times and noise; by default those of `draw`.
         weighting: what the gradient of the diffusion loss for infinitely many steps is weighted by,
             as at `objective.diffusion`; the values stay those of the bound.
@@ -110,6 +110,9 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
             if gammas is not None:
                 raise InputError(f"steps = {steps} and gammas: give one of them")
             gammas = grids.uniform_in_time(self.schedule, steps)
+        elif gammas is not None:
+            grids.check_falling(gammas)
+            grids.check_ends(gammas, self.schedule)
         encoded = self.encode(x)
         gamma_0, gamma_1 = self.schedule.end_points.unbind()
         if draws is None:

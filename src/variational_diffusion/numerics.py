@@ -47,9 +47,19 @@ def randn_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
-def derived_seed(*numbers: int) -> int:
-    """Return a seed of 63 bits that is a function of these numbers, 0 or more, and nothing else."""
-    low, high = np.random.SeedSequence(list(numbers)).generate_state(2, np.uint32)
+def derived_seed(first: int, *others: int) -> int:
+    """Return a seed of 63 bits that is a function of these numbers, 0 or more, and nothing else.
+
+    Lists of different numbers or lengths give different seeds, but for chance (2^−63) and for pairs
+    with a number of 2^32 or more.
+    """
+    numbers = (first, *others)
+    # SeedSequence fills up with zeros and cuts long numbers into words of 32 bits: how many words
+    # each number has tells the lists apart. Pairs are as they always were, (seed, step) of training
+    # among them, so that runs go on as they began.
+    words = tuple(max(1, -(-number.bit_length() // 32)) for number in numbers)
+    key = () if len(numbers) == 2 else words
+    low, high = np.random.SeedSequence(numbers, spawn_key=key).generate_state(2, np.uint32)
     return (int(low) | int(high) << 32) >> 1
 
 

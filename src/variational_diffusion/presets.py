@@ -253,7 +253,7 @@ def _condition(dataset: Dataset) -> Component | None:
         counts = np.bincount(train.conditions[train.indices], minlength=len(dataset.labels))
         shares = (counts / counts.sum()).tolist()
         return Component(name="label", options={"names": list(dataset.labels), "shares": shares})
-    _, values = parted(train.limit(_MEASURED).batch(range(min(_MEASURED, len(train)))))
+    _, values = parted(train.batch(range(min(_MEASURED, len(train)))))
     if values is None:
         return None
     location, scale = mean_and_std([values.numpy()])

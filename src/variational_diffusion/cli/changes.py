@@ -63,7 +63,7 @@ class Job:
     seed: int
     as_json: bool
     data: str | None
-    split: str
+    split: str | None
     limit: int
     options: dict[str, Any]
 
@@ -74,7 +74,7 @@ class Job:
         *,
         run: str,
         data: str | None,
-        split: str,
+        split: str | None,
         limit: int | None,
         seed: int,
         out: str | None,
@@ -140,7 +140,7 @@ class Job:
             raise InputError("data = none: with --measured, name the data that were measured")
         shape = tuple(function(torch.zeros(1, *self.vdm.shape)).shape[1:])
         shape = shape if len(shape) == len(self.vdm.shape) else self.vdm.shape
-        chosen = other_examples(self.run, self.data, shape).limit(self.limit)
+        chosen = other_examples(self.run, self.data, shape).sample(self.limit)
         x, _ = parted(chosen.batch(range(len(chosen))))
         return x.to(self.device), self._given(len(x), None, False)
 

@@ -22,6 +22,7 @@ from variational_diffusion.cli.devices import speed_options, speed_up, use_devic
 from variational_diffusion.cli.examples import chosen_examples, condition_option, examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.conditions import parted
+from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.likelihood import Infinite
 from variational_diffusion.numerics import bits_per_dim, derived_seed
@@ -52,7 +53,7 @@ from variational_diffusion.numerics import bits_per_dim, derived_seed
 def command(
     run: str,
     data: str | None,
-    split: str,
+    split: str | None,
     limit: int | None,
     draws: int,
     prior: str,
@@ -96,7 +97,7 @@ def command(
     p = probabilities(bounds, shares.double())
     predicted = p.argmax(1)
     columns = {
-        "example": np.arange(len(predicted)),
+        "example": examples.positions,
         **file_column(examples),
         "predicted": np.array(labels.names)[predicted],
         "probability": p.amax(1).numpy(),
@@ -109,12 +110,12 @@ def command(
         write_columns(per_example, columns)
         click.echo(f"per example: {per_example}", err=True)
     table = None if not truth else confusion(torch.cat(truth), predicted, count)
-    _report(run, split, labels.names, predicted, table, as_json)
+    _report(run, examples, labels.names, predicted, table, as_json)
 
 
 def _report(
     run: str,
-    split: str,
+    examples: Split,
     names: tuple[str, ...],
     predicted: torch.Tensor,
     table: torch.Tensor | None,
@@ -122,7 +123,7 @@ def _report(
 ) -> None:
     n = len(predicted)
     counts = torch.bincount(predicted, minlength=len(names)).tolist()
-    result: dict[str, Any] = {"split": split, "examples": n, "names": names, "predicted": counts}
+    result: dict[str, Any] = {**examples.as_json(), "names": names, "predicted": counts}
     if table is not None:
         accuracy = float(table.trace()) / n
         result |= {
@@ -135,11 +136,11 @@ def _report(
         return
     if table is None:
         rows = [(name, str(count)) for name, count in zip(names, counts, strict=True)]
-        print_table(f"{run}: {n} examples", ["class", "examples taken for it"], rows)
+        print_table(f"{run}: {examples.description}", ["class", "examples taken for it"], rows)
         return
     print_table(
-        f"{run}: {split} split, {result['accuracy']:.1%} ± {result['standard_error']:.1%} of {n} "
-        "examples",
+        f"{run}: {result['accuracy']:.1%} ± {result['standard_error']:.1%} of "
+        f"{examples.description}",
         ["is \\ taken for", *names],
         [(name, *map(str, row)) for name, row in zip(names, table.tolist(), strict=True)],
     )

@@ -132,7 +132,7 @@ class Totals:
 def command(
     run: str,
     data: str | None,
-    split: str,
+    split: str | None,
     limit: int | None,
     out: str,
     steps: int | None,
@@ -205,9 +205,16 @@ def command(
     _report(out, coder, totals, originals, as_json)
 
 
-def _originals(run: Run, vdm: VDM, data: str | None, split: str, limit: int | None) -> Originals:
+def _originals(
+    run: Run, vdm: VDM, data: str | None, split: str | None, limit: int | None
+) -> Originals:
     if data is None:
         return Originals(chosen_examples(run, None, split, limit, condition="none"))
+    if split is not None:
+        raise InputError(
+            f"split = '{split}' is of the run's own data: DATA is compressed as a whole; leave out "
+            "--split, or DATA"
+        )
     levels = run.config.data.levels
     config = run.config.data.model_copy(update={"condition": None})
     originals = open_originals(data, config, vdm.shape)
@@ -216,7 +223,7 @@ def _originals(run: Run, vdm: VDM, data: str | None, split: str, limit: int | No
             f"data = '{data}' has levels {originals.levels}: the model in '{run.path}' takes "
             f"levels {levels}"
         )
-    return originals if limit is None else originals.limit(limit)
+    return originals if limit is None else originals.sample(limit)
 
 
 def _groups(
@@ -308,7 +315,7 @@ def _report(
         print_json(
             {
                 "file": out,
-                "examples": totals.images,
+                **originals.as_json(),
                 "beside_the_model": totals.beside_images,
                 "bytes": size,
                 "bits_per_dim": 8 * size / totals.values,
@@ -325,7 +332,7 @@ def _report(
     ]
     rows += [(f"  + {name}", "", f"{bits:.4f}") for name, bits in per_value.items() if bits]
     rows += [(name, "", f"{bits:.4f}") for name, bits in classical.items()]
-    title = f"{totals.images} images, {totals.beside_images} of them beside the model"
+    title = f"{originals.description}; {totals.beside_images} of them beside the model"
     if len(compared) < totals.images:
         title += f"; classical coders on the first {len(compared)}"
     print_table(title, ["", "bytes", "bits per dimension"], rows)

@@ -160,7 +160,7 @@ def _values(
                 f"more of shape {condition.value_shape}"
             )
         return values[rows % len(values)], False
-    test = open_dataset(run.config.data).splits["test"].limit(count)
+    test = open_dataset(run.config.data).splits["test"].sample(count)
     _, own = parted(test.batch(range(len(test))))
     assert own is not None
     return own[rows % len(own)], False

@@ -28,7 +28,7 @@ def command(data: str, sheet: str | None, as_json: bool, **options: Any) -> None
     if dataset.stream is not None:
         counts["train"] = None
     train = dataset.splits["train"]
-    examples = train.limit(_EXAMPLES).read()
+    examples = train.sample(_EXAMPLES).read()
     known = [count for count in counts.values() if count is not None]
     total = sum(known) if len(known) == len(counts) else None
     path = None

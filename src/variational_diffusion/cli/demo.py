@@ -38,7 +38,7 @@ def command(directory: str, minutes: float, device: str, threads: int | None) ->
     run = Run.open(directory)
     vdm = run.load().to(target)
     test = dataset.splits["test"]
-    summary = evaluate_split(vdm, test, draws=8, rounds=2)
+    summary = evaluate_split(vdm, test)
     samples, frames = draw(vdm, 64, sampler="ancestral", steps=256, seed=0, frames=48)
     sheet = unused(run.path / "samples" / "sheet.png")
     film = unused(run.path / "samples" / "reverse-process.gif")
@@ -54,6 +54,7 @@ def command(directory: str, minutes: float, device: str, threads: int | None) ->
         ["", "bits per dimension"],
         [
             ("variational diffusion model, bound", bound),
+            ("  error of the draws alone", f"± {summary.draws_error:.3f}"),
             *((f"  {name}", f"{value:.4f}") for name, value in summary.terms.items()),
             *((name, f"{length:.3f}") for name, length in lengths.items()),
         ],

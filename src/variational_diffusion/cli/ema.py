@@ -17,7 +17,7 @@ from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.cli.options import device_options
 from variational_diffusion.data import Split
 from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood import Infinite, example_columns, summarize
+from variational_diffusion.likelihood import Infinite, example_columns
 from variational_diffusion.model import VDM
 
 _WIDTHS = "0.03,0.05,0.07,0.1,0.15,0.2"
@@ -100,7 +100,7 @@ def command(
         mark = " (best)" if row is best else ""
         rows.append((f"{row['width']:g}{mark}", *_cells(row), f"{100 * row['rest']:.2f} %"))
     print_table(
-        f"{run}: {len(examples)} validation examples, averages after step {made.step}",
+        f"{run}: {examples.description}; averages after step {made.step}",
         ["width", "bits/dim", "above ema", "rest of the profile"],
         rows,
     )
@@ -109,10 +109,10 @@ def command(
 
 def _bits(vdm: VDM, examples: Split, draws: int, seed: int) -> torch.Tensor:
     """Return the bound of every example in bits per dimension, the same draws for all weights."""
-    done = evaluated(vdm, examples, Infinite(draws), seed=seed)
+    done = evaluated(vdm, examples, Infinite(draws), rounds=1, seed=seed)
     if done.stopped:
         raise KeyboardInterrupt
-    summarize(*done.rounds, dimensions=vdm.dimensions)  # refuses what is not finite
+    assert done.summary.examples == len(examples)  # and it refuses what is not finite
     return example_columns(*done.rounds, dimensions=vdm.dimensions)["bits_per_dim"]
 
 

@@ -30,6 +30,8 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import (
     DEQUANTISATIONS,
     ESTIMATORS,
+    LARGEST_SHARE,
+    MOST_EVALUATIONS,
     Chain,
     Estimator,
     Flow,
@@ -40,7 +42,6 @@ from variational_diffusion.likelihood import (
     bits_of_entries,
     evaluate_rounds,
     example_columns,
-    summarize,
     summary_rows,
 )
 from variational_diffusion.model import VDM
@@ -97,13 +98,15 @@ _NOT_OF_THE_FIGURES = {
 @click.option(
     "--rounds",
     type=click.IntRange(1),
-    help="Rounds of independent draws, whose spread gives the error of the draws; default: 2, or 1 "
-    "for ode and importance.",
+    help="Rounds of independent draws, whose spread gives the error of the draws. Default: 2, then "
+    f"more until that error is {LARGEST_SHARE:.0%} of the standard error or less, as long as no "
+    f"example takes more than {MOST_EVALUATIONS} evaluations of the network.",
 )
 @click.option(
     "--target-se",
     type=click.FloatRange(0, min_open=True),
-    help="Go on with rounds until the error of the draws is at most this, in bits/dim.",
+    help="Go on with rounds until the error of the draws is at most this, in bits/dim, however "
+    "many evaluations that takes.",
 )
 @click.option("--per-example", help="Write the bits of every example as this .csv or .parquet.")
 @click.option("--maps", help=f"Write where the bits of {_MAPS} examples are as this .png sheet.")
@@ -117,7 +120,7 @@ _NOT_OF_THE_FIGURES = {
 def command(
     run: str,
     data: str | None,
-    split: str,
+    split: str | None,
     limit: int | None,
     estimator: str,
     rounds: int | None,
@@ -140,8 +143,9 @@ def command(
     Of a model with conditions it is −log p(x|c), of the examples' own conditions; --condition none
     leaves them out.
 
-    DATA is read with the options that the run was trained with; without it, the run's own data
-    are. Started by torchrun, the processes share the batches out; the figures do not change.
+    DATA is read with the options that the run was trained with. All of its examples are taken, or
+    those of --split; without DATA, the run's own test examples. Started by torchrun, the processes
+    share the batches out; the figures do not change.
     """
     _check_chain_options(estimator, options)
     check_target("per_example", per_example, ENDINGS)
@@ -153,8 +157,6 @@ def command(
     if condition == "none":
         check_free(opened)
     examples = chosen_examples(opened, data, split, limit, condition=condition)
-    if rounds is None:
-        rounds = 1 if estimator in ("ode", "importance") else 2
     with processes(target, DAYS) as place:
         chosen = _estimator(estimator, opened, vdm, weights, options)
         done = evaluated(
@@ -172,23 +174,24 @@ def command(
         if per_example is not None:
             columns = example_columns(*done.rounds, dimensions=vdm.dimensions)
             table = {name: column.numpy() for name, column in columns.items()}
-            rows = len(table["example"])  # fewer than examples where it was stopped
-            files = {name: column[:rows] for name, column in file_column(examples).items()}
-            write_columns(per_example, {"example": table.pop("example"), **files, **table})
+            rows = len(table.pop("example"))  # fewer than examples where it was stopped
+            own = {"example": examples.positions, **file_column(examples)}
+            own = {name: column[:rows] for name, column in own.items()}
+            write_columns(per_example, {**own, **table})
             click.echo(f"per example: {per_example}", err=True)
         if done.stopped:
             count = sum(len(e.total) for e in done.rounds[0])
             click.echo(f"stopped after {count} of {len(examples)} examples", err=True)
             raise KeyboardInterrupt
         if maps is not None:
-            write_maps(vdm, examples.limit(_MAPS), maps, seed=seed)
+            write_maps(vdm, examples.sample(_MAPS), maps, seed=seed)
             click.echo(f"maps: {maps}", err=True)
-    summary = summarize(*done.rounds, dimensions=vdm.dimensions)
+    summary = done.summary
     steps = options["steps"]
     conditioned = opened.config.data.condition if condition == "own" else None
     values = {
         "estimator": estimator,
-        "split": split,
+        **examples.as_json(),
         **summary.as_json(),
         "condition": conditioned,
         "levels": opened.config.data.levels,
@@ -211,9 +214,9 @@ def command(
     if conditioned is not None:
         chain += f", given the {conditioned}"
     print_table(
-        f"{run}: {split} split, {weights} weights, {estimator}{chain}",
+        f"{run}: {weights} weights, {estimator}{chain}",
         ["", ""],
-        summary_rows(summary),
+        summary_rows(summary, examples.description),
     )
 
 
@@ -239,15 +242,14 @@ def evaluate_split(
     split: Split,
     *,
     draws: int = 2,
-    rounds: int = 2,
     batch_size: int = 250,
     seed: int = 0,
 ) -> Summary:
     """Return the bound for infinitely many steps of a split, with a progress bar."""
-    done = evaluated(vdm, split, Infinite(draws), rounds=rounds, batch_size=batch_size, seed=seed)
+    done = evaluated(vdm, split, Infinite(draws), batch_size=batch_size, seed=seed)
     if done.stopped:
         raise KeyboardInterrupt
-    return summarize(*done.rounds, dimensions=vdm.dimensions)
+    return done.summary
 
 
 def write_maps(vdm: VDM, split: Split, path: str, *, seed: int) -> None:

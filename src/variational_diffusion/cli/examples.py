@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
-import numpy as np
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.config import DataConfig
-from variational_diffusion.data import Dataset, Split, open_dataset
+from variational_diffusion.data import SPLITS, Dataset, Split, open_dataset
 from variational_diffusion.errors import InputError
 
 _NOT_STREAMED = {
@@ -26,12 +24,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def examples_options(command: Command) -> Command:
     """Add the arguments RUN and DATA and the options --split and --limit."""
     for parameter in (
-        click.option("--limit", type=click.IntRange(1), help="Only the first so many."),
+        click.option(
+            "--limit", type=click.IntRange(1), help="Only so many, drawn at random with seed 0."
+        ),
         click.option(
             "--split",
-            type=click.Choice(["train", "validation", "test"]),
-            default="test",
-            help="Which examples.",
+            type=click.Choice(list(SPLITS)),
+            help="Which examples (default: test; with DATA, all of them).",
         ),
         click.argument("data", required=False),
         click.argument("run"),
@@ -60,29 +59,25 @@ def check_free(run: Run) -> None:
 
 
 def chosen_examples(
-    run: Run, data: str | None, split: str, limit: int | None, *, condition: str = "own"
+    run: Run, data: str | None, split: str | None, limit: int | None, *, condition: str = "own"
 ) -> Split:
     """Return the examples that a command names; those of other data must be of the model's kind.
 
+    split: None for the test examples of the run's own data, and for all examples of other data.
+    limit: so many of them are drawn at random, see `Split.sample`; None: all.
     condition: "own" for a model with conditions: they come with the examples; "none": they do not.
     """
-    chosen = _opened(run, data, condition).splits[split]
-    return chosen if limit is None else chosen.limit(limit)
+    dataset = _opened(run, data, condition)
+    if split is None and data is not None:
+        chosen = dataset.everything()
+    else:
+        chosen = dataset.splits[split or "test"]
+    return chosen if limit is None else chosen.sample(limit)
 
 
 def own_data(run: Run) -> Dataset:
     """Return the run's data; raise `InputError` where they are gone, or of another kind now."""
     return _opened(run, None, "own")
-
-
-def everything(
-    run: Run, data: str | None, split: str, limit: int | None, *, condition: str = "own"
-) -> Split:
-    """Return the run's own split; of other data all examples, as far as they are one source's."""
-    if data is None:
-        return chosen_examples(run, None, split, limit, condition=condition)
-    train = _opened(run, data, condition).splits["train"]
-    return replace(train, indices=np.arange(len(train.source))[:limit])
 
 
 def other_examples(run: Run, data: str, shape: tuple[int, ...]) -> Split:
@@ -95,8 +90,7 @@ def other_examples(run: Run, data: str, shape: tuple[int, ...]) -> Split:
             f"data = '{data}' has shape {dataset.shape} and levels {dataset.levels}: "
             f"here it has to have shape {shape} and levels {config.levels}"
         )
-    train = dataset.splits["train"]
-    return replace(train, indices=np.arange(len(train.source)))
+    return dataset.everything()
 
 
 def _opened(run: Run, data: str | None, condition: str) -> Dataset:

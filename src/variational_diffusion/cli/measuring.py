@@ -26,7 +26,7 @@ from variational_diffusion.cli.schedule import measure_split
 from variational_diffusion.data import Dataset, Split
 from variational_diffusion.environment import processor, version
 from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood import Infinite, bits_of_entries, example_columns, summarize
+from variational_diffusion.likelihood import Infinite, bits_of_entries, example_columns
 from variational_diffusion.model import VDM
 from variational_diffusion.pictures import is_image
 from variational_diffusion.profile import profile, standard_errors, variances
@@ -189,16 +189,16 @@ def _samples(subject: Subject, options: Options, before: Before) -> Section:
 
 
 def _likelihood(subject: Subject, options: Options, before: Before) -> Section:
-    split = subject.data.splits["test"].limit(options["examples"])
-    done = evaluated(subject.vdm, split, Infinite(2), rounds=2, seed=_SEED)
+    split = subject.data.splits["test"].sample(options["examples"])
+    done = evaluated(subject.vdm, split, Infinite(2), seed=_SEED)
     if done.stopped:
         raise KeyboardInterrupt
     dimensions = subject.vdm.dimensions
     levels = subject.run.config.data.levels
     values = {
-        "summary": summarize(*done.rounds, dimensions=dimensions).as_json(),
+        "summary": done.summary.as_json(),
         "classical": {} if levels is None else code_lengths(split.read(), levels),
-        "test_examples": len(subject.data.splits["test"]),
+        "described": split.description,
     }
     return Section(example_columns(*done.rounds, dimensions=dimensions), values, {})
 
@@ -224,8 +224,8 @@ def _profile(subject: Subject, options: Options, before: Before) -> Section:
 def _neighbours(subject: Subject, options: Options, before: Before) -> Section:
     samples = before["samples"].arrays["samples"]
     train = subject.data.splits["train"]
-    searched = train.limit(options["training_examples"])
-    test = subject.data.splits["test"].limit(len(samples))
+    searched = train.sample(options["training_examples"])
+    test = subject.data.splits["test"].sample(len(samples))
     both = _rows(torch.cat([samples, test.__getitems__(np.arange(len(test)))]))
     centre = both.mean(0)  # about which large offsets cost no digits
     positions, distances = nearest(both - centre, _parts(searched, centre), _NEIGHBOURS)
@@ -242,7 +242,7 @@ def _neighbours(subject: Subject, options: Options, before: Before) -> Section:
         "shown": torch.stack(shown) if shown else torch.empty(0),
         "shown_distances": own[closest],
     }
-    return Section(arrays, {"searched": len(searched), "of": len(train)}, {})
+    return Section(arrays, {"searched": searched.description}, {})
 
 
 def _parts(split: Split, centre: np.ndarray) -> Iterator[np.ndarray]:
@@ -261,8 +261,9 @@ def _rows(examples: torch.Tensor) -> np.ndarray:
 def _examples(subject: Subject, options: Options, before: Before) -> Section:
     test = subject.data.splits["test"]
     if not subject.images:
-        points = test.limit(_POINTS)
+        points = test.sample(_POINTS)
         return Section({"examples": points.__getitems__(np.arange(len(points)))}, {}, {})
+    test = test.sample(before["likelihood"].options["examples"])
     order = before["likelihood"].arrays["bits_per_dim"].argsort()
     candidates = min(_CANDIDATES, len(order) // 2)
     generator = torch.Generator(subject.device).manual_seed(_SEED)

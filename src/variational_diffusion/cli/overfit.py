@@ -20,7 +20,7 @@ def report_overfit(
     config: RunConfig, dataset: Dataset, device: torch.device, *, as_json: bool
 ) -> None:
     """Try it on the first examples, and print what came of it; exit with 1 if it failed."""
-    batch = next(ordered_batches(dataset.splits["train"].limit(_EXAMPLES), _EXAMPLES))
+    batch = next(ordered_batches(dataset.splits["train"].sample(_EXAMPLES), _EXAMPLES))
     vdm = build(config.model, seed=config.training.seed).to(device)
     with Meter("learning by heart", "steps") as meter:
         found = overfit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from variational_diffusion.cli.columns import check_target
 from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import chosen_examples, everything
+from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.cli.sample import draw
 from variational_diffusion.cli.samplers import sampling_of, sampling_options
@@ -93,12 +92,10 @@ def command(
     if sheet is not None and not is_image(splits["train"].shape):
         raise InputError(f"nearest = '{sheet}': these examples are no images; leave it out")
     features = features_for(opened, wanted, target)
-    against = chosen_examples(opened, None, "test", None)
-    if data is not None:
-        against = everything(opened, data, "test", None)
-    test = _some(against, count)
+    against = chosen_examples(opened, data, None, count)
+    test = _shuffled(against)
     reference = Reference(test, features, levels=levels)
-    sets = {name: _some(splits[name], count) for name in ("train", "validation")}
+    sets = {name: _shuffled(splits[name].sample(count)) for name in ("train", "validation")}
     if given is not None:
         what, samples = f"samples in {given}", _given(given, opened, count)
     else:
@@ -118,7 +115,7 @@ def command(
             {
                 "samples": len(samples),
                 "source": what,
-                "reference": {"data": data or opened.config.data.source, "examples": len(test)},
+                "reference": {"data": data or opened.config.data.source, **against.as_json()},
                 "features": {"name": features.name, "digest": features.digest},
                 "distances": {of: _as_json(distances) for of, distances in found.items()},
                 "nearest": copies,
@@ -127,7 +124,7 @@ def command(
         return
     measures = found["samples"]
     print_table(
-        f"{len(samples)} {what}, against {len(test)} test examples; features: {name}",
+        f"{len(samples)} {what}, against {against.description}; features: {name}",
         ["", "samples", *(f"{len(examples)} {of}" for of, examples in sets.items())],
         [(measure, *(_as_text(of[measure]) for of in found.values())) for measure in measures],
     )
@@ -181,14 +178,13 @@ def features_for(run: Run, wanted: str | None, device: torch.device) -> Features
 def _given(path: str, run: Run, count: int) -> np.ndarray:
     """Return examples of an .npy file or a folder, which must be of the model's kind."""
     levels, shape = run.config.data.levels, run.config.model.shape
-    split = open_dataset(DataConfig(source=path)).splits["train"]
-    split = replace(split, indices=np.arange(len(split.source)))
+    split = open_dataset(DataConfig(source=path)).everything()
     if split.shape != shape or (split.levels is None) != (levels is None):
         raise InputError(
             f"samples = '{path}' have shape {split.shape} and levels {split.levels}: the model in "
             f"'{run.path}' has shape {shape} and levels {levels}"
         )
-    samples = _some(split, count)
+    samples = _shuffled(split.sample(count))
     if levels is not None and samples.max() >= levels:
         raise InputError(
             f"samples = '{path}' have the value {samples.max()}: the model in '{run.path}' has "
@@ -197,12 +193,12 @@ def _given(path: str, run: Run, count: int) -> np.ndarray:
     return samples
 
 
-def _some(split: Split, count: int) -> np.ndarray:
-    """Return `count` examples, or all where there are fewer, in an order that is always the same.
+def _shuffled(split: Split) -> np.ndarray:
+    """Return all examples in an order that is always the same.
 
-    Test data may be in the order of their classes.
+    Data may be in the order of their classes, and errors come from blocks of examples.
     """
-    return split.read(np.random.default_rng(0).permutation(len(split))[:count])
+    return split.read(np.random.default_rng(0).permutation(len(split)))
 
 
 def _write_nearest(

@@ -40,7 +40,7 @@ _TARGET = 0.01  # standard error in bits/dim of the last column of the table
 def command(
     run: str,
     data: str | None,
-    split: str,
+    split: str | None,
     limit: int | None,
     evaluations: int,
     seed: int,
@@ -88,14 +88,14 @@ def command(
                 "diffusion": found.diffusion,
                 "evaluations": found.evaluations,
                 "weights": weights,
-                "split": split,
+                **examples.as_json(),
                 "figures": [str(path) for path in figures],
             }
         )
         return
     print_table(
         f"{run}: {opened.config.model.schedule.name} schedule from γ = {gamma_0:.3f} to "
-        f"{gamma_1:.3f}; diffusion term {found.diffusion:.3f} bits/dim",
+        f"{gamma_1:.3f}; diffusion term {found.diffusion:.3f} bits/dim of {examples.description}",
         ["schedule", "variance, (bits/dim)²", "of the optimum", f"evaluations for ± {_TARGET}"],
         [
             (

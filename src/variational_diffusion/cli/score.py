@@ -17,7 +17,6 @@ from variational_diffusion.cli.examples import (
     check_free,
     chosen_examples,
     condition_option,
-    everything,
     examples_options,
 )
 from variational_diffusion.cli.options import device_options, weights_option
@@ -64,7 +63,7 @@ _SHEET = 16
 def command(
     run: str,
     data: str | None,
-    split: str,
+    split: str | None,
     limit: int | None,
     score: str,
     reference: int,
@@ -93,7 +92,7 @@ def command(
     vdm = opened.load(weights).to(target)
     if condition == "none":
         check_free(opened)
-    examples = everything(opened, data, split, limit, condition=condition)
+    examples = chosen_examples(opened, data, split, limit, condition=condition)
     if sheet is not None and not is_image(vdm.shape):
         raise InputError(f"sheet = '{sheet}': these examples are no images; give --out FILE.csv")
     validation = chosen_examples(opened, None, "validation", reference, condition=condition)

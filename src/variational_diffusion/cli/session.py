@@ -25,7 +25,7 @@ from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset
 from variational_diffusion.data.loader import Batches, joined_positions, training_batches
 from variational_diffusion.errors import DivergedError, InputError
-from variational_diffusion.likelihood import Infinite, Summary, evaluate_rounds, summarize
+from variational_diffusion.likelihood import Infinite, Summary, evaluate_rounds
 from variational_diffusion.model import VDM, build
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.processes import (
@@ -257,16 +257,17 @@ class Session:
     def _validate(self) -> Summary:
         """Evaluate the averaged weights on the validation split, shared out; log it."""
         average = self.state.average.module
-        split = self.dataset.splits["validation"].limit(_VALIDATION_EXAMPLES)
+        split = self.dataset.splits["validation"].sample(_VALIDATION_EXAMPLES)
         done = evaluate_rounds(
             average,
             split,
             Infinite(2),
+            rounds=1,
             batch_size=_VALIDATION_BATCH,
             place=self.place,
             together=self.sharded,
         )
-        summary = summarize(*done.rounds, dimensions=average.dimensions)
+        summary = done.summary
         step = self.state.step
         if self.place.leads:
             values = {

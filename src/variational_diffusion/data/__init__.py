@@ -100,8 +100,8 @@ def open_originals(source: str, like: DataConfig, shape: tuple[int, ...]) -> Ori
     """Open all examples of what `source` names, as they are stored and at sizes of their own.
 
     like: data whose levels, array and column these have, too. shape: of a model's examples; images
-    are read with as many channels where that loses nothing. Of a source that has several parts, the
-    training part is taken.
+    are read with as many channels where that loses nothing. Of a source that has several parts, all
+    are taken, the training part first.
     Raises InputError as `open_dataset` does, and for images that would not come back as they are.
     """
     config = DataConfig(source=source, levels=like.levels, array=like.array, column=like.column)
@@ -127,7 +127,7 @@ def _originals(config: DataConfig, opener: Opener) -> Originals:
         notes = (*found, *notes)
     else:
         dataset = opener(config)
-        examples, notes = dataset.splits["train"].source, dataset.notes
+        examples, notes = dataset.everything().source, dataset.notes
     return Originals(Split(examples, np.arange(len(examples))), notes)
 
 

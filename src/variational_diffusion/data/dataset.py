@@ -13,7 +13,7 @@ from variational_diffusion.config import DataConfig
 from variational_diffusion.data.augment import Augmentation
 from variational_diffusion.data.beside import KINDS, asked, conditions_of, labels_of, names_of
 from variational_diffusion.data.decoding import Decoded
-from variational_diffusion.data.source import Split
+from variational_diffusion.data.source import Joined, Split
 from variational_diffusion.data.splits import random_splits
 from variational_diffusion.data.stored import Held, Shards, Store, Stored
 from variational_diffusion.data.stream import Stream
@@ -32,7 +32,7 @@ class Dataset:
 
     source: a name of `DATASETS`, `hf:NAME`, or an absolute path: opens the same data again from
         anywhere.
-    splits: "train", "validation" and "test", none of them empty.
+    splits: "train", "validation" and "test", none of them empty; each has its name.
     notes: remarks of one line each, such as "12 damaged images skipped".
     stream: the training examples of streamed data. Their split "train" is then a sample of them,
         for what looks at the training data but does not train.
@@ -48,6 +48,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         assert tuple(self.splits) == SPLITS
+        named = {name: replace(split, name=name) for name, split in self.splits.items()}
+        object.__setattr__(self, "splits", named)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,6 +60,27 @@ class Dataset:
     def levels(self) -> int | None:
         """Number of values of integer data; None for real values."""
         return self.splits["train"].levels
+
+    def everything(self) -> Split:
+        """Return all examples of the sources that the splits are of, in the order they have there.
+
+        Of streamed data it is what is kept in memory.
+        """
+        train = self.splits["train"]
+        parts = list({id(split.source): split for split in self.splits.values()}.values())
+        if len(parts) == 1:
+            indices = np.arange(len(train.source))
+            return replace(train, indices=indices, name="", drawn=None)
+        source = Joined([part.source for part in parts])
+        conditions = [part.conditions for part in parts if part.conditions is not None]
+        return replace(
+            train,
+            source=source,
+            indices=np.arange(len(source)),
+            conditions=np.concatenate(conditions) if conditions else None,
+            name="",
+            drawn=None,
+        )
 
     def augmented(self, augmentation: Augmentation) -> Dataset:
         """Return the data set with its images flipped and cropped.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.data.decoding import Decoded, Pictures
 from variational_diffusion.data.images import read_header, read_pixels
-from variational_diffusion.data.source import Split
+from variational_diffusion.data.source import Joined, Split
 from variational_diffusion.data.stored import Stored
 from variational_diffusion.errors import InputError
 
@@ -33,6 +34,8 @@ class Originals:
         self.mode: str | None = None
         self.axes = "same"
         source = split.source
+        if isinstance(source, Joined):
+            source = source.parts[0]
         if isinstance(source, ArraySource):
             dtype, self.axes = source.stored
             self.dtype = dtype.str
@@ -47,9 +50,18 @@ class Originals:
     def __len__(self) -> int:
         return len(self._split)
 
-    def limit(self, n: int) -> Originals:
-        """Return the first n examples; all where there are fewer."""
-        return Originals(self._split.limit(n), self.notes)
+    @property
+    def description(self) -> str:
+        """What the examples are, see `Split.description`."""
+        return self._split.description
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the examples are, for a JSON object."""
+        return self._split.as_json()
+
+    def sample(self, n: int) -> Originals:
+        """Return n examples drawn at random, as `Split.sample`."""
+        return Originals(self._split.sample(n), self.notes)
 
     def read(self, numbers: np.ndarray) -> list[np.ndarray]:
         """Return examples, each of its own size, as unsigned integers."""
@@ -83,8 +95,14 @@ class Originals:
                     )
 
     def _stored(self, numbers: np.ndarray) -> list[Stored]:
-        source = self._split.source
-        return source.stored(self._split.indices[numbers]) if isinstance(source, Decoded) else []
+        source, indices = self._split.source, self._split.indices[numbers]
+        found = source.located(indices) if isinstance(source, Joined) else [(source, indices)]
+        return [
+            stored
+            for part, own in found
+            if isinstance(part, Decoded)
+            for stored in part.stored(own)
+        ]
 
 
 def _is_opaque(stored: Stored) -> bool:

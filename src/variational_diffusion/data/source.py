@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -52,6 +52,53 @@ class Source(Protocol):
         ...
 
 
+class Joined:
+    """Several sources of one shape and one number of levels, one after the other."""
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        self.parts = tuple(parts)
+        self._ends = np.cumsum([len(part) for part in self.parts])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return self.parts[0].shape
+
+    @property
+    def levels(self) -> int | None:
+        """Number of values of integer data; None for real values."""
+        return self.parts[0].levels
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, indices: np.ndarray) -> Examples:
+        """Return the examples of these indices, as `Source.read` says."""
+        return [example for part, own in self.located(indices) for example in part.read(own)]
+
+    def located(self, indices: np.ndarray) -> list[tuple[Source, np.ndarray]]:
+        """Return, in the order of the indices, runs of them: a part and the indices in it."""
+        which = np.searchsorted(self._ends, indices, side="right")
+        runs = np.split(np.arange(len(indices)), np.flatnonzero(np.diff(which)) + 1)
+        found = []
+        for run in runs if len(indices) else ():
+            part = int(which[run[0]])
+            first = int(self._ends[part]) - len(self.parts[part])
+            found.append((self.parts[part], indices[run] - first))
+        return found
+
+
+class Drawn(NamedTuple):
+    """How examples were drawn out of more.
+
+    positions: of the examples among them all, shape (n,). of: how many these are.
+    """
+
+    positions: np.ndarray
+    of: int
+    seed: int
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Some of a source's examples, in a fixed order; what torch calls a map-style data set.
@@ -61,6 +108,8 @@ class Split:
     conditions: what all examples of the source are conditioned on, shape (len(source), *value);
         None: nothing that was read.
     degradation: a name of `DEGRADATIONS`, for a condition that is made of the example.
+    name: "train", "validation" or "test"; "" for another choice of examples.
+    drawn: how the examples were drawn out of more by `sample`; None: they are all.
     """
 
     source: Source
@@ -68,6 +117,8 @@ class Split:
     augmentation: Augmentation | None = None
     conditions: np.ndarray | None = None
     degradation: str | None = None
+    name: str = ""
+    drawn: Drawn | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,11 +175,44 @@ class Split:
             rows = np.stack(rows) if rows else np.empty((0, *self.shape), np.uint8)
         return rows
 
-    def limit(self, n: int) -> Split:
-        """Return the first n examples; all where there are fewer."""
+    def sample(self, n: int, seed: int = 0) -> Split:
+        """Return n examples drawn at random, in the order that they have here; all if not more.
+
+        The seed fixes the draw, and a smaller draw of the same seed is part of a larger one.
+        """
         if n < 1:
             raise InputError(f"limit = {n}: at least one example is needed; give --limit 1 or more")
-        return replace(self, indices=self.indices[:n])
+        if n >= len(self):
+            return self
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:n])
+        of = len(self) if self.drawn is None else self.drawn.of
+        drawn = Drawn(self.positions[chosen], of, seed)
+        return replace(self, indices=self.indices[chosen], drawn=drawn)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """The number of each example among those it was drawn out of, shape (n,)."""
+        return np.arange(len(self)) if self.drawn is None else self.drawn.positions
+
+    @property
+    def description(self) -> str:
+        """What the examples are: "1,000 of 10,000 test examples, drawn with seed 0"."""
+        name = "training" if self.name == "train" else self.name
+        what = f"{name} examples".lstrip()
+        if self.drawn is None:
+            return f"{len(self):,} {what}" if len(self) != 1 else f"1 {what[:-1]}"
+        return f"{len(self):,} of {self.drawn.of:,} {what}, drawn with seed {self.drawn.seed}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the examples are, for a JSON object."""
+        drawn = self.drawn
+        return {
+            "split": self.name or "all",
+            "examples": len(self),
+            "of": len(self) if drawn is None else drawn.of,
+            "drawn_with_seed": None if drawn is None else drawn.seed,
+            "description": self.description,
+        }
 
     def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation for each entry of the first axis of an example.

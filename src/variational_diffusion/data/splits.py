@@ -25,7 +25,7 @@ def random_splits(
 
     One permutation, drawn from `seed`, gives its first examples to the test, the next to the
     validation and the others to the training; the test does not change with the validation's
-    share, and the first n of each split are a random draw.
+    share.
 
     validation: a share of the source's examples, in (0, 1), or a split as for `test`.
     test: a share, a number of examples, or a split that the source brought with it and that is

@@ -17,6 +17,8 @@ from variational_diffusion.grids.errors import NoiseErrors as NoiseErrors
 from variational_diffusion.grids.errors import PredictedErrors as PredictedErrors
 from variational_diffusion.grids.errors import assumed_errors as assumed_errors
 from variational_diffusion.grids.even import Gammas as Gammas
+from variational_diffusion.grids.even import check_ends as check_ends
+from variational_diffusion.grids.even import check_falling as check_falling
 from variational_diffusion.grids.even import equal_error as equal_error
 from variational_diffusion.grids.even import karras as karras
 from variational_diffusion.grids.even import uniform_in_gamma as uniform_in_gamma

@@ -16,6 +16,8 @@ from variational_diffusion.schedules import Schedule
 
 _FINE = 4000
 _HALVINGS = 60
+_ROUNDING = 8
+"""Units in the last place by which the ends of a grid may be off."""
 
 Gammas = Float[Tensor, " levels"]
 """A grid of T + 1 values from γ_1 down to γ_0, as samplers take it."""
@@ -126,3 +128,32 @@ def check_steps(steps: int) -> None:
     """Raise `InputError` for a chain without a step."""
     if steps < 1:
         raise InputError(f"steps = {steps}: a chain has one step or more")
+
+
+def check_falling(gammas: Gammas) -> None:
+    """Raise `InputError` unless a grid has a step or more, and every one of them goes down."""
+    check_steps(len(gammas) - 1)
+    rising = (~(gammas.diff() < 0)).nonzero()
+    if len(rising):
+        i = int(rising[0])
+        raise InputError(
+            f"gammas: from {float(gammas[i]):.6g} to {float(gammas[i + 1]):.6g} they do not fall; "
+            "give a grid from γ_1 down to γ_0, such as grids.uniform_in_time(vdm.schedule, 50)"
+        )
+
+
+def check_ends(gammas: Gammas, schedule: Schedule) -> None:
+    """Raise `InputError` unless a grid begins at γ_1 of a schedule and ends at γ_0.
+
+    A bound over another range of γ is not one on log p(x).
+    """
+    ends = schedule.end_points.detach().flip(0)
+    allowed = _ROUNDING * float(torch.finfo(ends.dtype).eps) * (1 + float(ends.abs().max()))
+    given = gammas[[0, -1]].detach().to(ends)
+    if not bool(((given - ends).abs() <= allowed).all()):
+        first, last = gammas[0], gammas[-1]
+        raise InputError(
+            f"gammas: from {float(first):.6g} to {float(last):.6g}, but the model's range is from "
+            f"γ_1 = {float(ends[0]):.6g} down to γ_0 = {float(ends[1]):.6g}; lay the grid for its "
+            "schedule, as grids.uniform_in_time(vdm.schedule, 50) does"
+        )

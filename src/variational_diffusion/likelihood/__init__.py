@@ -11,6 +11,8 @@ from variational_diffusion.likelihood.estimators import Infinite as Infinite
 from variational_diffusion.likelihood.estimators import evaluate as evaluate
 from variational_diffusion.likelihood.estimators import stratified_times as stratified_times
 from variational_diffusion.likelihood.maps import bits_of_entries as bits_of_entries
+from variational_diffusion.likelihood.rounds import LARGEST_SHARE as LARGEST_SHARE
+from variational_diffusion.likelihood.rounds import MOST_EVALUATIONS as MOST_EVALUATIONS
 from variational_diffusion.likelihood.rounds import Rounds as Rounds
 from variational_diffusion.likelihood.rounds import evaluate_rounds as evaluate_rounds
 from variational_diffusion.likelihood.summary import Summary as Summary

@@ -29,7 +29,7 @@ from variational_diffusion import flow
 from variational_diffusion.conditions import Batch
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
-from variational_diffusion.grids import Gammas
+from variational_diffusion.grids import Gammas, check_falling
 from variational_diffusion.likelihood.dequantisation import DEQUANTISATIONS
 from variational_diffusion.model import VDM
 from variational_diffusion.objective import Bound
@@ -73,7 +73,7 @@ class Infinite:
     """The bound for infinitely many steps, with `draws` evaluations of the network an example.
 
     The times of one example are spread evenly over [0, 1], and those of a batch are spread evenly
-    between them, so more draws reduce the variance faster than their number.
+    between them, in random order, so more draws reduce the variance faster than their number.
     """
 
     draws: int = 1
@@ -90,7 +90,8 @@ class Infinite:
 class Chain:
     """The bound of the model with T steps, with the variance that `vdm.reverse` has.
 
-    gammas: T + 1 values from γ_1 down to γ_0, see `grids`.
+    gammas: T + 1 values that fall from γ_1 to γ_0 of the model, see `grids`; anything else is an
+        `InputError`.
     draws: steps sampled for each example, evenly spread; None: every step once, an exact sum.
     """
 
@@ -99,13 +100,17 @@ class Chain:
     terms: ClassVar[tuple[str, ...]] = TERMS
 
     def __post_init__(self) -> None:
+        check_falling(self.gammas)
         if self.draws is not None:
             _at_least_one("draws", self.draws)
 
     def __call__(self, vdm: VDM, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        # T times that are spread evenly fall into T different steps
-        draws = len(self.gammas) - 1 if self.draws is None else self.draws
-        return _bound(vdm, x, draws, self.gammas, generator)
+        if self.draws is not None:
+            return _bound(vdm, x, self.draws, self.gammas, generator)
+        steps = len(self.gammas) - 1
+        # the middle of every step: no rounding takes it into another one
+        middles = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+        return _bound(vdm, x, steps, self.gammas, generator, middles)
 
 
 @dataclass(frozen=True)
@@ -228,12 +233,15 @@ def stratified_times(
 ) -> Float[Tensor, "draws count"]:
     """Return count · draws low-discrepancy times, arranged so that each column is spread evenly.
 
-    Every single time is uniform on [0, 1); type and device are those of `like`.
+    Every single time is uniform on [0, 1). Which example has which column is drawn at random: like
+    examples that stand together in the data do not get like times. Type and device are those of
+    `like`.
     """
     dtype, device = (like.dtype, like.device) if like is not None else (None, None)
     u = torch.rand((), generator=generator, dtype=dtype, device=device)
-    order = torch.arange(count * draws, dtype=u.dtype, device=u.device).reshape(draws, count)
-    return (u + order / (count * draws)) % 1
+    column = torch.randperm(count, generator=generator, device=device)
+    order = column + count * torch.arange(draws, device=device)[:, None]
+    return (u + order.to(u.dtype) / (count * draws)) % 1
 
 
 ESTIMATORS = {
@@ -245,12 +253,22 @@ ESTIMATORS = {
 
 
 def _bound(
-    vdm: VDM, x: Tensor, draws: int, gammas: Tensor | None, generator: torch.Generator | None
+    vdm: VDM,
+    x: Tensor,
+    draws: int,
+    gammas: Tensor | None,
+    generator: torch.Generator | None,
+    times: Tensor | None = None,
 ) -> Estimate:
+    """Estimate the bound at stratified times, or at these, shape (draws,), for every example."""
+    like = vdm.schedule.gamma_0
     # sharded weights are gathered into memory that training uses again
     with torch.no_grad(), torch.inference_mode(not is_sharded(vdm)):
-        times = stratified_times(len(x), draws, generator, like=vdm.schedule.gamma_0)
-        bounds = [vdm.vlb(x, gammas=gammas, draws=vdm.draw(len(x), generator, t)) for t in times]
+        if times is None:
+            each = stratified_times(len(x), draws, generator, like=like)
+        else:
+            each = times.to(like)[:, None].expand(draws, len(x))
+        bounds = [vdm.vlb(x, gammas=gammas, draws=vdm.draw(len(x), generator, t)) for t in each]
         return Estimate({name: _mean(bounds, name) for name in TERMS}, draws)
 
 

@@ -8,33 +8,56 @@ import torch
 
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
-from variational_diffusion.likelihood.estimators import Estimate, Estimator
-from variational_diffusion.likelihood.summary import LEAST_DEGREES, summarize
+from variational_diffusion.errors import InputError
+from variational_diffusion.likelihood.estimators import Estimate, Estimator, Infinite
+from variational_diffusion.likelihood.summary import LEAST_DEGREES, Summary, summarize
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
 from variational_diffusion.processes import ALONE, Place, sum_over_processes
 
 Round = list[Estimate]
 
+_LEAST_ROUNDS = 2
+"""The error of the draws is not known from fewer."""
+
 Progress = Callable[[float, int, Callable[[], str]], None]
 """(share of the work that is done, examples so far, the figure so far as text)."""
 
 
-class Rounds:
-    """What `evaluate_rounds` came to: estimates by round and batch, and whether it was stopped."""
+LARGEST_SHARE = 0.25
+"""Of the standard error: rounds go on until the error of the draws is at most this part of it."""
 
-    def __init__(self) -> None:
+MOST_EVALUATIONS = 128
+"""Of the network for an example: what rounds that go on by themselves cost at most."""
+
+
+class Rounds:
+    """What `evaluate_rounds` came to.
+
+    rounds: estimates by round and batch. dimensions: d of the examples. stopped: whether it was
+    stopped; the last round has then fewer batches than there are.
+    """
+
+    def __init__(self, dimensions: int) -> None:
+        self.dimensions = dimensions
         self.rounds: list[Round] = []
         self.stopped = False
+
+    @property
+    def summary(self) -> Summary:
+        """The figure with its errors, of the rounds that are complete."""
+        complete = self.rounds[:-1] if self.stopped else self.rounds
+        return summarize(*complete, dimensions=self.dimensions)
 
 
 def evaluate_rounds(
     vdm: VDM,
     split: Split,
-    estimator: Estimator,
+    estimator: Estimator | None = None,
     *,
-    rounds: int = 1,
+    rounds: int | None = None,
     target_error: float | None = None,
+    most_evaluations: int = MOST_EVALUATIONS,
     batch_size: int = 250,
     seed: int = 0,
     place: Place = ALONE,
@@ -42,19 +65,30 @@ def evaluate_rounds(
     progress: Progress | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Rounds:
-    """Evaluate a split round by round.
+    """Evaluate a split round by round; by default the bound for infinitely many steps, `Infinite`.
 
     Batch b of round r has its own generator, seeded by (seed, r, b), so the figures do not depend
-    on the number of processes.
+    on the number of processes. By default there are two rounds, which the error of the draws takes
+    to be known, and then more until it is at most `LARGEST_SHARE` of the standard error, as long as
+    no example has more than `most_evaluations` of the network.
 
-    target_error: go on until the error of the draws is at most this, instead of so many `rounds`.
+    rounds: so many instead. target_error: go on until the error of the draws, in bits/dim, is at
+    most this, whatever that takes.
     together: the network is sharded, so that every process has to evaluate as often as the others,
     for nothing if need be. progress: told of every batch of this process. stopped: asked between
     two batches; where it is true, what was estimated so far is the result.
     """
+    if rounds is not None and target_error is not None:
+        raise InputError(
+            f"rounds = {rounds}, target_error = {target_error}: give one of them; the error says "
+            "how many rounds there are"
+        )
+    if rounds is not None and rounds < 1:
+        raise InputError(f"rounds = {rounds}: give one or more")
+    estimator = estimator or Infinite()
     vdm.eval()
     device = vdm.schedule.gamma_0.device
-    done = Rounds()
+    done = Rounds(vdm.dimensions)
     sizes = [min(batch_size, len(split) - i) for i in range(0, len(split), batch_size)]
     most = -(-len(sizes) // place.processes)
     while not done.stopped:
@@ -69,7 +103,7 @@ def evaluate_rounds(
             model, x = vdm.given_in(batch)
             own[b] = estimator(model, x, generator)
             if progress is not None:
-                _show(progress, own, done, rounds, len(sizes) / place.processes, vdm.dimensions)
+                _show(progress, own, done, rounds, len(sizes) / place.processes)
             if stopped():
                 break
         if together and len(own) < most:
@@ -78,33 +112,36 @@ def evaluate_rounds(
         estimates = _gathered(own, sizes, estimator, place, device)
         done.rounds.append(estimates)
         done.stopped = len(estimates) < len(sizes)
-        if done.stopped or _enough(done.rounds, rounds, target_error, vdm.dimensions):
+        if done.stopped or _enough(done, rounds, target_error, most_evaluations):
             break
     return done
 
 
 def _show(
-    progress: Progress,
-    own: dict[int, Estimate],
-    done: Rounds,
-    rounds: int,
-    batches: float,
-    d: int,
+    progress: Progress, own: dict[int, Estimate], done: Rounds, rounds: int | None, batches: float
 ) -> None:
     finished = len(done.rounds) + len(own) / batches
     examples = sum(len(e.total) for row in [*done.rounds, own.values()] for e in row)
+    d = done.dimensions
     progress(
-        min(1.0, finished / max(rounds, len(done.rounds) + 1)),
+        min(1.0, finished / max(rounds or _LEAST_ROUNDS, len(done.rounds) + 1)),
         examples,
         lambda: f"{summarize(own.values(), dimensions=d).bits_per_dim:.3f} bits/dim",
     )
 
 
-def _enough(rounds: list[Round], count: int, target: float | None, dimensions: int) -> bool:
-    if target is None:
-        return len(rounds) >= count
-    summary = summarize(*rounds, dimensions=dimensions)
-    return summary.degrees >= LEAST_DEGREES and summary.draws_error <= target
+def _enough(done: Rounds, count: int | None, target: float | None, most: int) -> bool:
+    finished = len(done.rounds)
+    if count is not None:
+        return finished >= count
+    if finished < _LEAST_ROUNDS:
+        return False
+    summary = done.summary
+    known = summary.degrees >= LEAST_DEGREES
+    if target is not None:
+        return known and summary.draws_error <= target
+    small = summary.draws_error <= LARGEST_SHARE * summary.standard_error
+    return (known and small) or summary.evaluations * (finished + 1) / finished > most
 
 
 def _gathered(

@@ -3,6 +3,18 @@
 Two things make a figure uncertain, and they are kept apart. The choice of the examples: another
 test set would give another mean. And the draws of the estimate: the same test set, evaluated with
 another seed, would too. Rounds of the same examples with draws of their own tell the second.
+
+With Y_ri the estimate of example i in round r of R, of n examples, the whole is
+
+    W² = (s² − b²)⁺/n + D²     s²: variance of the examples' means over rounds, Ȳ_i
+                               b² = mean_i var_r(Y_ri)/R: what independent draws add to s²
+                               D²: variance of the figure by the draws
+
+and so D ≤ W. The times of a batch are spread evenly over its examples, so D² is far below b²/n, and
+is measured as the variance of the batches' means between rounds. Where these give fewer than
+`LEAST_DEGREES` degrees of freedom, D² = b²/n is taken, which has n(R − 1) and is what D² would be
+without the even spread: above it. The interval is Student's, with the degrees of freedom of W² by
+Satterthwaite's formula ("An Approximate Distribution of Estimates of Variance Components", 1946).
 """
 
 from __future__ import annotations
@@ -11,18 +23,18 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood.estimators import Estimate
-from variational_diffusion.numerics import bits_per_dim
+from variational_diffusion.numerics import bits_per_dim, t_quantile
 
 LEAST_DEGREES = 8
-"""Degrees of freedom from which on the error of the draws is to be relied on."""
+"""Degrees of freedom from which on the variance between rounds is relied on."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,8 @@ class Summary:
     standard_error: of `bits_per_dim` as a figure for the population that the examples were drawn
         from; it covers their choice and the draws. NaN for one example.
     draws_error: the part of it that is due to the draws: the standard error of `bits_per_dim` as a
-        figure for these examples. NaN for one round. degrees: of freedom of its estimate.
+        figure for these examples. At most `standard_error`; NaN for one round.
+    degrees: of freedom of `draws_error`; 0 for one round. interval_degrees: of `standard_error`.
     terms: that add up to `bits_per_dim`. evaluations: of the network for each example, in all.
     failures: examples for which an adaptive solver gave up.
     """
@@ -44,19 +57,19 @@ class Summary:
     terms: dict[str, float]
     evaluations: float
     degrees: int = 0
+    interval_degrees: float = math.nan
     failures: int = 0
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the population's bits per dimension."""
-        return (
-            self.bits_per_dim - 1.96 * self.standard_error,
-            self.bits_per_dim + 1.96 * self.standard_error,
-        )
+        """The 95 % interval of the population's bits per dimension; NaN for one example."""
+        half = t_quantile(self.interval_degrees) * self.standard_error
+        return self.bits_per_dim - half, self.bits_per_dim + half
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields for a JSON object, with None for what is not known."""
-        values = {**asdict(self), "interval": list(self.interval)}
+        interval = None if math.isnan(self.standard_error) else list(self.interval)
+        values = {**asdict(self), "interval": interval}
         return {k: None if _is_nan(v) else v for k, v in values.items()}
 
 
@@ -79,14 +92,14 @@ def summarize(*rounds: Iterable[Estimate], dimensions: int) -> Summary:
             "the model has diverged there, or the data are far outside of what it was trained on"
         )
     examples = total.mean(0)
+    errors = _errors(total, sizes[0])
     n = len(examples)
-    draws_error, degrees = _draws_error(total, sizes[0])
     names = table[0][0].terms
     return Summary(
         examples=n,
         bits_per_dim=float(examples.mean()),
-        standard_error=float(examples.std() / math.sqrt(n)) if n > 1 else math.nan,
-        draws_error=draws_error,
+        standard_error=errors.whole,
+        draws_error=errors.draws,
         terms={
             name: float(
                 torch.stack([_bits([e.terms[name] for e in row], dimensions) for row in table])
@@ -98,7 +111,8 @@ def summarize(*rounds: Iterable[Estimate], dimensions: int) -> Summary:
         evaluations=sum(
             e.evaluations * size / n for row in table for e, size in zip(row, sizes[0], strict=True)
         ),
-        degrees=degrees,
+        degrees=errors.degrees,
+        interval_degrees=errors.degrees_of_whole,
         failures=max(sum(e.failures for e in row) for row in table),
     )
 
@@ -131,17 +145,22 @@ def example_columns(
     return {"example": torch.arange(n), **joined}
 
 
-def summary_rows(summary: Summary) -> list[tuple[str, str]]:
-    """Return the rows of a table: the figure with its standard error, then its terms."""
-    low, high = summary.interval
-    rows = [("bits/dim", f"{summary.bits_per_dim:.4f} ± {summary.standard_error:.4f}")]
+def summary_rows(summary: Summary, examples: str = "") -> list[tuple[str, str]]:
+    """Return the rows of a table: the figure with its standard error, then its terms.
+
+    examples: what they are, such as `Split.description`; "": their number.
+    """
+    known = not math.isnan(summary.standard_error)
+    error = f" ± {summary.standard_error:.4f}" if known else ""
+    rows = [("bits/dim", f"{summary.bits_per_dim:.4f}{error}")]
     if len(summary.terms) > 1:
         rows += [(f"  {name}", f"{value:.4f}") for name, value in summary.terms.items()]
-    rows.append(("95 % interval", f"{low:.4f} to {high:.4f}"))
+    if known:
+        low, high = summary.interval
+        rows.append(("95 % interval", f"{low:.4f} to {high:.4f}"))
     if not math.isnan(summary.draws_error):
-        rough = f", roughly (from {summary.degrees} differences)" if summary.degrees < 10 else ""
-        rows.append(("error of the draws alone", f"± {summary.draws_error:.4f}{rough}"))
-    rows.append(("examples", str(summary.examples)))
+        rows.append(("error of the draws alone", f"± {summary.draws_error:.4f}"))
+    rows.append(("examples", examples or f"{summary.examples:,}"))
     rows.append(("network evaluations an example", f"{summary.evaluations:g}"))
     if summary.failures:
         rows.append(("solved by fixed steps", str(summary.failures)))
@@ -152,21 +171,37 @@ def _bits(nats: Sequence[Tensor], dimensions: int) -> Tensor:
     return bits_per_dim(torch.cat(list(nats)).double().cpu(), dimensions)
 
 
-def _draws_error(total: Tensor, sizes: list[int]) -> tuple[float, int]:
-    """Return the standard error by the draws, and its degrees of freedom.
+class _Errors(NamedTuple):
+    """Of the mean of all examples and rounds: standard errors, and their degrees of freedom."""
 
-    The draws of a batch depend on each other (their times are spread evenly), those of different
-    batches and rounds do not: the variance of a batch's mean between rounds is what counts.
+    whole: float
+    degrees_of_whole: float
+    draws: float
+    degrees: int
 
-    total: bits per dimension, shape (rounds, examples).
-    """
+
+def _errors(total: Float[Tensor, "rounds examples"], sizes: list[int]) -> _Errors:
+    """Return what the head of this module says, for batches of these sizes."""
     rounds, n = total.shape
-    if rounds < 2:
-        return math.nan, 0
+    naive = float(total.mean(0).var()) / n if n > 1 else math.nan
+    if rounds == 1:
+        return _Errors(math.sqrt(naive), n - 1.0 if n > 1 else math.nan, math.nan, 0)
     means = torch.stack([part.mean(1) for part in total.split(sizes, dim=1)], dim=1)
     share = torch.tensor(sizes, dtype=total.dtype) / n
-    variance = (share.square() * means.var(0)).sum() / rounds
-    return float(variance.sqrt()), len(sizes) * (rounds - 1)
+    draws = float((share.square() * means.var(0)).sum()) / rounds
+    independent = float(total.var(0).mean()) / (n * rounds)
+    degrees = len(sizes) * (rounds - 1)
+    # variances that are added and subtracted, each with its degrees of freedom
+    parts = [(naive, n - 1), (independent, n * (rounds - 1)), (draws, degrees)]
+    if degrees < LEAST_DEGREES:
+        draws, degrees = independent, n * (rounds - 1)
+        parts = parts[:1]
+    if n == 1:
+        return _Errors(math.nan, math.nan, math.sqrt(draws), degrees)
+    whole = max(naive - independent, 0) + draws
+    spread = sum(variance**2 / of for variance, of in parts)
+    of_whole = max(1.0, whole**2 / spread) if spread else n - 1.0
+    return _Errors(math.sqrt(whole), of_whole, math.sqrt(draws), degrees)
 
 
 def _is_nan(value: object) -> bool:

@@ -19,7 +19,7 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.errors import InputError
 from variational_diffusion.tensors import read_metadata, read_tensors, write_tensors
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Of the contents; files of another are measured again."""
 
 

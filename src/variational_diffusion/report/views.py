@@ -244,10 +244,11 @@ def estimates(recorded: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
         error = entry["standard_error"]
         bits = f"{entry['bits_per_dim']:.4f}" + ("" if error is None else f" ± {error:.4f}")
         steps = "" if entry["steps"] is None else f", {entry['steps']} steps"
+        older = f"{entry['examples']:,} {entry['split']} examples"
         rows.append(
             {
                 "estimator": entry["estimator"] + steps,
-                "examples": f"{entry['examples']:,} of {entry['data']}, {entry['split']}",
+                "examples": f"{entry['data']}: {entry.get('description', older)}",
                 "bits": bits.replace("-", "−"),
                 "command": entry["command"],
             }

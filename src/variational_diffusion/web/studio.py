@@ -195,7 +195,7 @@ class Studio:
         if kept is not None:
             return kept.arrays["bits_per_dim"].numpy()
         try:
-            test = open_dataset(self.run.config.data).splits["test"].limit(_TEST_EXAMPLES)
+            test = open_dataset(self.run.config.data).splits["test"].sample(_TEST_EXAMPLES)
         except InputError:
             return np.empty(0)
         batches = [test.__getitems__(part) for part in np.array_split(np.arange(len(test)), 4)]
