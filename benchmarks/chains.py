@@ -23,7 +23,7 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import expected_errors, widen
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluated
-from variational_diffusion.cli.examples import chosen_examples
+from variational_diffusion.examples import chosen_examples
 from variational_diffusion.grids import GRIDS, VARIANCES, expected_diffusion, step_grid
 from variational_diffusion.likelihood import Chain, Infinite
 from variational_diffusion.model import VDM

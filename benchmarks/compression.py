@@ -35,10 +35,10 @@ from common import log_option, markdown, report, threads_option
 
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm_command
-from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.compression import ChainCoder, chain
 from variational_diffusion.compression.rounding import BAND
 from variational_diffusion.compression.stack import Stack
+from variational_diffusion.examples import chosen_examples
 from variational_diffusion.model import VDM
 
 PROBED = 4  # images whose outputs are compared, at every step

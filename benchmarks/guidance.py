@@ -27,12 +27,12 @@ from variational_diffusion.classification import class_bounds, labels_of, probab
 from variational_diffusion.cli.conditioning import Given
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluate_split
-from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.cli.sample import draw
 from variational_diffusion.cli.samplers import sampling_of, sampling_options
 from variational_diffusion.conditions import parted
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.loader import batch_positions, ordered_batches
+from variational_diffusion.examples import chosen_examples
 from variational_diffusion.likelihood import Infinite
 from variational_diffusion.quality.features import in_unit_range
 

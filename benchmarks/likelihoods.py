@@ -5,7 +5,8 @@
 
 The differences are means over the same images with their standard errors over images: those of two
 estimates of one image go together, so the errors are far below those of the estimates. Every K of
-an image uses the same 16 draws, all of them: K = 4 is the mean over four groups.
+an image uses the same 16 draws, all of them: K = 4 is the mean over four groups. Weighted are they
+by three of four probes and summed by the fourth, each in turn, so that every K is an upper bound.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from common import log_option, markdown, report, threads_option
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluated
-from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.data.loader import ordered_batches
-from variational_diffusion.likelihood import Estimator, Flow, Infinite
+from variational_diffusion.examples import chosen_examples
+from variational_diffusion.likelihood import Estimator, Flow, Infinite, default_probes, log_mean
 from variational_diffusion.numerics import bits_per_dim
 
 
@@ -67,18 +68,18 @@ def main(
     rows.append(["ODE − bound", len(ode), mean_and_error(ode - bound), "", 0.0])
     begin = time.monotonic()
     few = examples.sample(importance_limit)
+    flow = Flow(probes=default_probes(vdm.dimensions))
     parts = []
     for number, x in enumerate(ordered_batches(few, batch_size)):
         generator = torch.Generator(device).manual_seed(number)
         with torch.no_grad():
-            weights, evaluations, _ = Flow().log_weights(vdm, x.to(device), samples, generator)
-        parts.append(weights.cpu())
-    log_weights = torch.cat(parts, dim=1)
+            weights, evaluations, _ = flow.log_weights(vdm, x.to(device), samples, generator)
+        parts.append(weights.cpu().double())
+    log_weights = torch.cat(parts, dim=2)
     seconds = time.monotonic() - begin
     before = None
     for k in (2**n for n in range(int(math.log2(samples)) + 1)):
-        groups = log_weights.reshape(-1, k, log_weights.shape[1])
-        nats = (math.log(k) - groups.logsumexp(1)).mean(0)
+        nats = -torch.stack([log_mean(group) for group in log_weights.split(k, dim=1)]).mean(0)
         found = bits_per_dim(nats, vdm.dimensions)
         cost = evaluations * k // samples, seconds * k / samples
         rows.append([f"importance, K = {k}", len(found), mean_and_error(found), *cost])

@@ -31,7 +31,7 @@ from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.quality import features_for
 from variational_diffusion.cli.sample import draw
 from variational_diffusion.data import open_dataset
-from variational_diffusion.decoders import Discretized
+from variational_diffusion.decoders import UNSEEN, Discretized
 from variational_diffusion.grids import (
     GRIDS,
     Gammas,
@@ -56,7 +56,9 @@ _PARTS = ["distance", "flow", "bound", "overhead"]
 @click.option("--sampler", "names", multiple=True, default=["ancestral", *_DRAWS_NOTHING])
 @click.option("--steps", "counts", multiple=True, type=click.IntRange(2), default=[10, 20])
 @click.option("--grid", "laid", multiple=True, type=click.Choice(list(GRIDS)), default=["gamma"])
-@click.option("--stop", "stops", multiple=True, type=float, default=[3.0], help="Levels; 0: none.")
+@click.option(
+    "--stop", "stops", multiple=True, type=float, default=[UNSEEN], help="Of the range; 0: none."
+)
 @click.option("--n", "count", type=click.IntRange(40), default=1000, show_default=True)
 @click.option("--flow-n", "flow_count", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--limit", type=click.IntRange(2), default=100, help="Examples of the bounds.")
@@ -87,9 +89,9 @@ def main(
     vdm = opened.load().to(device)
     errors = measured_errors(opened, vdm, "ema")
 
-    def grid(name: str, steps: int, levels: float) -> Gammas:
+    def grid(name: str, steps: int, share: float) -> Gammas:
         assert isinstance(vdm.decoder, Discretized)
-        stop = vdm.decoder.gamma_at(levels) if levels else None
+        stop = vdm.decoder.gamma_at(share) if share else None
         return step_grid(name, vdm.schedule, steps, errors, stop=stop)
 
     tables = [f"{opened.config.data.source}, {opened.config.model.network.name}"]
@@ -109,7 +111,7 @@ def main(
 
 
 Choice = tuple[str, int, str, float]
-"""Sampler, steps, grid, and the levels of noise at which the last step begins."""
+"""Sampler, steps, grid, and the noise at which the last step begins, over the range of data."""
 
 
 def distances(
@@ -135,11 +137,11 @@ def distances(
     standard = reference.distances(long)
     rows = [row(("ancestral", ancestral_steps, "time", 0.0), standard, standard)]
     for choice in chosen:
-        name, steps, laid, levels = choice
-        samples, _ = draw(vdm, count, sampler=name, gammas=grid(laid, steps, levels), seed=11)
+        name, steps, laid, share = choice
+        samples, _ = draw(vdm, count, sampler=name, gammas=grid(laid, steps, share), seed=11)
         rows.append(row(choice, reference.distances(samples), standard))
         print(rows[-1], flush=True)
-    header = ["sampler", "steps", "grid", "from levels", *standard, "KID over the long chain's"]
+    header = ["sampler", "steps", "grid", "from noise", *standard, "KID over the long chain's"]
     return f"{count} samples, as many test images\n\n{markdown(header, rows)}"
 
 
@@ -171,13 +173,13 @@ def along_the_flow(
     exact = every[-1][1] / alpha_0
     rows: list[list[object]] = []
     for choice in chosen:
-        name, steps, laid, levels = choice
-        off = (end(SAMPLERS[name], grid(laid, steps, levels)) - exact).flatten(1)
+        name, steps, laid, share = choice
+        off = (end(SAMPLERS[name], grid(laid, steps, share)) - exact).flatten(1)
         size = 0.5 * vdm.decoder.levels * off.square().mean(1).sqrt()
         error = size.square().mean().sqrt()
         rows.append([*choice, f"{error:.2f}", f"{size.median():.2f}"])
         print(rows[-1], flush=True)
-    header = ["sampler", "steps", "grid", "from levels", "levels off (rms)", "median image"]
+    header = ["sampler", "steps", "grid", "from noise", "levels off (rms)", "median image"]
     table = f"{count} images along the flow\n\n{markdown(header, rows)}"
     return f"{table}\n\n{speeds(vdm, every[:: _EXACT_STEPS // 20], errors)}"
 

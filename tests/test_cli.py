@@ -117,7 +117,7 @@ def test_sample_takes_every_sampler_and_grid(capsys, trained, tmp_path):
             *(["--grid", name] for name in GRIDS if name != "gamma"),
             ["--eta", "0.5"],
             ["--clip", "0.9"],
-            ["--stop-early", "0"],
+            ["--stop-early", "0.1"],
             ["--sampler", "ancestral", "--variance", "position"],
         )
     ):
@@ -229,8 +229,9 @@ def test_mistakes_with_a_trained_run(capsys, trained, tmp_path):
         (["sample", trained, "--eta", "2"], "eta = 2.0: give 0 (deterministic) to 1"),
         (["sample", trained, "--sampler", "heun", "--eta", "1"], "heun has none; it is for ddim"),
         (["sample", trained, "--variance", "scalar"], "type --sampler ancestral"),
-        (["sample", trained, "--stop-early", "999"], "levels; give a number between, or 0"),
-        (["sample", trained, "--stop-early", "2", "--steps", "1"], "takes two steps or more"),
+        (["sample", trained, "--stop-early", "0.001"], "of the range; give a share between, or 0"),
+        (["sample", trained, "--stop-early", "3"], "0<=x<=1"),
+        (["sample", trained, "--stop-early", "0.1", "--steps", "1"], "takes two steps or more"),
         (["sample", trained, "--clip", "1.5"], "1.5"),
         (["sample", trained, "--out", str(taken)], "exists"),
         (["sample", trained, "--out", str(tmp_path / "x.jpg")], ".png sheet"),

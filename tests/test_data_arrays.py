@@ -93,12 +93,28 @@ def test_the_whole_array_is_scanned_in_pieces(monkeypatch):
     real[999, 0] = np.nan
     with pytest.raises(InputError, match=r"^a, example 999 has the value nan, .*finite"):
         ArraySource(real, "a")
-    real[999, 0] = 1e39  # infinite in float32
-    with pytest.raises(InputError, match=r"^a, example 999 has the value inf, .*finite"):
+    real[:700, 1] = np.inf
+    with pytest.raises(InputError, match=r"^a, example 0 has the value inf, [^\n]*701 of 3000"):
         ArraySource(real, "a")
+    real[:700, 1] = 0.0
+    real[999, 0] = 1e39  # infinite in float32
+    assert ArraySource(real, "a").read(np.array([999]))[0, 0] == 1e39
     real[999, 0] = 2.0
     with pytest.raises(InputError, match=r"^a, example 999 has the value 2.0, but 0.0 to 1.0"):
         ArraySource(real, "a", value_range=(0.0, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (0, 1), (-1, 1), (-1000, 1000)])
+def test_floats_that_are_levels_become_integers(dtype, low, high):
+    k = np.random.default_rng(0).integers(0, 256, (20, 3, 6, 6))
+    values = (low + k / 255 * (high - low)).astype(dtype)
+    value_range = None if high == 255 else (float(low), float(high))
+    source = ArraySource(values, "a", levels=256, value_range=value_range)
+    assert source.levels == 256
+    read = source.read(np.arange(20))
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, k)
 
 
 def test_a_value_that_changed_after_opening_is_found_when_read():
@@ -114,7 +130,12 @@ def test_a_value_that_changed_after_opening_is_found_when_read():
     [
         (np.zeros((5, 2), complex), {}, r"a holds complex128: bool, integers or floats .*astype"),
         (np.full((5, 2), "x"), {}, r"a holds <U1: bool, integers or floats"),
-        (np.zeros((5, 2)), {"levels": 4}, r"a holds float64: levels = 4 .*leave out --levels"),
+        (
+            np.full((5, 2), 0.3),
+            {"levels": 4, "value_range": (0.0, 1.0)},
+            r"a, example 0 has the value 0.3, which is none of 4 levels from 0 to 1; .*--range LOW",
+        ),
+        (np.full((5, 2), 4.0), {"levels": 4}, r"the value 4.0, .* none of 4 levels from 0 to 3;"),
         (
             np.zeros((5, 2), int),
             {"value_range": (0.0, 1.0)},

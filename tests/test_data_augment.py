@@ -1,6 +1,7 @@
 """Flips and crops: in the training alone, random, and a function of the example's number."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sharded import png, write_shards
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.data.augment import Augmentation
-from variational_diffusion.data.loader import training_batches
+from variational_diffusion.data.loader import measuring_batches, training_batches
 from variational_diffusion.errors import InputError
 
 IMAGE = np.arange(2 * 5 * 7).reshape(2, 5, 7)
@@ -141,3 +142,21 @@ def test_vectors_have_no_flips(tmp_path):
         opened(tmp_path / "a.npy", flip="both")
     with pytest.raises(InputError, match=r"crop = \(2, 2\) is for images"):
         opened(tmp_path / "a.npy", crop=(2, 2))
+
+
+def test_what_is_measured_is_not_augmented_and_has_every_example_equally_often(folder):
+    split = opened(folder, crop=(4, 5), flip="both").splits["train"]
+    n = len(split)
+    as_they_are = list(split.__getitems__(range(n)))
+    for size in (3, n, 2 * n + 3):
+        whole = n * size // math.gcd(n, size)
+        batches = list(itertools.islice(measuring_batches(split, size, seed=4), whole // size))
+        assert {len(batch) for batch in batches} == {size}
+        rows = torch.cat(batches)
+        found = [sum(torch.equal(row, x) for row in rows) for x in as_they_are]
+        alike = [sum(torch.equal(x, y) for y in as_they_are) for x in as_they_are]
+        assert found == [whole // n * same for same in alike]
+    first, second = (next(measuring_batches(split, n, seed)) for seed in (0, 1))
+    assert not torch.equal(first, second)
+    with pytest.raises(InputError, match="batch_size = 0 of 16 examples"):
+        measuring_batches(split, 0, 0)

@@ -1,6 +1,7 @@
 """Splits are disjoint, complete and reproducible; values are verified at the door."""
 
 import functools
+import math
 import operator
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import DATASETS, Dataset, Source, Split, open_dataset
 from variational_diffusion.data.arrays import ArraySource
-from variational_diffusion.data.source import Joined, verify
+from variational_diffusion.data.source import Joined, mean_and_std, verify
 from variational_diffusion.data.splits import random_splits
 from variational_diffusion.errors import InputError
 
@@ -155,7 +156,8 @@ def test_joined_sources_are_read_in_any_order():
         (np.array([[16]], np.int64), np.uint8, torch.uint8),
         (np.array([[300]], np.int64), np.uint16, torch.int32),
         (np.array([[True]]), np.uint8, torch.uint8),
-        (np.array([[0.5]], np.float64), np.float32, torch.float32),
+        (np.array([[1e9 + 0.1]], np.float64), np.float64, torch.float64),
+        (np.array([[0.5]], np.float32), np.float32, torch.float32),
         (np.array([[0.5]], ">f2"), np.float32, torch.float32),
     ],
 )
@@ -166,13 +168,30 @@ def test_types_that_come_out(array, stored, tensor):
     assert split[0].item() == array.item()
 
 
-def test_mean_and_std_are_those_of_numpy():
-    values = np.random.default_rng(0).normal(1e6, 3, (3000, 2, 4, 5))
-    split = Split(ArraySource(values.astype(np.float32), "array"), np.arange(3000))
-    mean, std = split.mean_and_std()
-    stored = split.read().astype(np.float64)
-    np.testing.assert_allclose(mean, stored.mean((0, 2, 3)), rtol=1e-12)
-    np.testing.assert_allclose(std, stored.std((0, 2, 3)), rtol=1e-9)
+@pytest.mark.parametrize("scale", [1e-200, 1e-9, 3.0, 1e9, 1e200])
+@pytest.mark.parametrize("offset", [0.0, 1e6, 1e12])
+def test_mean_and_std_keep_their_digits(scale, offset):
+    """Against whole numbers, summed exactly; float64 holds x to 1e-16 of the offset."""
+    whole = np.random.default_rng(0).integers(-(2**20), 2**20, (700, 3, 5))
+    exact = [[int(v) for v in whole[:, i].ravel()] for i in range(3)]
+    mean = [sum(values) / len(values) for values in exact]
+    squares = [sum(v * v for v in values) for values in exact]
+    std = [
+        math.sqrt(len(v) * s - sum(v) ** 2) / len(v) for v, s in zip(exact, squares, strict=True)
+    ]
+    x = (whole + offset) * scale
+    pieces = [x[:1], x[1:40], x[40:41], x[41:]]  # the first is a single example
+    found_mean, found_std = mean_and_std(pieces)
+    assert found_mean / scale - offset == pytest.approx(mean, rel=1e-9, abs=1e-3)
+    assert found_std / scale == pytest.approx(std, rel=1e-9)
+
+
+def test_the_spread_of_a_constant_column_is_exactly_zero():
+    values = np.full((1000, 2), 0.1)
+    values[:, 1] = 1e9 + 0.3
+    assert mean_and_std([values[:300], values[300:]])[1].tolist() == [0.0, 0.0]
+    values[999, 1] += 1e-6
+    assert mean_and_std([values[:300], values[300:]])[1][1] > 0
 
 
 def example(row):
@@ -205,3 +224,13 @@ def test_the_ends_of_the_range_are_allowed():
     verify(np.array([[0], [16]]), 17, None, example)
     verify(np.array([[255]], np.uint8), 256, None, example)
     verify(np.array([[0.1], [0.7]], np.float32), None, (0.1, 0.7), example)
+
+
+def test_a_sample_has_nothing_to_do_with_the_splits_of_the_same_seed():
+    """Of 1,000 examples with 100 for the test, 200 drawn have 20 ± 3.8 of them (hypergeometric)."""
+    source = ArraySource(np.zeros((1000, 2), np.uint8), "zeros")
+    for seed in range(5):
+        splits = random_splits(source, validation=0.1, test=0.1, seed=seed)
+        everything = Split(source, np.arange(1000)).sample(200, seed)
+        common = len(np.intersect1d(everything.indices, splits["test"].indices))
+        assert 4 <= common <= 36  # four standard deviations, five times: one false alarm in 3,000

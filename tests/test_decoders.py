@@ -153,13 +153,19 @@ def test_the_gaussian_decoder_is_a_density_of_the_data():
 
 def test_the_gaussian_decoder_standardises_by_the_first_axis():
     decoder = Gaussian(location=[1.0, 2.0], scale=[2.0, 4.0])
-    x = torch.tensor([[[3.0, 1.0], [6.0, 2.0]]])
-    torch.testing.assert_close(decoder.encode(x), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
+    x = torch.tensor([[[3.0, 1.0], [6.0, 2.0]]], dtype=torch.float64)
+    expected = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]], dtype=torch.float64)
+    torch.testing.assert_close(decoder.encode(x), expected)
+    torch.testing.assert_close(decoder.encode(x.float()), expected)
     torch.testing.assert_close(decoder.decode(decoder.encode(x)), x)
     with pytest.raises(InputError, match=r"torch.int64.*Discretized"):
         decoder.encode(torch.zeros(1, 2, 2).long())
-    with pytest.raises(InputError, match="constant columns"):
+    with pytest.raises(InputError, match=r"^scale of entry 1 is 0: [^\n]*constant columns"):
         Gaussian(scale=[1.0, 0.0])
+    with pytest.raises(InputError, match=r"^scale of entry 0 is 0, as are 783 others of 784"):
+        Gaussian(scale=[0.0] * 784)
+    with pytest.raises(InputError, match=r"^location is nan: a location is finite"):
+        Gaussian(location=math.nan)
 
 
 def support(name: str) -> tuple[Discretized | Gaussian, torch.Tensor, float]:
@@ -193,3 +199,16 @@ def test_decoding_undoes_encoding_for_every_decoder(name):
     decoder, values, _ = support(name)
     back = decoder.decode(decoder.encode(values.reshape(1, -1)))
     torch.testing.assert_close(back, values.reshape(1, -1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_has_no_level(value):
+    z = torch.zeros(3, 2)
+    z[1, 0] = value
+    for use in (
+        lambda: Discretized(256).decode(z),
+        lambda: Discretized(256).sample(z, torch.tensor(-13.3)),
+        lambda: Gaussian().sample(z, torch.tensor(-10.0)),
+    ):
+        with pytest.raises(InputError, match="z is not finite in 1 of 3 examples"):
+            use()

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from variational_diffusion.checkpoint import Run
-from variational_diffusion.cli import evaluate as evaluate_command
-from variational_diffusion.cli import run
+from variational_diffusion.cli import estimators, run
 from variational_diffusion.cli.chains import grid_of
+from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.decoders import Discretized
@@ -52,11 +52,15 @@ def result(capsys, trained, *options):
         (["--estimator", "discrete", "--steps", "5", "--exact"], None, 10),
         (["--estimator", "ode", "--rounds", "1"], ["ode", "dequantisation"], None),
         (["--estimator", "ode", "--dequantisation", "variational", "--probes", "2"], None, None),
-        (["--estimator", "importance", "--samples", "2"], ["importance"], None),
+        (
+            ["--estimator", "importance", "--samples", "2", "--probes", "3", "--rounds", "1"],
+            ["importance"],
+            None,
+        ),
     ],
 )
 def test_every_estimator_gives_a_figure_and_its_terms(capsys, trained, options, terms, evaluations):
-    found = result(capsys, trained, *options, "--tolerance", "1e-3")
+    found = result(capsys, trained, *options, "--tolerance", "1e-4")
     assert found["estimator"] == options[1]
     assert 3 < found["bits_per_dim"] < 16
     assert sum(found["terms"].values()) == pytest.approx(found["bits_per_dim"])
@@ -133,6 +137,23 @@ def test_rounds_go_on_until_the_draws_are_precise_enough(capsys, trained):
     assert found["degrees"] >= 8
 
 
+def test_all_examples_of_other_data_are_taken_unless_a_split_is_named(trained, tmp_path):
+    path = str(tmp_path / "own.npy")
+    images = np.random.default_rng(0).integers(0, 17, (60, 8, 8), dtype=np.uint8)
+    np.save(path, images)
+    opened = Run.open(trained)
+    everything = chosen_examples(opened, path, None, None)
+    assert np.array_equal(everything.read()[:, 0], images)
+    assert everything.description == "60 examples"
+    some = chosen_examples(opened, path, None, 20)
+    assert some.description == "20 of 60 examples, drawn with seed 0"
+    parts = [chosen_examples(opened, path, name, None) for name in ("train", "validation", "test")]
+    assert sum(len(part) for part in parts) == 60
+    assert max(len(part) for part in parts) < 60
+    assert chosen_examples(opened, None, None, None).description == "297 test examples"
+    assert chosen_examples(opened, None, "train", None).name == "train"
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_every_example_has_its_row(capsys, trained, tmp_path, ending):
     path = tmp_path / f"rows.{ending}"
@@ -173,7 +194,7 @@ def test_a_stopped_evaluation_keeps_the_rows_that_it_has(capsys, trained, tmp_pa
                 os.kill(os.getpid(), signal.SIGINT)
             return super().__call__(vdm, x, generator)
 
-    monkeypatch.setattr(evaluate_command, "Infinite", Slow)
+    monkeypatch.setattr(estimators, "Infinite", Slow)
     arguments = ["evaluate", trained, "--batch-size", "4", "--per-example", str(path)]
     assert run(arguments) == 1
     assert "stopped after 12 of 297 examples" in capsys.readouterr().err
@@ -192,7 +213,7 @@ def small_vdm():
 
 def rounds_of(place):
     digits = open_dataset(DataConfig(source="digits")).splits["test"].sample(9)
-    flow = Flow(tolerance=1e-2)
+    flow = Flow(tolerance=1e-4)
     done = evaluate_rounds(small_vdm(), digits, flow, rounds=2, batch_size=2, seed=3, place=place)
     assert not done.stopped
     return [torch.cat([e.total.double() for e in row]) for row in done.rounds], summarize(
@@ -236,6 +257,10 @@ def test_mistakes_are_named_before_any_work(capsys, trained, tmp_path):
         (["--estimator", "ode", "--dequantisation", "none"], "no density"),
         (["--estimator", "discrete"], "--steps"),
         (["--target-se", "0"], "target-se"),
+        (["--target-se", "0.1", "--rounds", "2"], "rounds = 2, target_error = 0.1: give one"),
+        (["--estimator", "ode", "--tolerance", "0.01"], "0.01 is not in the range"),
+        (["--estimator", "ode", "--exact", "--probes", "2"], "exact, probes = 2"),
+        (["--estimator", "importance", "--probes", "1"], "give 3 or more, or --exact"),
     ):
         capsys.readouterr()
         assert run(["evaluate", trained, "--limit", "5", *options]) == 2, options

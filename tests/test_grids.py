@@ -263,6 +263,28 @@ def test_errors_are_measured_at_their_positions(generator):
     assert errors.gamma[0] == pytest.approx(-5.5)
 
 
+class Off(nn.Module):
+    """Where the data are zero, the true noise less √(γ + 10): an error of γ + 10."""
+
+    def forward(self, z, gamma, conditioning=None):
+        return z / process.sigma(gamma)[:, None] - (gamma[:, None] + 10).sqrt()
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 300])
+def test_bins_without_a_measurement_are_between_those_that_have_one(count, generator):
+    vdm = VDM(Off(), FixedLinear(-6.0, 4.0), Gaussian(), (3,), "noise").double()
+    *_, errors = noise_errors(vdm, [torch.zeros(count, 3).double()], generator=generator)
+    assert errors.error.shape == (100, 3)
+    off = errors.error - errors.gamma[:, None] - 10
+    # evenly spread times leave 10/count between two measurements, and as much at the ends in all,
+    # where the error is constant; elsewhere γ is known to half a bin of 0.1
+    assert off.abs().max() < 10 / count + 0.1
+    inside = (errors.gamma > -6 + 10 / count + 0.1) & (errors.gamma < 4 - 10 / count - 0.1)
+    assert bool(inside.any()) == (count > 2)
+    assert (off[inside].abs() < 0.05 + 1e-9).all()
+    assert errors.smoothed().error.isfinite().all()
+
+
 def test_smoothing_keeps_a_smooth_profile_and_takes_noise_away(generator):
     """m(γ) that grows by e from bin to bin at one position and stays at another."""
     gamma = torch.linspace(-10, 5, 60, dtype=torch.float64)
@@ -331,6 +353,14 @@ def test_predictions_are_sorted_and_keep_their_ratio_to_the_errors(factor, gener
     # of 20 groups of ε², the least is 0.0013 on average and the largest 5.58, of a mean of 1
     assert float(errors.error[:, 0].mean()) < 0.01
     assert float(errors.error[:, -1].mean()) == pytest.approx(11.2, rel=0.05)
+
+
+def test_predictions_need_a_batch_for_every_bin():
+    vdm = VDM(Silent(), FixedLinear(-4.0, 4.0), Gaussian(), (1, 4, 4), "noise")
+    measured = NoiseErrors(torch.linspace(-3.5, 3.5, 8), torch.ones(8, 1, 4, 4))
+    assumed = PredictedErrors(measured, lambda z, gamma, noise: 0 * z)
+    with pytest.raises(InputError, match="batches = 7: one for each of the 8 bins"):
+        predictions(vdm, assumed, [torch.zeros(5, 1, 4, 4)] * 7)
 
 
 @pytest.mark.parametrize("excess", [0.02, 0.1])

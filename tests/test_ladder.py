@@ -9,8 +9,9 @@ import variational_diffusion
 
 LEVELS = [
     {"errors", "graphs", "environment"},
+    {"units"},
     {"numerics", "lattice", "config", "files", "memory", "processes", "weightings"}
-    | {"conditions"},
+    | {"conditions", "modes"},
     {"schedules", "process", "data", "ema", "posthoc", "classical", "pictures", "tracking"}
     | {"optimizers", "tensors", "journal", "measurements"},
     {"decoders", "networks", "objective", "grids", "flow", "guidance", "quality", "hub"},
@@ -19,8 +20,8 @@ LEVELS = [
     {"training", "likelihood", "profile", "sharding", "heads", "compression", "interchange"},
     {"checkpoint", "presets", "figures", "anomaly", "overfit", "plan", "editing"}
     | {"classification"},
-    {"snapshots", "report", "evaluations"},
-    {"web"},
+    {"snapshots", "report", "evaluations", "examples"},
+    {"web", "comparison"},
     {"cli"},
 ]
 """Lowest first; a folder is one module."""

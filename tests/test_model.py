@@ -225,3 +225,69 @@ def test_memory_of_a_training_step_does_not_grow_with_the_number_of_levels():
             vdm.vlb(torch.zeros(16, 40).long()).total.sum().backward()
         sizes.append(sum(kept))
     assert sizes[0] == sizes[1] == sizes[2]
+
+
+class Returning(nn.Module):
+    """A network that returns what a function makes of z."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.of, self.weight = of, nn.Parameter(torch.ones(()))
+
+    def forward(self, z, gamma, conditioning=None):
+        return self.of(self.weight * z)
+
+
+MISFITS = {
+    "one channel of three": lambda z: z[:, :1],
+    "one row": lambda z: z[..., :1, :],
+    "no axis of channels": lambda z: z[:, 0],
+    "one example": lambda z: z[:1],
+    "another type": lambda z: z.bfloat16(),
+    "more precise": lambda z: z.double(),
+}
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+@pytest.mark.parametrize("name", MISFITS)
+def test_an_output_that_does_not_fit_z_is_refused(name, clipped):
+    """All of them would broadcast, and samples come out."""
+    network = Returning(MISFITS[name])
+    vdm = VDM(network, FixedLinear(-6.0, 4.0), Discretized(16), (3, 4, 4))
+    model = vdm.clipped() if clipped else vdm
+    x = torch.zeros(2, 3, 4, 4).long()
+    for use in (lambda: model.sample(2, steps=2), lambda: model.vlb(x)):
+        with pytest.raises(InputError, match=r"output has shape .*of shape \(2, 3, 4, 4\)"):
+            use()
+
+
+def test_under_autocast_an_output_of_half_precision_is_taken():
+    vdm = VDM(nn.Sequential(), FixedLinear(-6.0, 4.0), Gaussian(), (3,))
+    vdm.network = Returning(nn.Linear(3, 3))
+    z, gamma = torch.ones(2, 3), torch.tensor(0.0)
+    exact = vdm.denoise(z, gamma)
+    with torch.autocast("cpu", torch.bfloat16):
+        of_the_caller = vdm.denoise(z, gamma)
+    vdm.autocast = torch.bfloat16
+    for found in (of_the_caller, vdm.denoise(z, gamma), vdm.drift(z, gamma)):
+        assert all(part.dtype == torch.float32 for part in found)
+    torch.testing.assert_close(of_the_caller.x, exact.x, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_is_refused(dtype):
+    vdm = VDM(Returning(lambda z: z), FixedLinear(), Discretized(256), (3, 4, 4)).to(dtype)
+    x = torch.zeros(2, 3, 4, 4).long()
+    for use in (lambda: vdm.sample(2, steps=2), lambda: vdm.vlb(x), lambda: vdm.vlb(x, steps=5)):
+        with pytest.raises(InputError, match=rf"z has type {dtype}.*float32 or float64.*autocast"):
+            use()
+
+
+@pytest.mark.parametrize("decoder", [Discretized(256), Gaussian()])
+def test_samples_of_weights_that_are_not_finite_are_refused(decoder):
+    for value in (math.nan, math.inf):
+        network = Returning(lambda z: z)
+        network.weight.data.fill_(value)
+        vdm = VDM(network, FixedLinear(-13.3, 5.0), decoder, (3,))
+        with pytest.raises(InputError, match=r"not finite in 4 of 4 examples.*weights"):
+            vdm.sample(4, steps=3)

@@ -1,5 +1,6 @@
 """Broadcasting, the normal distribution and units."""
 
+import itertools
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from variational_diffusion.numerics import (
     Normal,
     bits_per_dim,
+    derived_seed,
     expand,
     randn_like,
     sum_per_example,
@@ -88,3 +90,16 @@ def test_quantiles_of_student_are_those_of_the_tables():
     assert t_quantile(9) == pytest.approx(2.2621571628, rel=1e-9)
     assert t_quantile(math.inf) == pytest.approx(1.9599639845, rel=1e-9)
     assert t_quantile(1e9) == pytest.approx(1.9599639845, rel=1e-6)
+
+
+def test_seeds_of_other_numbers_and_of_other_lengths_differ():
+    values = (0, 1, 2, 2**32, 2**32 + 1, 2**33)
+    lists = [row for n in (1, 3, 4, 5) for row in itertools.product(values, repeat=n)]
+    lists += list(itertools.product(range(40), repeat=2))
+    assert len({derived_seed(*row) for row in lists}) == len(lists)
+    assert all(0 <= derived_seed(*row) < 2**63 for row in lists[:100])
+
+
+def test_seeds_of_pairs_are_what_they_were():
+    """Training goes on by them: (seed, step), as numpy's SeedSequence mixes the two."""
+    assert derived_seed(3, 5) == 4895867234429419378

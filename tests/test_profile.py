@@ -10,8 +10,17 @@ from known_answers import diffusion, error, exact_vdm
 from variational_diffusion.errors import InputError
 from variational_diffusion.figures import save_figure, schedule_figure
 from variational_diffusion.numerics import bits_per_dim
-from variational_diffusion.profile import Errors, measure, profile, standard_errors, variances
-from variational_diffusion.schedules import Cosine, FixedLinear, Monotone
+from variational_diffusion.presets import noise_range
+from variational_diffusion.profile import (
+    Errors,
+    Profile,
+    measure,
+    profile,
+    rate_integrals,
+    standard_errors,
+    variances,
+)
+from variational_diffusion.schedules import SCHEDULES, Adaptive, Cosine, FixedLinear, Monotone
 
 MEAN, STD, DIMENSIONS = 0.3, 0.5, 4
 ENDS = (-6.0, 4.0)
@@ -92,6 +101,64 @@ def test_the_optimum_is_that_of_the_closed_form(errors):
     assert found.optimum == pytest.approx(0.5 * mean**2, rel=0.05)
     assert found.learned == pytest.approx(found.linear)
     assert found.optimum < found.linear < found.cosine
+
+
+RANGES = [noise_range(levels) for levels in (2, 17, 256, 65_536)] + [(-24.0, 5.0), (-6.0, 30.0)]
+
+
+@pytest.mark.parametrize("ends", RANGES)
+@pytest.mark.parametrize("bins", [1, 7, 100, 1500])
+def test_integrals_of_the_rate_are_those_of_the_closed_form(bins, ends):
+    """The cosine's: γ' = 4 Δ cosh(γ/2), Δ = ½π (s_1 − s_0), so ∫ γ' dγ = 8 Δ sinh(γ/2)."""
+    edges = np.linspace(*ends, bins + 1)
+    linear = np.full(bins, (ends[1] - ends[0]) ** 2 / bins)
+    for kind, expected in (
+        (FixedLinear, linear),
+        (Cosine, 8 * np.diff(np.arctan(np.exp(np.array(ends) / 2))) * np.diff(np.sinh(edges / 2))),
+    ):
+        schedule = kind(*ends).double()
+        schedule.initial_end_points = torch.tensor(ends, dtype=torch.float64)
+        np.testing.assert_allclose(rate_integrals(schedule, *ends, bins), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ends", RANGES[::2])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_integrals_of_the_rate_add_up_to_that_over_t(name, ends, generator):
+    """By the trapezium rule in t, with points that are dense at both ends, as logit(t) is even."""
+    schedule = SCHEDULES[name](*ends, **({"hidden": 64} if name == "monotone" else {}))
+    schedule.observe(
+        torch.rand(5000, generator=generator), torch.exp(3 * torch.randn(5000, generator=generator))
+    )
+    if name == "monotone":
+        with torch.no_grad():
+            schedule.raw_weight_3 += 3 * torch.rand(64, generator=generator)
+    schedule = schedule.double()
+    with torch.no_grad():
+        if name == "adaptive":  # piecewise linear: ∫ u'² dt is the mean of one over the density
+            expected = (ends[1] - ends[0]) ** 2 * float((1 / schedule.density()).mean())
+        else:
+            t = torch.sigmoid(torch.linspace(-40, 40, 40_001, dtype=torch.float64))
+            t = t.clamp(max=1.0)
+            rate = torch.cat([schedule.gamma_and_rate(part)[1] for part in t.split(2000)])
+            expected = float(torch.trapezoid(rate.square(), t))
+    found = rate_integrals(schedule, *ends, 100).sum()
+    # 40,001 points resolve the sharpest bends of the monotone network, 1/640 of t, to 1e-3
+    assert found == pytest.approx(expected, rel=3e-3 if name == "monotone" else 2e-4)
+
+
+@pytest.mark.parametrize("ends", RANGES)
+@pytest.mark.parametrize("bins", [1, 50])
+def test_the_variance_of_a_constant_loss_is_that_of_the_schedule_alone(bins, ends):
+    """m = 1 everywhere: E[L²] = ∫ γ' dγ and E[L] = γ_1 − γ_0."""
+    one = np.ones(bins)
+    found = variances(Profile(*ends, one, one, one, one, 1), Adaptive(*ends))
+    width = ends[1] - ends[0]
+    delta = float(np.diff(np.arctan(np.exp(np.array(ends) / 2))).item())
+    second = 8 * delta * (math.sinh(ends[1] / 2) - math.sinh(ends[0] / 2))
+    assert found.cosine == pytest.approx(second - width**2, rel=1e-5)
+    assert found.linear == pytest.approx(0, abs=1e-4)
+    assert found.learned == pytest.approx(0, abs=1e-4)
+    assert found.optimum == pytest.approx(0, abs=1e-6)
 
 
 def test_too_few_measurements_are_said():

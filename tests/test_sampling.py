@@ -1,9 +1,12 @@
 """Samplers: their moments on Gaussian data in closed form, their orders on a mixture."""
 
 import dataclasses
+import importlib
 import itertools
 import math
+from pathlib import Path
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -12,11 +15,12 @@ from torch import nn
 from known_answers import ancestral_moments, exact_vdm
 from test_flow import mixture_vdm
 from variational_diffusion import flow, grids, process
-from variational_diffusion.decoders import Discretized
+from variational_diffusion.decoders import UNSEEN, Discretized, Gaussian
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import NoiseErrors
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import expand
+from variational_diffusion.presets import noise_range
 from variational_diffusion.sampling import SAMPLERS, Clipped, Multistep
 from variational_diffusion.sampling.multistep import weights
 from variational_diffusion.schedules import FixedLinear
@@ -290,16 +294,78 @@ class Scaled(nn.Module):
         return 0.3 * z
 
 
-@pytest.mark.parametrize(("shape", "name"), [((1, 4, 4), "sde-dpmpp-2m"), ((6,), "unipc")])
-def test_images_and_vectors_have_their_defaults(shape, name):
-    vdm = VDM(Scaled(), FixedLinear(-6.0, 4.0), Discretized(16), shape)
+@pytest.mark.parametrize(
+    ("shape", "levels", "stop", "name"),
+    [
+        ((1, 4, 4), 256, 2 * math.log(2 * 3 / 256), "sde-dpmpp-2m"),
+        ((1, 4, 4), 65_536, 2 * math.log(2 * 3 / 256), "sde-dpmpp-2m"),
+        ((3, 2, 2), 86, 2 * math.log(2 * 3 / 256), "sde-dpmpp-2m"),
+        ((3, 2, 2), 85, None, "sde-dpmpp-2m"),
+        ((1, 4, 4), 17, None, "sde-dpmpp-2m"),
+        ((1, 4, 4), 2, None, "sde-dpmpp-2m"),
+        ((6,), 256, None, "unipc"),
+        ((2, 3), 17, None, "unipc"),
+    ],
+)
+def test_images_and_vectors_have_their_defaults(shape, levels, stop, name):
+    """The last step begins at three levels of 256, wherever a level is finer than that."""
+    vdm = VDM(Scaled(), FixedLinear(*noise_range(levels)), Discretized(levels), shape)
     seeds = [torch.Generator().manual_seed(1) for _ in range(3)]
     chosen = vdm.sample(2, generator=seeds[0])
-    stop = vdm.decoder.gamma_at(3.0)
     gammas = grids.step_grid("gamma", vdm.schedule, 20, stop=stop)
     assert torch.equal(vdm.sample(2, gammas=gammas, sampler=name, generator=seeds[1]), chosen)
     other = {"sde-dpmpp-2m": "unipc", "unipc": "sde-dpmpp-2m"}[name]
     assert not torch.equal(vdm.sample(2, sampler=other, generator=seeds[2]), chosen)
+
+
+def test_noise_is_a_share_of_the_range_whatever_the_levels():
+    """The range of the bins is (−1, 1), so noise of std e^{γ/2} is half of that of it."""
+    for levels in (2, 256):
+        decoder = Discretized(levels)
+        edges = decoder.encode(torch.tensor([[0, levels - 1]])) + torch.tensor([-1, 1]) / levels
+        width = float(edges.diff())
+        for share in (0.001, UNSEEN, 0.5):
+            gamma = decoder.gamma_at(share)
+            assert math.exp(0.5 * gamma) / width == pytest.approx(share)
+            assert decoder.noise_at(gamma) == pytest.approx(share)
+
+
+def test_the_last_step_begins_inside_the_range_of_the_noise():
+    shape, decoder = (1, 2, 2), Discretized(256)
+    for low, high in ((-7.0, 5.0), (-13.3, -8.0)):
+        assert VDM(Scaled(), FixedLinear(low, high), decoder, shape).stop_early(20) is None
+    vdm = VDM(Scaled(), FixedLinear(), decoder, shape)
+    assert vdm.stop_early(1) is None
+    assert vdm.stop_early(2) == decoder.gamma_at(UNSEEN)
+    assert VDM(Scaled(), FixedLinear(), Gaussian(), shape).stop_early(20) is None
+
+
+@pytest.fixture(scope="module")
+def known_patterns():
+    """The benchmark of samples of known patterns, by their exact denoiser."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+        yield importlib.import_module("patterns")
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 8, 17, 64, 86, 256, 65_536, None])
+@pytest.mark.parametrize("kind", ["dot", "smooth"])
+def test_default_steps_find_known_patterns_as_well_as_steps_to_the_end(
+    kind, levels, known_patterns
+):
+    """At least 0.97 of the share of samples that are a pattern (benchmarks/patterns.py).
+
+    The two shares have a standard error of 0.01, so at a ratio of one a false alarm has a chance of
+    0.02 where the grids differ, for each of six; where they do not, the shares are the same. Three
+    levels of noise whatever the levels fall to 0.00 to 0.15 below 8 levels.
+    """
+    images = known_patterns.patterns(kind, levels)[:40, None]
+    vdm = known_patterns.known(images, levels)
+    whole = grids.uniform_in_gamma(vdm.schedule, 20)
+    end = known_patterns.share(vdm, images, whole, 1000)
+    default = known_patterns.share(vdm, images, vdm.sampling_grid(20), 1000)
+    assert end > 0.7
+    assert default >= 0.97 * end
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -375,6 +441,90 @@ def test_weights_integrate_polynomials_exactly():
         first, second = weights([0.0, -0.5], span)
         phi_1, phi_2 = -math.expm1(-span), 1 + math.expm1(-span) / span
         assert (first, second) == pytest.approx((phi_1 + phi_2 / 0.5, -phi_2 / 0.5))
+
+
+def exact_step(lambdas, i, order, eta, corrected):
+    """The coefficients of a step by their definition, in 120 digits."""
+    mp = mpmath.mp
+    here, there = lambdas[i], lambdas[i + 1]
+    h = there - here
+
+    def alpha(x):
+        return mp.sqrt(1 / (1 + mp.exp(-2 * x)))
+
+    def sigma(x):
+        return alpha(-x)
+
+    kept = mp.sqrt(1 - eta**2 * (1 - mp.exp(-2 * h)))
+    span = h - mp.log(kept)
+    moments = [span / (k + 1) * mp.hyp1f1(1, k + 2, -span) for k in range(order + 1)]
+
+    def weighted(places):
+        """Lagrange's polynomials, integrated."""
+        found = []
+        for j, place in enumerate(places):
+            polynomial, scale = [mp.mpf(1)], mp.mpf(1)
+            for m, other in enumerate(places):
+                if m != j:
+                    up = [mp.mpf(0), *polynomial]
+                    polynomial = [a - other * b for a, b in zip(up, [*polynomial, 0], strict=True)]
+                    scale *= place - other
+            total = sum(c * m for c, m in zip(polynomial, moments, strict=False))
+            found.append(alpha(there) * total / scale)
+        return found
+
+    places = [(lambdas[i - j] - here) / h for j in range(order)]
+    fresh = eta * sigma(there) * mp.sqrt(1 - mp.exp(-2 * h))
+    correct = weighted([mp.mpf(1), *places]) if corrected else None
+    return sigma(there) / sigma(here) * kept, fresh, weighted(places), correct
+
+
+EXTREME = [
+    ([8.0, -30.0], "one step over all there is"),
+    ([60.0, -60.0], "further than a float32 can hold"),
+    ([40.0, 39.0, -1.0, -41.0, -42.0, -42.5], "long and short ones"),
+    ([5.0, 1.0, -13.3], "two"),
+    ([4.0, 4.0 - 1e-4, 4.0 - 2e-4, 4.0 - 3e-4, 4.0 - 4e-4], "very short ones"),
+    ([2.0, -30.0, -30.0 - 1e-3, -30.0 - 2e-3, -30.0 - 4e-3], "short after long"),
+]
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.999, 1.0])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("gammas", [grid for grid, _ in EXTREME], ids=[name for _, name in EXTREME])
+def test_coefficients_are_exact_however_long_the_steps(gammas, order, eta):
+    sampler = Multistep(order, eta, corrected=True)
+    found = sampler.steps(torch.tensor(gammas, dtype=torch.float64))
+    with mpmath.workdps(120):
+        lambdas = [-mpmath.mpf(gamma) / 2 for gamma in gammas]
+        for i, step in enumerate(found):
+            expected = exact_step(lambdas, i, len(step.predict), mpmath.mpf(eta), corrected=True)
+            for value, exact in zip(
+                (step.keep, step.fresh, *step.predict, *step.correct),
+                (*expected[:2], *expected[2], *expected[3]),
+                strict=True,
+            ):
+                assert value == pytest.approx(float(exact), rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_one_step_from_noise_to_data(name, dtype, generator):
+    """x̂ of pure noise is the mean of the data, so that is where one long step ends."""
+    vdm = exact_vdm(mean=MEAN, std=STD, dimensions=1, gamma_min=-30.0, gamma_max=8.0).to(dtype)
+    x = vdm.sample(500, steps=1, sampler=name, generator=generator)
+    assert x.isfinite().all()
+    if name in {"ddim", "dpmpp-2m", "dpmpp-3m", "sde-dpmpp-2m", "unipc", "ancestral"}:
+        alpha_1 = 1 / math.sqrt(1 + math.exp(8.0))
+        spread = alpha_1 * STD**2 / (alpha_1**2 * STD**2 + 1)  # of x̂, by z_1
+        assert (x - MEAN).abs().max() < 5 * spread
+
+
+@pytest.mark.parametrize("gammas", [[4.0, 4.0, -6.0], [-6.0, 4.0], [4.0, math.nan, -6.0]])
+@pytest.mark.parametrize("name", ["ancestral", "unipc"])
+def test_a_grid_falls(name, gammas):
+    with pytest.raises(InputError, match=r"they do not fall; give a grid from γ_1 down to γ_0"):
+        exact_vdm().sample(2, gammas=torch.tensor(gammas, dtype=torch.float64), sampler=name)
 
 
 class Beyond(nn.Module):

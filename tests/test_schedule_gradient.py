@@ -214,36 +214,96 @@ def test_descent_reaches_the_best_schedule(generator):
         return float((rate * errors).square().mean()) * factor
 
     assert second_moment(FixedLinear(-6.0, 4.0).double()) > 1.6 * optimum
-    steps = 1500
-    for schedule, tolerance in (
-        (Monotone(-6.0, 4.0, hidden=64, learn_end_points=False), 0.05),
-        (Adaptive(-6.0, 4.0, learn_end_points=False), 0.02),
+    for schedule, steps, tolerance in (
+        (Monotone(-6.0, 4.0, hidden=64, learn_end_points=False), 1500, 0.05),
+        (Adaptive(-6.0, 4.0), 300, 0.02),
     ):
         vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS, schedule=schedule).train()
-        parameters = shape_parameters(schedule)
-        optimizer = (
-            torch.optim.Adam(parameters, 1e-2) if any(p.numel() for p in parameters) else None
-        )
+        parameters = shape_parameters(schedule)  # the ends stay where they are
+        optimizer = torch.optim.Adam(parameters, 1e-2) if parameters else None
         for step in range(steps):
             noise = torch.randn(64, DIMENSIONS, dtype=torch.float64, generator=generator)
-            total = vdm.vlb(MEAN + STD * noise, generator=generator).total.mean()
+            vdm.vlb(MEAN + STD * noise, generator=generator).total.mean().backward()
             if optimizer is not None:
                 optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / steps)
-                total.backward()
                 optimizer.step()
                 optimizer.zero_grad()
         assert second_moment(schedule) < (1 + tolerance) * optimum
         assert second_moment(schedule) > 0.9999 * optimum
 
 
-def test_evaluation_leaves_an_adaptive_schedule_alone():
-    schedule = Adaptive(-6.0, 4.0, bins=10).double()
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_learns_from_backward_passes_in_training_mode_and_from_nothing_else(name):
+    schedule = SCHEDULES[name](-6.0, 4.0).double()
+    schedule.log_stretch.requires_grad_(True)
     vdm = exact_vdm(schedule=schedule)
-    x = torch.zeros(20, 4, dtype=torch.float64)
-    vdm.eval().vlb(x)
-    assert schedule.count.sum() == 0
-    vdm.train().vlb(x)
-    assert schedule.count.sum() == 20
+    x = torch.ones(20, 4, dtype=torch.float64)
+
+    def memory():
+        return [*(buffer.clone() for buffer in schedule.buffers()), schedule.calls]
+
+    before = memory()
+    for training in (False, True):
+        vdm.train(training)
+        vdm.vlb(x)  # test data, say
+        with torch.no_grad():
+            vdm.vlb(x)
+    vdm.eval().vlb(x).total.mean().backward()
+    vdm.train().vlb(x, steps=5).total.mean().backward()
+    for value, known in zip(memory(), before, strict=True):
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(known))
+    vdm.vlb(x).total.mean().backward()
+    assert schedule.calls == 1
+    assert float(schedule.mean_loss) > 0
+    assert (schedule.end_errors > 0).all()
+    if isinstance(schedule, Adaptive):
+        assert schedule.count.sum() == 20
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_the_parts_of_a_step_saw_enters_at_its_end_as_if_seen_at_once(name, problem):
+    network, x, t, noise = problem
+    whole, parted = (SCHEDULES[name](-6.0, 4.0).double() for _ in range(2))
+    for schedule, parts in ((whole, 1), (parted, 4)):
+        schedule.log_stretch.requires_grad_(True)
+        network.zero_grad()
+        losses = []
+        for step in range(2):
+            with schedule.one_step():
+                before = copy.deepcopy(schedule.state_dict())
+                for rows in zip(*(v.chunk(parts) for v in (x, t, noise)), strict=True):
+                    loss = objective.diffusion(network, schedule, *rows)
+                    for key, value in schedule.state_dict().items():
+                        assert torch.equal(value, before[key]), key
+                    (loss.mean() / parts).backward()
+                    losses.append(loss.detach())
+            assert schedule.calls == step + 1
+        first, second = torch.cat(losses).chunk(2)
+        running = torch.lerp(first.mean(), second.mean(), 0.02)
+        torch.testing.assert_close(schedule.mean_loss, running, rtol=1e-8, atol=0.0)
+        expected = {key: value.clone() for key, value in whole.state_dict().items()}
+        gradients = [p.grad.clone() for p in schedule.parameters()]
+        if parts == 1:
+            alone = gradients
+    for key, value in parted.state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-12, atol=1e-14, msg=key)
+    torch.testing.assert_close(gradients, alone, rtol=1e-11, atol=1e-13)
+
+
+def test_a_step_that_fails_teaches_nothing(problem):
+    network, x, t, noise = problem
+    schedule = Adaptive(-6.0, 4.0).double()
+
+    def interrupted():
+        with schedule.one_step():
+            objective.diffusion(network, schedule, x, t, noise).mean().backward()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (schedule.calls, float(schedule.mean_loss)) == (0, 0.0)
+    objective.diffusion(network, schedule, x, t, noise).mean().backward()
+    assert schedule.count.sum() == len(x)
 
 
 def test_the_ends_are_measured_at_one_call_in_64_of_training_and_at_every_other(problem):
@@ -257,7 +317,7 @@ def test_the_ends_are_measured_at_one_call_in_64_of_training_and_at_every_other(
         return network(z, gamma)
 
     for _ in range(65):
-        objective.diffusion(predict, schedule, x, t, noise)
+        objective.diffusion(predict, schedule, x, t, noise).mean().backward()
     assert seen == schedule.end_points.tolist() * 2
     measured = squared_error(network, x, schedule.gamma_0.expand(32), noise).mean() / 2
     torch.testing.assert_close(schedule.end_errors[0], measured.detach())

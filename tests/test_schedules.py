@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.schedules import SCHEDULES, Adaptive, Monotone, Schedule
+from variational_diffusion.schedules import SCHEDULES, Adaptive, Monotone, Schedule, floor_note
 
 SMALL = {"monotone": {"hidden": 16}, "adaptive": {"bins": 20}}
 
@@ -220,3 +220,50 @@ def test_an_adaptive_schedule_takes_no_notice_of_what_is_not_finite():
 def test_options_of_an_adaptive_schedule_are_checked(options):
     with pytest.raises(InputError, match="an adaptive schedule takes bins"):
         Adaptive(**options)
+
+
+LEARNED = [name for name in SCHEDULES if name not in ("fixed-linear", "cosine")]
+
+
+@pytest.mark.parametrize("floor", [-10.0, -10.5, -24.0, -300.0])
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_learned_end_point_stays_above_its_floor(name, floor):
+    options = {**SMALL.get(name, {}), "gamma_min": -10.0, "gamma_max": 5.0}
+    free = SCHEDULES[name](**options).double()
+    schedule = SCHEDULES[name](**options, floor=floor).double()
+    highest = -math.inf
+    for stretch in (-3.0, -0.5, 0.0, 0.02, 0.5, 1.0, 2.0, 5.0, 50.0):
+        for each in (free, schedule):
+            with torch.no_grad():
+                each.log_stretch.fill_(stretch)
+        unlimited, limited = free.end_points.detach(), schedule.end_points.detach()
+        expected = torch.maximum(unlimited, torch.tensor([floor, -math.inf]).double())
+        torch.testing.assert_close(limited, expected, rtol=0, atol=1e-5)
+        if expected[0] > floor + 0.01:  # nothing at all changes above it
+            assert torch.equal(limited, unlimited)
+        highest = max(highest, float(expected[0]))
+    assert highest > -10.0
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_an_end_point_leaves_its_floor_at_once_when_the_gradient_turns(name):
+    options = SMALL.get(name, {})
+    schedule = SCHEDULES[name](gamma_min=-10.0, gamma_max=5.0, floor=-11.0, **options).double()
+    optimizer = torch.optim.SGD([schedule.log_stretch], lr=0.01)
+    for sign, steps in ((1, 100), (-1, 1)):  # down for long, then up
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (sign * schedule.gamma_0).backward()
+            optimizer.step()
+            schedule.stay_above_floor()
+        if sign > 0:
+            assert float(schedule.gamma_0.detach()) == pytest.approx(-11, abs=1e-5)
+    assert float(schedule.gamma_0.detach()) > -10.8
+
+
+def test_a_floor_that_is_reached_is_said():
+    assert floor_note(-9.9, -10.0) == floor_note(-10.0, -10.0)
+    assert "γ_0 has reached its floor of -10," in floor_note(-10.0, -10.0)
+    assert "\n" not in floor_note(-10.0, -10.0)
+    assert floor_note(-9.0, -10.0) is None
+    assert floor_note(-99.0, None) is None

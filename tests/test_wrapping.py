@@ -1,6 +1,6 @@
 """The schedule's gradients under what trains a model elsewhere: accumulation, precision, processes.
 
-Nothing here knows of the schedule: the gradients come with an ordinary backward pass.
+The gradients come with an ordinary backward pass; `one_step` says which passes are parts of one.
 """
 
 import copy
@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from variational_diffusion import objective
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.model import build
+from variational_diffusion.networks.dropout import Dropout, draw_keys, keyed
 
 COUNT = 8
 
@@ -38,13 +39,6 @@ class Loss(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(1)
             nn.init.normal_(self.vdm.network.dense_out.weight, std=0.2)
-
-    def forget(self):
-        """Make the schedule what it was before the first part of a batch."""
-        for name, buffer in self.vdm.schedule.named_buffers():
-            if name != "initial_end_points":
-                buffer.zero_()
-        self.vdm.schedule.calls = 0
 
     def forward(self, x, t, noise):
         def predict_noise(z, gamma):
@@ -93,9 +87,9 @@ def test_shape_and_ends_have_gradients(schedule):
 def test_batches_add_up_and_the_loss_may_be_scaled(schedule):
     """As in gradient accumulation and in mixed precision with a scaled loss."""
     loss = Loss(schedule)
-    for parts in zip(*(values.split(COUNT // 4) for values in inputs()), strict=True):
-        (1024 * loss(*parts) / 4).backward()
-        loss.forget()
+    with loss.vdm.schedule.one_step():
+        for parts in zip(*(values.split(COUNT // 4) for values in inputs()), strict=True):
+            (1024 * loss(*parts) / 4).backward()
     found = {name: gradient / 1024 for name, gradient in gradients(loss).items()}
     assert_same(found, by_one_pass(schedule))
 
@@ -108,11 +102,11 @@ def test_accelerate_may_wrap_it(schedule, precision):
     loss = Loss(schedule)
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.0)
     wrapped, optimizer = accelerator.prepare(loss, optimizer)
-    for parts in zip(*(values.split(COUNT // 2) for values in inputs()), strict=True):
-        with accelerator.accumulate(wrapped):
-            accelerator.backward(wrapped(*parts))
-            optimizer.step()
-        loss.forget()
+    with loss.vdm.schedule.one_step():
+        for parts in zip(*(values.split(COUNT // 2) for values in inputs()), strict=True):
+            with accelerator.accumulate(wrapped):
+                accelerator.backward(wrapped(*parts))
+                optimizer.step()
     assert_same(gradients(loss), by_one_pass(schedule), rtol={"no": 1e-4, "bf16": 0.1}[precision])
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -122,6 +116,11 @@ def compiled(rank: int, folder: str, schedule: str) -> None:
     loss.vdm.network.compile(backend="aot_eager")
     loss(*inputs()).backward()
     torch.save(gradients(loss), f"{folder}/{rank}.pt")
+    eager, layer, x = Dropout(0.3), Dropout(0.3), torch.randn(4, 10)
+    layer.compile(backend="aot_eager")
+    for keys in draw_keys(3, 4).unsqueeze(1):
+        with keyed([eager], keys), keyed([layer], keys):
+            assert torch.equal(layer(x), eager(x))
 
 
 def test_a_compiled_network_gives_the_same(tmp_path):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from variational_diffusion.checkpoint import Run as Run
+    from variational_diffusion.comparison import compare as compare
     from variational_diffusion.conditions import Labels as Labels
     from variational_diffusion.config import RunConfig as RunConfig
     from variational_diffusion.config import TrainingConfig as TrainingConfig
@@ -66,6 +67,7 @@ _HOMES = {
     "UNet": "networks",
     "VDM": "model",
     "build": "model",
+    "compare": "comparison",
     "evaluate": "likelihood",
     "fit": "training",
     "open_dataset": "data",

@@ -15,8 +15,10 @@ from variational_diffusion.conditions import Labels
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import Estimator, Infinite
 from variational_diffusion.model import VDM
+from variational_diffusion.modes import in_evaluation_mode
 
 
+@in_evaluation_mode
 def class_bounds(
     vdm: VDM,
     x: Shaped[Tensor, "batch *shape"],

@@ -16,6 +16,7 @@ from jaxtyping import Float, Integer, Shaped
 from torch import Tensor, nn
 
 from variational_diffusion.errors import InputError
+from variational_diffusion.units import Standardised
 
 Batch = Tensor | tuple[Tensor, Tensor]
 """Examples, shape (batch, *shape); or a pair of them and of the values of their conditions."""
@@ -72,7 +73,7 @@ class Labels(nn.Module):
         raise InputError(f"label = '{name}': known are {', '.join(self.names)}")
 
 
-class Arrays(nn.Module):
+class Arrays(Standardised):
     """Vectors, or images of the examples' height and width: standardised, and a one beside them.
 
     The ones are one more entry of a vector and one more channel of an image: the condition whose
@@ -82,31 +83,25 @@ class Arrays(nn.Module):
     location, scale: of each entry of its first axis.
     """
 
-    location: Tensor
-    scale: Tensor
-
     def __init__(
         self, value_shape: Sequence[int], location: Sequence[float], scale: Sequence[float]
     ) -> None:
-        super().__init__()
-        if not len(location) == len(scale) == value_shape[0] or min(scale) <= 0:
+        super().__init__(location, scale, persistent=False)
+        if not len(location) == len(scale) == value_shape[0]:
             raise InputError(
-                f"location = {list(location)}, scale = {list(scale)}: give {value_shape[0]} of "
-                "each, one for each entry of the first axis, and positive scales"
+                f"location has {len(location)} and scale {len(scale)} entries: give "
+                f"{value_shape[0]} of each, one for each entry of the first axis"
             )
         self.value_shape = tuple(value_shape)
         self.shape: tuple[int, ...] = (value_shape[0] + 1, *value_shape[1:])
-        self.register_buffer("location", torch.tensor(list(location)), persistent=False)
-        self.register_buffer("scale", torch.tensor(list(scale)), persistent=False)
 
     def encode(self, values: Shaped[Tensor, "batch *value"]) -> Float[Tensor, "batch *shape"]:
-        """Return (values − location)/scale and the ones."""
+        """Return (values − location)/scale and the ones, in float64."""
         if tuple(values.shape[1:]) != self.value_shape:
             raise InputError(
                 f"condition has shape {tuple(values.shape[1:])}: the model takes {self.value_shape}"
             )
-        axes = (-1, *(1,) * (len(self.value_shape) - 1))
-        standard = (values - self.location.reshape(axes)) / self.scale.reshape(axes)
+        standard = self.standardise(values)
         return torch.cat([standard, torch.ones_like(standard[:, :1])], dim=1)
 
 

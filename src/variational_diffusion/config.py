@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -23,6 +24,10 @@ FORMAT = 1
 """Version of `config.json`; a file of a newer version is refused."""
 
 
+_LOCATION, _SCALE = "model.decoder.options.location", "model.decoder.options.scale"
+_FLOOR = "model.schedule.options.floor"
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -33,8 +38,10 @@ class DataConfig(_Section):
     source: a name of `DATASETS`; the path of a folder of images, of IDX files, of `.parquet` or of
         `.tar` files, or of an `.npy`, `.npz`, `.parquet` or `.tar` file; or `hf:NAME[:CONFIG]`, a
         data set of the Hugging Face hub or a folder laid out like one.
-    levels: number of values of integer data, 2 to 65,536; None: found out from the data.
-    value_range: lowest and highest value that real-valued data may take; None: any finite one.
+    levels: number of values of integer data, 2 to 65,536; None: found out from the data, and floats
+        are real values. Floats that lie on so many levels are read as integers.
+    value_range: lowest and highest value that real-valued data may take; None: any finite one. With
+        levels, the values of the lowest and of the highest level; None: 0 and levels - 1.
     array: the array to read from an `.npz` file that holds several.
     column: the column of parquet files, or the extension of the members of tar files, that holds
         the examples; None: the only one that can.
@@ -184,11 +191,19 @@ class RunConfig(_Section):
         return validated(cls, values)
 
     def differences(self, other: RunConfig) -> list[str]:
-        """Return a line "section.field: ours, theirs" for every setting that is not the same."""
+        """Return a line "section.field: ours, theirs" for every setting that is not the same.
+
+        Location and scale are measured, so they are the same up to rounding, and a run of an
+        earlier version that has no floor of γ_0 goes on without one.
+        """
         ours, theirs = _leaves(self.model_dump(mode="json")), _leaves(other.model_dump(mode="json"))
+        if _FLOOR not in ours:
+            theirs.pop(_FLOOR, None)
+        scale = ours.get(_SCALE)
+        same = {name for name in (_LOCATION, _SCALE) if _close(ours, theirs, name, scale)}
         return [
             f"{name}: {ours.get(name)!r} here, {theirs.get(name)!r} asked"
-            for name in sorted(ours.keys() | theirs.keys())
+            for name in sorted((ours.keys() | theirs.keys()) - same)
             if ours.get(name) != theirs.get(name)
         ]
 
@@ -204,6 +219,16 @@ def validated(section: type[Section], values: dict[str, Any]) -> Section:
             name = ".".join(str(part) for part in first["loc"])
             message = f"{name} = {first['input']!r}: {message.lower()}"
         raise InputError(message) from error
+
+
+def _close(ours: dict[str, Any], theirs: dict[str, Any], name: str, scale: Any) -> bool:
+    """Return whether two lists of numbers differ by rounding alone, by float32's at most."""
+    lists: list[Any] = [ours.get(name), theirs.get(name), scale]
+    if not all(isinstance(one, list) for one in lists) or len({len(one) for one in lists}) > 1:
+        return False
+    return all(
+        math.isclose(a, b, rel_tol=1e-7, abs_tol=1e-6 * s) for a, b, s in zip(*lists, strict=True)
+    )
 
 
 def _digest(values: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ appendix B.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Integer, Shaped
@@ -20,9 +19,11 @@ from variational_diffusion import lattice, process
 from variational_diffusion.errors import InputError
 from variational_diffusion.graphs import is_recording
 from variational_diffusion.numerics import Normal, expand, sum_per_example
+from variational_diffusion.units import Standardised, Values
 
-UNSEEN = 3.0
-"""Levels of noise that one x̂ takes away as well as many steps do (docs/sampling.md)."""
+UNSEEN = 3 / 256
+"""Noise of images that one x̂ takes away as well as many steps do, as a share of the range of the
+data: what is finer than that, an eye hardly sees (docs/sampling.md)."""
 
 
 class Discretized(nn.Module):
@@ -34,6 +35,9 @@ class Discretized(nn.Module):
 
     levels: 2 to 65,536.
     """
+
+    dtype = torch.int64
+    """Of the data that `decode` and `sample` return."""
 
     def __init__(self, levels: int = 256) -> None:
         super().__init__()
@@ -61,7 +65,11 @@ class Discretized(nn.Module):
         return (2 * x.to(torch.get_default_dtype()) + 1) / self.levels - 1
 
     def decode(self, x: Float[Tensor, "batch *shape"]) -> Integer[Tensor, "batch *shape"]:
-        """Return the level whose centre is nearest: the inverse of `encode`."""
+        """Return the level whose centre is nearest: the inverse of `encode`.
+
+        Raises InputError for what is not finite, which has no nearest level.
+        """
+        _check_finite(x)
         return lattice.nearest_level(self._position(x), self.levels).long()
 
     def log_prob(
@@ -93,7 +101,8 @@ class Discretized(nn.Module):
         gamma_0: process.Gamma,
         generator: torch.Generator | None = None,
     ) -> Integer[Tensor, "batch *shape"]:
-        """Draw x ~ p(x|z_0)."""
+        """Draw x ~ p(x|z_0); raise `InputError` for a z_0 that is not finite."""
+        _check_finite(z_0)
         position, spacing = self._position_and_spacing(z_0, gamma_0)
         return lattice.sample_level(position, spacing, self.levels, generator).long()
 
@@ -102,12 +111,15 @@ class Discretized(nn.Module):
         return (2 / self.levels) * torch.exp(-0.5 * gamma_0)
 
     def noise_at(self, gamma: float) -> float:
-        """Return the standard deviation of the noise in z/alpha at γ, in levels."""
-        return 0.5 * self.levels * math.exp(0.5 * gamma)
+        """Return the standard deviation of the noise in z/alpha at γ, over the range of the data.
 
-    def gamma_at(self, noise: float) -> float:
-        """Return the γ where the noise is this many levels: the inverse of `noise_at`."""
-        return 2 * math.log(2 * noise / self.levels)
+        The range is that of the bins, so that 1/levels is the width of one.
+        """
+        return 0.5 * math.exp(0.5 * gamma)
+
+    def gamma_at(self, share: float) -> float:
+        """Return the γ where the noise is this share of the range: the inverse of `noise_at`."""
+        return 2 * math.log(2 * share)
 
     def _position(self, x: Tensor) -> Tensor:
         """Return real numbers in units of levels, where f(k) is k."""
@@ -119,40 +131,38 @@ class Discretized(nn.Module):
         return self._position(z_0 / process.alpha(gamma_0)), spacing
 
 
-class Gaussian(nn.Module):
+class Gaussian(Standardised):
     """Real-valued data, standardised by a location and a scale.
 
     x is encoded as u = (x − location)/scale, and p(u|z_0) = N(z_0/alpha_0, e^{γ_0}): what z_0
     says of u when nothing else is known. Likelihoods are densities of x, so they include the
     −log scale of the encoding and can exceed one.
 
+    Location and scale are taken off and put back in float64 (`units`): give data in float64 where
+    their offset is large beside their spread. What is drawn and decoded is float64.
+
     location, scale > 0: one number, or one for every entry of the first axis of an example
         (channels of an image, entries of a vector).
     """
 
-    def __init__(
-        self, location: float | Sequence[float] = 0.0, scale: float | Sequence[float] = 1.0
-    ) -> None:
-        super().__init__()
-        self.register_buffer("location", torch.as_tensor(location, dtype=torch.get_default_dtype()))
-        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.get_default_dtype()))
-        if not bool((self.get_buffer("scale") > 0).all()):
-            raise InputError(f"scale = {scale}: a scale is positive; leave constant columns out")
+    dtype = torch.float64
+    """Of the data that `decode` and `sample` return."""
+
+    def __init__(self, location: Values = 0.0, scale: Values = 1.0) -> None:
+        super().__init__(location, scale)
 
     def encode(self, x: Shaped[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
-        """Return (x − location)/scale; raise `InputError` for integers."""
+        """Return (x − location)/scale, in float64; raise `InputError` for integers."""
         if not x.is_floating_point():
             raise InputError(
                 f"x has type {x.dtype}: Gaussian takes real numbers; "
                 "convert the data, or use the decoder Discretized for integers"
             )
-        location, scale = self._location_and_scale(x)
-        return (x - location) / scale
+        return self.standardise(x)
 
     def decode(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
-        """Return location + scale · x: the inverse of `encode`."""
-        location, scale = self._location_and_scale(x)
-        return location + scale * x
+        """Return location + scale · x, in float64: the inverse of `encode`."""
+        return self.restore(x)
 
     def log_prob(
         self,
@@ -169,14 +179,13 @@ class Gaussian(nn.Module):
         z_0: Float[Tensor, "batch *shape"],
         gamma_0: process.Gamma,
     ) -> Float[Tensor, "batch *shape"]:
-        """Return log p(x_i|z_0) of every entry, in nats."""
-        _, scale = self._location_and_scale(x)
-        return self._p_encoded(z_0, gamma_0).log_prob(self.encode(x)) - scale.log()
+        """Return log p(x_i|z_0) of every entry, in nats, in the precision of z_0."""
+        of_encoded = self._p_encoded(z_0, gamma_0).log_prob(self.encode(x))
+        return (of_encoded - self.log_scales(x)).to(z_0.dtype)
 
     def log_scale(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
         """Return Σ log scale: log p(x) is log p(u) less this, for encoded data u."""
-        _, scale = self._location_and_scale(x)
-        return sum_per_example(scale.log().expand(x.shape))
+        return sum_per_example(self.log_scales(x).expand(x.shape))
 
     def sample(
         self,
@@ -184,16 +193,27 @@ class Gaussian(nn.Module):
         gamma_0: process.Gamma,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch *shape"]:
-        """Draw x ~ p(x|z_0)."""
+        """Draw x ~ p(x|z_0), in float64; raise `InputError` for a z_0 that is not finite."""
+        _check_finite(z_0)
         return self.decode(self._p_encoded(z_0, gamma_0).sample(generator))
 
     def _p_encoded(self, z_0: Tensor, gamma_0: Tensor) -> Normal:
         gamma_0 = expand(gamma_0, z_0)
         return Normal(z_0 / process.alpha(gamma_0), torch.exp(0.5 * gamma_0))
 
-    def _location_and_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        location, scale = self.get_buffer("location"), self.get_buffer("scale")
-        return expand(location, x[0]), expand(scale, x[0])
+
+def _check_finite(z: Tensor) -> None:
+    """Raise `InputError` for a z with values that are not finite, which no data belong to.
+
+    They are not looked at while a CUDA graph is being recorded.
+    """
+    if is_recording(z) or bool(z.isfinite().all()):
+        return
+    wrong = len(z) - int(z.isfinite().reshape(len(z), -1).all(1).sum())
+    raise InputError(
+        f"z is not finite in {wrong} of {len(z)} examples: the network's estimates are not. Check "
+        "that its weights are finite; with guidance, give a smaller weight"
+    )
 
 
 DECODERS: dict[str, type[Discretized] | type[Gaussian]] = {

@@ -29,6 +29,7 @@ from variational_diffusion.grids import Gammas
 from variational_diffusion.likelihood.dequantisation import none, truncated_normal
 from variational_diffusion.measurements import Measurement
 from variational_diffusion.model import VDM
+from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import expand, randn_like, sum_per_example
 from variational_diffusion.sampling import Sampler, named
 
@@ -49,6 +50,7 @@ def below(gammas: Gammas, gamma: float) -> Float[Tensor, " fewer"]:
     return torch.cat([gammas.new_tensor([gamma]), gammas[gammas < gamma]])
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def inpaint(
     model: VDM,
@@ -102,6 +104,7 @@ def inpaint(
         yield from done
 
 
+@in_evaluation_mode
 def posterior_samples(
     model: VDM,
     y: Float[Tensor, "batch *measured"],
@@ -202,6 +205,7 @@ def _conjugate_gradients(
     return u
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def variations(
     model: VDM,

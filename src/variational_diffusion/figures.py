@@ -106,25 +106,33 @@ def schedule_figure(schedule: Schedule, profile: Profile, variances: Variances) 
     return figure
 
 
-def score_figure(name: str, own: np.ndarray, of: np.ndarray) -> Figure:
-    """Draw histograms of a score: the model's own data, shape (n,), and others, shape (m,).
+def score_figure(
+    name: str, calibration: np.ndarray, of: np.ndarray, threshold: float | None = None
+) -> Figure:
+    """Draw histograms of an anomaly score: calibration examples, shape (n,), and others, (m,).
 
-    The axis is logarithmic where positive scores span more than a factor of 100.
+    threshold: the smallest score that is marked, drawn as a line. The axis is logarithmic where
+    positive scores span more than a factor of 100.
     """
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    both = np.concatenate([own, of])
+    both = np.concatenate([calibration, of])
     low, high = float(both.min()), float(both.max())
     wide = 0 < 100 * low < high
     edges = np.geomspace(low, high, 60) if wide else np.linspace(low, high + 1e-9, 60)
     edges[0], edges[-1] = low, max(high, edges[-1])  # rounding must leave nobody out
     axes.set_xscale("log" if wide else "linear")
-    for values, label, colour in ((own, "validation", "#0072B2"), (of, "scored", "#D55E00")):
+    for values, label, colour in (
+        (calibration, "calibration set", "#0072B2"),
+        (of, "scored", "#D55E00"),
+    ):
         counts = np.histogram(values, edges)[0] / len(values)
         axes.stairs(
-            counts, edges, fill=True, alpha=0.55, label=f"{label} ({len(values)})", color=colour
+            counts, edges, fill=True, alpha=0.55, label=f"{label} ({len(values):,})", color=colour
         )
-    _label(axes, "How strange: the score of every example", name, "share")
+    if threshold is not None:
+        axes.axvline(threshold, color="black", linestyle="--", label="marked from here")
+    _label(axes, "Anomaly scores", name, "share of the examples")
     axes.legend()
     return figure
 

@@ -121,3 +121,14 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def printable(name: str) -> str:
+    """Return a file's name as text for terminals, tables and pictures.
+
+    Control characters, line breaks, marks that turn the direction of writing, and bytes that are
+    no UTF-8 become escapes such as \\n, so that a name is one line and is what it seems to be.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in name
+    )

@@ -14,21 +14,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torchdiffeq import odeint
 
+from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import randn_like, sum_per_example
 
 Drift = Callable[[Tensor], Tensor]
-Divergence = Callable[[Drift, Tensor], tuple[Tensor, Tensor]]
-"""(f, z) → f(z) and div f at z, shapes (batch, *shape) and (batch,), both without a graph."""
 
 _MAX_STEPS = 10_000
 _FIXED_STEPS = 256
+
+
+@runtime_checkable
+class Divergence(Protocol):
+    """(f, z) → f(z) and estimates of div f at z, shape (estimates, batch), both without a graph.
+
+    estimates: how many there are; each is unbiased, and independent of the others.
+    """
+
+    @property
+    def estimates(self) -> int: ...
+
+    def __call__(self, drift: Drift, z: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 @runtime_checkable
@@ -43,9 +55,9 @@ class ProbabilityFlow(Protocol):
 class Solution:
     """A solution of the ODE at its end.
 
-    z: shape (batch, *shape). divergence: ∫ div drift dγ from start to end, shape (batch,); zeros
-    where none was asked for. evaluations: of the drift. adaptive: False where the adaptive solver
-    gave up and equal steps were taken.
+    z: shape (batch, *shape). divergence: ∫ div drift dγ from start to end, shape (estimates,
+    batch); one row of zeros where none was asked for. evaluations: of the drift. adaptive: False
+    where the adaptive solver gave up and equal steps were taken.
     """
 
     z: Tensor
@@ -54,6 +66,7 @@ class Solution:
     adaptive: bool
 
 
+@in_evaluation_mode
 def solve(
     model: ProbabilityFlow,
     z: Float[Tensor, "batch *shape"],
@@ -70,7 +83,7 @@ def solve(
     each in root mean square over the batch. Where its step falls below what a float can resolve,
     or 10,000 steps do not suffice, by 256 equal steps of the classical fourth-order rule.
 
-    divergence: `exact_divergence`, or what `hutchinson` returns; None: not integrated.
+    divergence: `ExactDivergence` or `Hutchinson`; None: not integrated.
     """
     evaluations = 0
     dimensions = z[0].numel()
@@ -92,7 +105,7 @@ def solve(
         return torch.stack([part.square().mean().sqrt() for part in state]).max()
 
     span = torch.stack([start, end]).detach().double()
-    state = z, z.new_zeros(len(z))
+    state = z, z.new_zeros(1 if divergence is None else divergence.estimates, len(z))
     adaptive = True
     with torch.no_grad():
         try:
@@ -112,36 +125,49 @@ def solve(
     return Solution(path[0][-1], dimensions * path[1][-1], evaluations, adaptive)
 
 
-def exact_divergence(drift: Drift, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return f(z) and its exact divergence, one backward pass for every entry of an example."""
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
-        moved = drift(z)
-        flat = moved.flatten(1)
-        total = z.new_zeros(len(z))
-        for i in range(flat.shape[1]):
-            (row,) = torch.autograd.grad(flat[:, i].sum(), z, retain_graph=True)
-            total += row.flatten(1)[:, i]
-    return moved.detach(), total
+@dataclass(frozen=True)
+class ExactDivergence:
+    """The divergence itself: the trace of the Jacobian, by d backward passes."""
+
+    estimates: ClassVar[int] = 1
+
+    def __call__(self, drift: Drift, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return f(z), and div f at z as one row."""
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            moved = drift(z)
+            flat = moved.flatten(1)
+            total = z.new_zeros(len(z))
+            for i in range(flat.shape[1]):
+                (row,) = torch.autograd.grad(flat[:, i].sum(), z, retain_graph=True)
+                total += row.flatten(1)[:, i]
+        return moved.detach(), total[None]
 
 
-def hutchinson(probes: Float[Tensor, "probes batch *shape"]) -> Divergence:
-    """Return an unbiased estimate of the divergence, the mean of vᵀ (∂f/∂z) v over the probes.
+@dataclass(frozen=True)
+class Hutchinson:
+    """Unbiased estimates of the divergence, vᵀ (∂f/∂z) v for every probe v.
 
     probes: as `rademacher` draws them; kept for a whole solution, so that the ODE stays one.
     """
 
-    def estimate(drift: Drift, z: Tensor) -> tuple[Tensor, Tensor]:
+    probes: Float[Tensor, "probes batch *shape"]
+
+    @property
+    def estimates(self) -> int:
+        """One for each probe."""
+        return len(self.probes)
+
+    def __call__(self, drift: Drift, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return f(z), and a row of estimates of div f at z for each probe."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             moved = drift(z)
-            total = z.new_zeros(len(z))
-            for v in probes:
+            rows = []
+            for v in self.probes:
                 (row,) = torch.autograd.grad(moved, z, v, retain_graph=True)
-                total += sum_per_example(row * v)
-        return moved.detach(), total / len(probes)
-
-    return estimate
+                rows.append(sum_per_example(row * v))
+        return moved.detach(), torch.stack(rows)
 
 
 def rademacher(
@@ -160,8 +186,11 @@ def log_prob(
     *,
     tolerance: float = 1e-5,
     conditioning: Tensor | None = None,
-) -> tuple[Float[Tensor, " batch"], Solution]:
-    """Return log p(z_0), a density in nats, and the solution that ends in the prior."""
+) -> tuple[Float[Tensor, "estimates batch"], Solution]:
+    """Return log p(z_0), a density in nats, and the solution that ends in the prior.
+
+    There is a row for each of the divergence's estimates: its mean over probes is log p(z_0).
+    """
     solution = solve(
         model,
         z_0,

@@ -11,10 +11,12 @@ from variational_diffusion import process
 from variational_diffusion.conditions import Batch
 from variational_diffusion.grids import NoiseErrors, PredictedErrors
 from variational_diffusion.model import VDM
+from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import derived_seed, expand, randn_like
 from variational_diffusion.objective import low_discrepancy_times
 
 
+@in_evaluation_mode
 def fit_head(
     vdm: VDM,
     head: nn.Module,
@@ -33,7 +35,6 @@ def fit_head(
     alone, by ½(log m + (ε − ε̂)²/m), is worse than none in narrow ones (experiments/LOG.md).
     Its minimum is m = E[(ε − ε̂)² | z].
     """
-    vdm.eval()
     gamma_0, gamma_1 = vdm.schedule.end_points.detach()
     generator = torch.Generator(gamma_0.device).manual_seed(derived_seed(seed, 2))
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, betas=(0.9, 0.99))

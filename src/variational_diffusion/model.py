@@ -25,6 +25,7 @@ from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import DECODERS, UNSEEN, Discretized, Gaussian
 from variational_diffusion.errors import InputError
 from variational_diffusion.guidance import EVERYWHERE, Guided
+from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.numerics import Normal, expand, randn_like
 from variational_diffusion.objective import Bound, Draws
@@ -34,6 +35,7 @@ from variational_diffusion.sampling import (
     Denoised,
     Sampler,
     default_for,
+    estimate,
     named,
 )
 from variational_diffusion.schedules import SCHEDULES, Schedule
@@ -181,8 +183,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
             raise InputError(
                 "condition: this model is unconditional; train one with --condition label"
             )
-        like = self.schedule.initial_end_points
-        encoded = self.condition.encode(condition.to(like.device)).to(like.dtype)
+        encoded = self.encode_condition(condition.to(self.schedule.initial_end_points.device))
         if isinstance(self.network, Clipped):  # guidance goes beyond the range: clip after it
             guided = Guided(self.network.network, encoded, guidance, interval)
             return self._around(self.network.around(guided), None)
@@ -195,7 +196,14 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
 
     def encode(self, x: Shaped[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """Return data as the decoder encodes it, in the precision of the model."""
-        return self.decoder.encode(x).to(self.schedule.gamma_0.dtype)
+        return self.decoder.encode(x).to(self.schedule.initial_end_points.dtype)
+
+    def encode_condition(
+        self, condition: Shaped[Tensor, "batch *value"]
+    ) -> Float[Tensor, "batch *encoded"]:
+        """Return values of the condition as the network takes them, in its precision."""
+        assert self.condition is not None
+        return self.condition.encode(condition).to(self.schedule.initial_end_points.dtype)
 
     def denoise(
         self,
@@ -205,14 +213,20 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
     ) -> Denoised:
         """Estimate the noise in z and the encoded data under it.
 
-        gamma: shape (batch,) or ().
+        gamma: shape (batch,) or (). Raises InputError for a z in another precision than float32 or
+        float64, and for a network whose output has not the shape and the type of z.
         """
+        if z.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"z has type {z.dtype}: the noise at γ_0 is finer than it resolves. Keep model and "
+                "data in torch.float32 or float64; vdm.autocast = torch.bfloat16 speeds the network"
+            )
         gamma = gamma.expand(z.shape[0])
         if self.autocast is None:
-            output = self.network(z, gamma, conditioning)
+            output = estimate(self.network, z, gamma, conditioning)
         else:
             with torch.autocast(z.device.type, self.autocast):
-                output = self.network(z, gamma, conditioning).to(z.dtype)
+                output = estimate(self.network, z, gamma, conditioning)
         alpha, sigma = expand(process.alpha(gamma), z), expand(process.sigma(gamma), z)
         if self.prediction == "noise":
             return Denoised(noise=output, x=(z - sigma * output) / alpha)
@@ -263,23 +277,28 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         parts = network, self.schedule, self.decoder, self.shape, self.prediction, condition
         model = VDM(*parts)
         model.autocast, model.reverse_errors = self.autocast, self.reverse_errors
-        return model.train(self.training)
+        model.training = network.training = self.training  # and of the shared parts, their own
+        return model
 
     def sampling_grid(self, steps: int) -> grids.Gammas:
-        """Return a grid for few steps: even in γ, and the last where its noise is hardly seen."""
+        """Return a grid for few steps: even in γ, and the last from where `stop_early` says."""
         return grids.step_grid("gamma", self.schedule, steps, stop=self.stop_early(steps))
 
     def stop_early(self, steps: int) -> float | None:
         """Return the γ from which the last of a few steps is taken, or None for an even grid.
 
-        It is where the noise is `decoders.UNSEEN` levels; real-valued data have none.
+        Of images it is where the noise is `decoders.UNSEEN` of the range of the data. Where a level
+        is wider than that, every level is seen, and x̂ decides between them later. What is not an
+        image is for no eye, and its steps go all the way.
         """
-        if not isinstance(self.decoder, Discretized) or steps < 2:
+        if not isinstance(self.decoder, Discretized) or len(self.shape) != 3 or steps < 2:
             return None
         gamma = self.decoder.gamma_at(UNSEEN)
         gamma_0, gamma_1 = self.schedule.end_points.tolist()
-        return gamma if gamma_0 < gamma < gamma_1 else None
+        fine = self.decoder.levels * UNSEEN >= 1
+        return gamma if fine and gamma_0 < gamma < gamma_1 else None
 
+    @in_evaluation_mode
     def trajectory(
         self,
         n: int,
@@ -295,7 +314,8 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         steps: on the grid that `sampling_grid` returns; None: `DEFAULT_STEPS`. gammas: another
         grid in its place, from γ_1 down to γ_0; `uniform_in_time(vdm.schedule, 1000)` with the
         sampler "ancestral" is the paper's. sampler: a name in `SAMPLERS`, or what is called like
-        its entries; None: `sampling.default_for` images or vectors.
+        its entries; None: `sampling.default_for` images or vectors. The model is in evaluation mode
+        while a step is made, whatever its own mode is.
         """
         if steps is not None and gammas is not None:
             raise InputError(f"steps = {steps} and gammas = {gammas}: give one of them")
@@ -303,6 +323,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         carry = named(sampler) if isinstance(sampler, str) else sampler
         if gammas is None:
             gammas = self.sampling_grid(DEFAULT_STEPS if steps is None else steps)
+        grids.check_falling(gammas)
         shape = (n, *self.shape)
         z = torch.randn(shape, generator=generator, dtype=gammas.dtype, device=gammas.device)
         yield gammas[0], z
@@ -323,6 +344,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         """Draw n examples x ~ p(x), in the decoder's domain.
 
         The arguments are those of `trajectory`; the last z is decoded by a draw from p(x|z_0).
+        Raises InputError where that z is not finite, as with weights that are not.
         """
         path = self.trajectory(
             n,

@@ -21,19 +21,13 @@ from torch.nn.functional import softplus
 
 from variational_diffusion import process
 from variational_diffusion.numerics import expand, sum_per_example
-from variational_diffusion.processes import sum_over_processes
-from variational_diffusion.schedules import Schedule, between
+from variational_diffusion.schedules import Schedule, Seen, between
 from variational_diffusion.weightings import Weighting
 
 PredictNoise = Callable[[Tensor, Tensor], Tensor]
 """ε̂(z, γ): z of shape (batch, *shape) and γ of shape (batch,) to the shape of z."""
 
 PerExample = Float[Tensor, " batch"]
-
-CALLS_PER_MEASUREMENT = 64
-"""Steps of training to one measurement of the errors at the end points, by two passes."""
-
-_SHARE_IN_MEAN_LOSS = 0.02
 
 
 @dataclass(frozen=True)
@@ -117,14 +111,21 @@ def diffusion(
     E[L²] and so of the estimate's variance (VDM appendix I.2). There is one pass: L depends on
     the shape through γ_t and γ'_t alone, so ∇E[L²] = E[2 L (∂L/∂γ ∇γ + ∂L/∂γ' ∇γ')], which is the
     gradient of E[L] with what arrives at γ_t and γ'_t multiplied by 2 L for each example. In
-    training it is multiplied by 2 (L − b), b the running mean of L over the batches before: the
+    training it is multiplied by 2 (L − b), b the running mean of L over the steps before: the
     shape does not change E[L], so b changes nothing in the mean, and takes most of the noise away.
 
     The estimate of one example must not depend on others (no batch normalisation), and the network
     must have a derivative in z and γ. Scaling the loss, adding up batches and averaging over
     processes act on all three gradients alike.
 
-    The end points: see `_at_the_ends`.
+    The end points have the gradient ½E‖ε − ε̂‖² at γ_1 for γ_1, and −½E‖ε − ε̂‖² at γ_0 for γ_0:
+    measured on the batch, at the ends themselves. To differentiate the estimate at random times
+    instead gives the same mean and hundreds of times the variance. In training the measurement is
+    made at one step in `CALLS_PER_MEASUREMENT`, for 1 % of a step, and the one before serves in
+    between.
+
+    In training mode a backward pass through the result teaches the schedule what was measured:
+    `Schedule.learn_from`. Without a backward pass it learns nothing.
 
     weighting: w(γ). The values returned stay those of the bound; the network's gradient is that of
     w(γ_t) L, and the shape's that of E[(w(γ_t) L)²]. The end points keep the gradient of the bound:
@@ -142,53 +143,31 @@ def diffusion(
     for of_the_shape in (gamma_t, rate):
         if of_the_shape.requires_grad:
             of_the_shape.register_hook(lambda gradient: factor * gradient)
-    if schedule.training:
-        share = torch.where(schedule.mean_loss == 0, 1.0, _SHARE_IN_MEAN_LOSS)
-        count = torch.full_like(schedule.mean_loss, len(value))
-        total = sum_over_processes(torch.stack([value.sum(), count]))
-        _remember(schedule.mean_loss, schedule.mean_loss.lerp(total[0] / total[1], share))
-        schedule.observe(u.detach(), error.detach())
     if weighting is not None:
         loss = bound.detach() + (loss - value)  # the bound's value with the gradient of w L
+    at_ends = None
     if end_points.requires_grad:
-        loss = loss + _at_the_ends(predict_noise, schedule, end_points, x, noise)
+        slopes = schedule.end_errors
+        if schedule.measures_ends:
+            at_ends = _errors_at_the_ends(predict_noise, end_points, x, noise)
+            slopes = torch.where(at_ends.isfinite(), at_ends, slopes)
+        at_0, at_1 = slopes * (end_points - end_points.detach())
+        loss = loss + (at_1 - at_0)
+    if schedule.training and loss.requires_grad:
+        seen = Seen(u.detach(), error.detach(), value, at_ends)
+        loss.register_hook(lambda _: schedule.learn_from(seen))
     return loss
 
 
-def _at_the_ends(
-    predict_noise: PredictNoise, schedule: Schedule, end_points: Tensor, x: Tensor, noise: Tensor
-) -> Float[Tensor, ""]:
-    """Return zero, with the gradient that the end points have by the diffusion loss.
-
-    It is ½E‖ε − ε̂‖² at γ_1 for γ_1, and −½E‖ε − ε̂‖² at γ_0 for γ_0: measured on the batch, at the
-    ends themselves. To differentiate the estimate at random times instead gives the same mean and
-    hundreds of times the variance. In training the measurement is made at one call in
-    `CALLS_PER_MEASUREMENT` and kept in between, so that it costs about 1 % of a step.
-    """
-    if measures_the_ends(schedule):
-        with torch.no_grad():
-            sums = [
-                noise_error(predict_noise, x, gamma.expand(len(x)), noise).sum()
-                for gamma in end_points.detach()
-            ]
-            count = torch.full_like(sums[0], len(x))
-            total = sum_over_processes(torch.stack([*sums, count]))
-            _remember(schedule.end_errors, total[:2] / total[2])
-    if schedule.training:
-        schedule.calls += 1
-    at_0, at_1 = schedule.end_errors * (end_points - end_points.detach())
-    return at_1 - at_0
-
-
-def measures_the_ends(schedule: Schedule) -> bool:
-    """Return whether the next call of `diffusion` measures the errors at learned end points."""
-    due = not schedule.training or schedule.calls % CALLS_PER_MEASUREMENT == 0
-    return schedule.log_stretch.requires_grad and due
-
-
-def _remember(buffer: Tensor, value: Tensor) -> None:
-    """Write a value into a buffer where it is finite: one bad batch must not stay for ever."""
-    buffer.copy_(torch.where(value.isfinite(), value, buffer))
+@torch.no_grad()
+def _errors_at_the_ends(
+    predict_noise: PredictNoise, end_points: Tensor, x: Tensor, noise: Tensor
+) -> Float[Tensor, " 2"]:
+    """Return the mean of ½‖ε − ε̂‖² at γ_0 and at γ_1."""
+    errors = [
+        noise_error(predict_noise, x, gamma.expand(len(x)), noise).mean() for gamma in end_points
+    ]
+    return torch.stack(errors)
 
 
 def diffusion_discrete(

@@ -19,6 +19,7 @@ from variational_diffusion.config import TrainingConfig
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import Infinite, Summary, evaluate, summarize
 from variational_diffusion.model import VDM
+from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.training import TrainingState, fit
 
 SHARE = 0.5
@@ -128,11 +129,12 @@ def _of_learning(found: OverfitCheck, vdm: VDM, config: TrainingConfig) -> tuple
     return tuple(causes)
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def _ignores_its_input(vdm: VDM) -> bool:
     end_points = vdm.schedule.end_points
     gamma = end_points.mean().expand(2)
     generator = torch.Generator(gamma.device).manual_seed(0)
     z = torch.randn((2, *vdm.shape), generator=generator, dtype=gamma.dtype, device=gamma.device)
-    first, second = vdm.eval().network(z, gamma)
+    first, second = vdm.network(z, gamma)
     return torch.equal(first, second)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,8 +87,8 @@ def sheet(
     """Return a grid of images, shape (n, channels, height, width), row by row with thin grey gaps.
 
     columns: None makes the sheet about square. scale: pixels drawn for one, in each direction;
-    None enlarges small images, so that an 8×8 digit is 64×64. captions: a line under each image,
-    such as its label; what does not fit is cut off.
+    None enlarges small images, so that an 8×8 digit is 64×64. captions: a line or several under
+    each image, such as its label; of a line that does not fit the middle is left out.
     """
     if len(images) == 0:
         raise InputError("images = none: a sheet needs at least one image; give --n 1 or more")
@@ -99,7 +99,8 @@ def sheet(
     step_y, step_x = height * scale + _GAP, width * scale + _GAP
     if captions is not None:
         assert len(captions) == n
-        step_y += _CAPTION
+        lines = max(caption.count("\n") + 1 for caption in captions)
+        step_y += lines * _CAPTION
     size = (columns * step_x + _GAP, math.ceil(n / columns) * step_y + _GAP)
     page = Image.new(_MODES[channels], size, _BACKGROUND)
     for i, pixels in enumerate(_to_bytes(images, levels, value_range)):
@@ -107,7 +108,8 @@ def sheet(
         left, top = i % columns * step_x + _GAP, i // columns * step_y + _GAP
         page.paste(picture, (left, top))
         if captions is not None:
-            page.paste(_caption(captions[i], width * scale), (left, top + height * scale))
+            caption = _caption(captions[i], width * scale, lines)
+            page.paste(caption, (left, top + height * scale))
     return page
 
 
@@ -234,10 +236,40 @@ def beside(
     return page
 
 
-def _caption(text: str, width: int) -> Image.Image:
-    line = Image.new("L", (width, _CAPTION), "white")
-    ImageDraw.Draw(line).text((1, 0), text, "black", ImageFont.load_default(_LETTERS))
-    return line
+def _caption(text: str, width: int, lines: int) -> Image.Image:
+    block = Image.new("L", (width, lines * _CAPTION), "white")
+    for i, line in enumerate(text.split("\n")):
+        shown, font = _lettered(line)
+        fitted = shortened(shown, width - 2, font.getlength)
+        ImageDraw.Draw(block).text((1, i * _CAPTION), fitted, "black", font)
+    return block
+
+
+def _lettered(text: str) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
+    """Return a text and a font that has its letters: pillow's for ASCII, else matplotlib's.
+
+    Letters that neither has, such as Chinese ones, become escapes.
+    """
+    if text.isascii():
+        return text, ImageFont.load_default(_LETTERS)
+    from matplotlib import ft2font, get_data_path  # noqa: PLC0415 (a tenth of a second)
+
+    path = str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+    has = ft2font.FT2Font(path).get_char_index
+    shown = "".join(
+        char if has(ord(char)) else char.encode("unicode_escape").decode() for char in text
+    )
+    return shown, ImageFont.truetype(path, _LETTERS - 1)
+
+
+def shortened(text: str, width: int, measure: Callable[[str], float | int]) -> str:
+    """Return a text with so much of its middle left out that it fits: names differ at the ends."""
+    kept = len(text)
+    shown = text
+    while measure(shown) > width and kept > 0:
+        kept -= 1
+        shown = f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
+    return shown
 
 
 def _write_mp4(pages: list[Image.Image], path: Path) -> None:

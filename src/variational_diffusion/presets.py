@@ -24,6 +24,7 @@ from variational_diffusion.config import (
     validated,
 )
 from variational_diffusion.data import Dataset
+from variational_diffusion.data.reals import constant_columns
 from variational_diffusion.data.source import mean_and_std
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import complete
@@ -54,7 +55,8 @@ def noise_range(levels: int | None) -> tuple[float, float]:
 
     γ_0 = −13.3 for 256 levels, shifted by 2 ln(256/L) so that the noise keeps its ratio to the
     spacing of L levels: p(x|z_0) then costs 0.01 bits per dimension. Real-valued data have no
-    spacing; −10 puts noise of 0.7 % of their standard deviation on them.
+    spacing; −10 puts noise of 0.7 % of their standard deviation on them. `configure` starts where
+    the floor of γ_0 is if that is higher.
     """
     gamma_min = -10.0 if levels is None else -13.3 + 2 * math.log(256 / levels)
     return round(gamma_min, 4), 5.0
@@ -185,6 +187,7 @@ def configure(
         dataset.levels,
         _decoder(dataset),
         condition=_condition(dataset),
+        floor=None if dataset.real_values is None else dataset.real_values.least_gamma,
         preset=preset,
         schedule=schedule,
         network=network,
@@ -200,12 +203,16 @@ def parts(
     decoder: Component,
     *,
     condition: Component | None = None,
+    floor: float | None = None,
     preset: str | None = None,
     schedule: str | None = None,
     network: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[ModelConfig, TrainingConfig]:
-    """Return the model and the training of `configure`, for data of which the shape is known."""
+    """Return the model and the training of `configure`, for data of which the shape is known.
+
+    floor: of γ_0, for real-valued data (`RealValues.least_gamma`).
+    """
     name = preset or default_preset(shape)
     chosen = _entry("preset", PRESETS, name)(shape, levels)
     if schedule is not None:
@@ -218,6 +225,12 @@ def parts(
         "network": dict(chosen.network.options),
         "schedule": dict(chosen.schedule.options),
     }
+    if floor is not None:
+        for options in (sections["network"], sections["schedule"]):
+            if "gamma_min" in options:
+                options["gamma_min"] = max(options["gamma_min"], floor)
+        if "floor" in inspect.signature(SCHEDULES[chosen.schedule.name]).parameters:
+            sections["schedule"]["floor"] = floor
     for key, value in (settings or {}).items():
         section, _, field = key.partition(".")
         _entry("section", sections, section)[field] = value
@@ -239,9 +252,13 @@ def _decoder(dataset: Dataset) -> Component:
     """Return the decoder for the data; real values are standardised by the training split."""
     if dataset.levels is not None:
         return Component(name="discretized", options={"levels": dataset.levels})
-    location, scale = dataset.splits["train"].mean_and_std()
+    values = dataset.real_values
+    assert values is not None
+    if len(values.constant):
+        raise InputError(constant_columns(values))
     return Component(
-        name="gaussian", options={"location": location.tolist(), "scale": scale.tolist()}
+        name="gaussian",
+        options={"location": values.location.tolist(), "scale": values.scale.tolist()},
     )
 
 

@@ -8,7 +8,11 @@ appendices H and I.2. How a schedule learns is in `objective`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,9 +26,28 @@ from variational_diffusion.weightings import Weighting
 Time = Float[Tensor, " *batch"]
 
 _LARGEST_STRETCH = 4.0  # each half of the range can grow or shrink by exp(4), about 55
+_AT_FLOOR = 0.25  # what γ_0 may be above its floor and count as there
 _SMOOTHING = 1 / 100  # Adaptive: standard deviation of the kernel, as a share of the range of γ
 _STEEPNESS = (10.0, 40.0, 160.0, 640.0)  # Monotone: of the hidden units in turn; 10 is a wide bend
 _LEAST_RATE = 0.005  # Monotone: share of a straight line; γ increases strictly, in float32 too
+_SHARE_IN_MEAN_LOSS = 0.02  # of the step that enters it
+
+CALLS_PER_MEASUREMENT = 64
+"""Steps of training to one measurement of the errors at the end points, by two passes."""
+
+
+class Seen(NamedTuple):
+    """What a backward pass of `objective.diffusion` shows a schedule.
+
+    u, error, loss: of each example the shape's value, m = ½‖ε − ε̂‖² and the loss there, weighted if
+    the training is; shape (batch,). at_ends: the mean of m at γ_0 and at γ_1, shape (2,), where it
+    was measured.
+    """
+
+    u: Tensor
+    error: Tensor
+    loss: Tensor
+    at_ends: Tensor | None
 
 
 class Schedule(nn.Module, ABC):
@@ -35,19 +58,30 @@ class Schedule(nn.Module, ABC):
     `log_stretch` of the end points learns by the bound, and all others learn by the variance.
 
     gamma_min, gamma_max: end points; the initial ones, where they are learned.
-    mean_loss, end_errors, calls: what `objective.diffusion` remembers from one call in training to
-        the next: a running mean of the loss, ½‖ε − ε̂‖² at γ_0 and γ_1, and the number of calls.
+    mean_loss, end_errors, calls: what it remembers of the steps of training so far: a running mean
+        of the loss, ½‖ε − ε̂‖² at γ_0 and γ_1, and the number of steps. A backward pass through
+        `objective.diffusion` in training mode is a step; those inside `one_step` are one together.
     learn_end_points: whether γ_0 and γ_1 have gradients. Each is kept as the logarithm of its
         distance from the middle of the initial range, so they move independently and γ_0 < γ_1
         holds whatever an optimiser does. Neither can cross that middle.
+    floor: what a learned γ_0 does not fall below; None: it may fall freely. The bound of
+        real-valued data with repeated values has no minimum (`data.reals`).
     """
 
     initial_end_points: Tensor
+    largest_stretch: Tensor
     mean_loss: Tensor
     end_errors: Tensor
     calls: int
 
-    def __init__(self, gamma_min: float, gamma_max: float, *, learn_end_points: bool) -> None:
+    def __init__(
+        self,
+        gamma_min: float,
+        gamma_max: float,
+        *,
+        learn_end_points: bool,
+        floor: float | None = None,
+    ) -> None:
         super().__init__()
         if not gamma_min < gamma_max:
             raise InputError(
@@ -60,9 +94,14 @@ class Schedule(nn.Module, ABC):
         self.register_buffer("mean_loss", torch.zeros(()))
         self.register_buffer("end_errors", torch.zeros(2))
         self.calls = 0
+        self._seen: list[Seen] | None = None  # in the step that is being made
+        self.floor = floor
+        largest = _stretch_to(floor, gamma_min, gamma_max)
+        limit = torch.tensor([largest, math.inf], dtype=torch.get_default_dtype())
+        self.register_buffer("largest_stretch", limit, persistent=False)
 
     def get_extra_state(self) -> Tensor:
-        """Return the number of calls, which is no buffer: to look at one would wait for the GPU."""
+        """Return the number of steps, not a buffer: to look at one would wait for the GPU."""
         return torch.tensor(self.calls)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -73,7 +112,10 @@ class Schedule(nn.Module, ABC):
     def end_points(self) -> Float[Tensor, " 2"]:
         """(γ_0, γ_1)."""
         initial = self.initial_end_points
-        stretch = _LARGEST_STRETCH * torch.tanh(self.log_stretch / _LARGEST_STRETCH)
+        stretch: Tensor = self.log_stretch
+        if self.floor is not None:
+            stretch = stretch.clamp(max=self.largest_stretch)
+        stretch = _LARGEST_STRETCH * torch.tanh(stretch / _LARGEST_STRETCH)
         # expm1 leaves the initial end points exactly as they were given.
         return initial + (initial - initial.mean()) * torch.expm1(stretch)
 
@@ -86,6 +128,15 @@ class Schedule(nn.Module, ABC):
     def gamma_1(self) -> Float[Tensor, ""]:
         """γ(1): the noisiest level."""
         return self.end_points[1]
+
+    @torch.no_grad()
+    def stay_above_floor(self) -> None:
+        """Take γ_0 back to its floor where an optimiser went below it: after each of its steps.
+
+        Without it γ_0 is at the floor all the same, and comes back late when the gradient turns.
+        """
+        if self.floor is not None:
+            self.log_stretch.clamp_(max=self.largest_stretch)
 
     def forward(self, t: Time) -> Time:
         """Return γ(t) for t in [0, 1], in the shape of t."""
@@ -106,12 +157,98 @@ class Schedule(nn.Module, ABC):
         """
         return self.shape_and_rate(t)
 
+    @property
+    def measures_ends(self) -> bool:
+        """Whether `objective.diffusion` measures the errors at the ends for their gradient.
+
+        In training at one step in `CALLS_PER_MEASUREMENT`, elsewhere always; if they are learned.
+        """
+        due = not self.training or self.calls % CALLS_PER_MEASUREMENT == 0
+        return self.log_stretch.requires_grad and due
+
+    @contextmanager
+    def one_step(self) -> Iterator[None]:
+        """Let all backward passes inside be parts of one step.
+
+        Each part is given the schedule as it was before, and what all of them saw enters at the
+        end, as if it had come from one pass with all examples.
+        """
+        self._seen = []
+        try:
+            yield
+            self.remember()
+            self.calls += 1
+        finally:
+            self._seen = None
+
+    def learn_from(self, seen: Seen) -> None:
+        """Take note of a backward pass: at the end of `one_step`, or at once outside of it."""
+        if self._seen is None:
+            with self.one_step():
+                self.learn_from(seen)
+        else:
+            self._seen.append(seen)
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Let what was seen in this step enter the memory, from all processes.
+
+        `one_step` does it at its end. What is recorded as a CUDA graph calls it itself: it changes
+        buffers in place and looks at no value.
+        """
+        if not self._seen:
+            return
+        u, error, loss = (
+            torch.cat([getattr(seen, name) for seen in self._seen])
+            for name in ("u", "error", "loss")
+        )
+        sums = [torch.full_like(loss[0], len(loss)), loss.sum()]
+        ends = [len(seen.loss) * seen.at_ends for seen in self._seen if seen.at_ends is not None]
+        if ends:
+            sums += torch.stack(ends).sum(0).unbind()
+        self._seen.clear()
+        count, total, *at_ends = sum_over_processes(torch.stack(sums))
+        share = torch.where(self.mean_loss == 0, 1.0, _SHARE_IN_MEAN_LOSS)
+        _replace(self.mean_loss, self.mean_loss.lerp(total / count, share))
+        if at_ends:
+            _replace(self.end_errors, torch.stack(at_ends) / count)
+        self.observe(u, error)
+
     def observe(self, u: Time, error: Time) -> None:
         """Take note of errors m = ½‖ε − ε̂‖² that were measured at the shape's values u.
 
-        `objective.diffusion` calls it in training mode. Schedules that learn by gradients, or not
-        at all, have no use for it.
+        `remember` calls it. Schedules that learn by gradients, or not at all, have no use for it.
         """
+
+
+def _replace(buffer: Tensor, value: Tensor) -> None:
+    """Write a value into a buffer where it is finite: one bad batch must not stay for ever."""
+    buffer.copy_(torch.where(value.isfinite(), value, buffer))
+
+
+def floor_note(gamma_0: float, floor: float | None) -> str | None:
+    """Return what is to be said of a γ_0 that has come to its floor; None where it has not."""
+    if floor is None or gamma_0 > floor + _AT_FLOOR:
+        return None
+    return (
+        f"γ_0 has reached its floor of {floor:.4g}, which limits these bits: without it, "
+        "they would fall for ever, as values that repeat have no density; see vdm data and "
+        "docs/arrays.md"
+    )
+
+
+def _stretch_to(floor: float | None, gamma_min: float, gamma_max: float) -> float:
+    """Return the `log_stretch` with which γ_0 is at the floor."""
+    if floor is None:
+        return math.inf
+    if floor > gamma_min:
+        raise InputError(
+            f"gamma_min = {gamma_min} and floor = {floor}: γ_0 starts at the floor or above; give "
+            f"--set schedule.gamma_min={floor}, or --set schedule.floor=null for none"
+        )
+    stretch = math.log1p((gamma_min - floor) / (0.5 * (gamma_max - gamma_min)))
+    share = stretch / _LARGEST_STRETCH
+    return _LARGEST_STRETCH * math.atanh(share) if share < 1 else math.inf
 
 
 def between(end_points: Float[Tensor, " 2"], u: Time, rate: Time) -> tuple[Time, Time]:
@@ -152,8 +289,10 @@ class Cosine(Schedule):
 class LearnedLinear(Schedule):
     """γ is linear in t; its two end points are learned (VDM section 3.2)."""
 
-    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0) -> None:
-        super().__init__(gamma_min, gamma_max, learn_end_points=True)
+    def __init__(
+        self, gamma_min: float = -13.3, gamma_max: float = 5.0, *, floor: float | None = None
+    ) -> None:
+        super().__init__(gamma_min, gamma_max, learn_end_points=True, floor=floor)
 
     def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
         return t, torch.ones_like(t)
@@ -170,7 +309,7 @@ class Monotone(Schedule):
     The shape starts close to linear, with the bends of the hidden units spread evenly over t, from
     wide ones to sharp ones: γ(t) has to turn sharply where the last of the noise comes in.
 
-    hidden: number of hidden units, at least 2.
+    hidden: number of hidden units, at least 2. learn_end_points, floor: as in `Schedule`.
     """
 
     def __init__(
@@ -180,8 +319,9 @@ class Monotone(Schedule):
         *,
         hidden: int = 1024,
         learn_end_points: bool = True,
+        floor: float | None = None,
     ) -> None:
-        super().__init__(gamma_min, gamma_max, learn_end_points=learn_end_points)
+        super().__init__(gamma_min, gamma_max, learn_end_points=learn_end_points, floor=floor)
         if hidden < 2:
             raise InputError(f"hidden = {hidden}: a monotone schedule takes 2 units or more")
         steepness = torch.tensor(_STEEPNESS).repeat(hidden // len(_STEEPNESS) + 1)[:hidden]
@@ -249,7 +389,7 @@ class Adaptive(Schedule):
     drawn from. What is kept is the mean of m², so the shape itself stays that of the bound.
 
     bins: number of bins. memory: number of measurements, over all bins, that the means go back to.
-    uniform: share of the uniform part, in (0, 1]. learn_end_points: as in `Schedule`.
+    uniform: share of the uniform part, in (0, 1]. learn_end_points, floor: as in `Schedule`.
     """
 
     count: Tensor
@@ -264,8 +404,9 @@ class Adaptive(Schedule):
         memory: float = 3000.0,
         uniform: float = 0.001,
         learn_end_points: bool = True,
+        floor: float | None = None,
     ) -> None:
-        super().__init__(gamma_min, gamma_max, learn_end_points=learn_end_points)
+        super().__init__(gamma_min, gamma_max, learn_end_points=learn_end_points, floor=floor)
         if bins < 1 or memory < 1 or not 0 < uniform <= 1:
             raise InputError(
                 f"bins = {bins}, memory = {memory}, uniform = {uniform}: an adaptive schedule "

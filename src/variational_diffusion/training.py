@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from variational_diffusion import objective
 from variational_diffusion.conditions import Batch, parted
 from variational_diffusion.config import TrainingConfig
 from variational_diffusion.decoders import Discretized
@@ -32,6 +31,7 @@ from variational_diffusion.errors import DivergedError, InputError
 from variational_diffusion.graphs import Recorded
 from variational_diffusion.lattice import LEAST_RECORDED_SPACING
 from variational_diffusion.model import VDM
+from variational_diffusion.networks.dropout import draw_keys, dropout_layers, keyed
 from variational_diffusion.numerics import bits_per_dim, derived_seed, expand
 from variational_diffusion.objective import Bound
 from variational_diffusion.optimizers import Muon
@@ -208,6 +208,7 @@ class _Step:
         self.device = state.vdm.schedule.initial_end_points.device
         self.generator = torch.Generator(self.device)
         self.network = list(self.vdm.network.parameters())
+        self.dropouts = dropout_layers(self.vdm.network)
         self.schedule = [p for p in self.vdm.schedule.parameters() if p.requires_grad]
         self.bound = engine.bound or self.vdm
         self.weighting = weighting_named(config.weighting)
@@ -227,16 +228,15 @@ class _Step:
         seed = derived_seed(self.config.seed, self.state.step)
         devices = [self.device] if self.device.type == "cuda" else []
         schedule = self.vdm.schedule
-        calls = schedule.calls
-        with torch.random.fork_rng(devices=devices):
-            # of dropout: another stream than that of times and noise, and than other processes'
+        with torch.random.fork_rng(devices=devices), schedule.one_step():
+            # of what a network draws itself, such as torch's own dropout: another stream than that
+            # of times and noise, and than other processes'
             torch.manual_seed(seed + 1 + self.place.rank)
             self.generator.manual_seed(seed)
-            measures = objective.measures_the_ends(schedule)
+            measures = schedule.measures_ends
             if self.engine.graphs and measures:
                 self._check_recorded_sums()
             *terms, numbers = self._gradients[measures](*self._inputs(batch))
-        schedule.calls = calls + self.engine.parts
         return Bound(*terms), numbers.tolist()
 
     def update(self) -> None:
@@ -257,7 +257,7 @@ class _Step:
         assert x is not None
         if self.vdm.condition is None or condition is None:
             return [x]
-        return [x, self.vdm.condition.encode(condition)]
+        return [x, self.vdm.encode_condition(condition)]
 
     def _gradients_of(self, x: Tensor, conditioning: Tensor | None = None) -> Sequence[Tensor]:
         count = self.place.processes * len(x)
@@ -267,11 +267,13 @@ class _Step:
             chance = torch.rand(count, generator=self.generator, device=self.device)[mine]
             kept = (chance >= self.config.condition_dropout).to(conditioning.dtype)
             conditioning = conditioning * expand(kept, conditioning)
+        keys = draw_keys(len(self.dropouts), count, self.generator, self.device)[..., mine]
         bounds: list[Bound] = []
         size = len(x) // self.engine.parts
         for part in range(self.engine.parts):
             rows = slice(part * size, (part + 1) * size)
-            with self._gradients_stay_here(part < self.engine.parts - 1):
+            stay = part < self.engine.parts - 1
+            with self._gradients_stay_here(stay), keyed(self.dropouts, keys[..., rows]):
                 given = {} if conditioning is None else {"conditioning": conditioning[rows]}
                 bound = self.bound(
                     x[rows], draws=draws.rows(rows), weighting=self.weighting, **given
@@ -280,6 +282,7 @@ class _Step:
                 loss = bits_per_dim(bound.total, self.vdm.dimensions).mean() + price
                 (loss / self.engine.parts).backward()
             bounds.append(bound.detach())
+        self.vdm.schedule.remember()
         joined = Bound(
             *(torch.cat([getattr(b, name) for b in bounds]) for name in Bound.__annotations__)
         )
@@ -299,6 +302,7 @@ class _Step:
     def _optimise(self) -> Sequence[Tensor]:
         for optimizer in self.state.optimizers.values():
             optimizer.step()
+        self.vdm.schedule.stay_above_floor()
         return []
 
     def _check_recorded_sums(self) -> None:

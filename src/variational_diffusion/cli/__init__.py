@@ -19,7 +19,8 @@ from variational_diffusion.errors import InputError
 COMMANDS = {
     "train": "Train a model on your data, or go on with a run.",
     "evaluate": "Bits per dimension of data under a trained model, with a standard error.",
-    "score": "How strange examples are to a model: scores, histogram, contact sheet.",
+    "compare": "Which of several runs is better, by the same examples and the same noise.",
+    "score": "Rank examples by anomaly scores with p-values: table, histogram, sheet.",
     "ema": "Averages of other widths: which is best, and write one as weights.",
     "variance": "Train a small network that predicts the reverse variance, for few steps.",
     "schedule": "What the noise schedule has learned: variances in a table, and a figure.",

@@ -12,8 +12,8 @@ import torch
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.conditions import Batch
-from variational_diffusion.data import open_dataset
-from variational_diffusion.data.loader import training_batches
+from variational_diffusion.data import Split, open_dataset
+from variational_diffusion.data.loader import measuring_batches
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import (
     GRIDS,
@@ -32,6 +32,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _EVALUATIONS = 20_000
 _BATCH = 200
+_FEW = 100  # examples, below which errors are said to be rough
 _PREDICTIONS = 10  # examples for every bin of γ
 
 
@@ -129,7 +130,7 @@ def predictions_of(run: Run, vdm: VDM, weights: str) -> tuple[NoiseErrors, Noise
         return kept
     head = predicted_errors(run, vdm, weights)
     bins = len(head.mean.gamma)
-    batches = _validation_batches(run, _PREDICTIONS, bins, "measuring the head's errors")
+    batches = to_measure(_validation(run), _PREDICTIONS, bins, "measuring the head's errors")
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(0)
     found = predictions(vdm, head, batches, generator=generator)
     run.save_predictions(*found, weights)
@@ -139,10 +140,10 @@ def predictions_of(run: Run, vdm: VDM, weights: str) -> tuple[NoiseErrors, Noise
 def measured_errors(run: Run, vdm: VDM, weights: str) -> NoiseErrors:
     """Return the model's errors E(ε − ε̂)²: those kept in the run, or measured now and kept."""
     errors = run.errors(weights)
-    if errors is not None:
+    if errors is not None and bool(errors.error.isfinite().all()):  # once, few examples left gaps
         return errors
-    batches = _validation_batches(
-        run, _BATCH, -(-_EVALUATIONS // _BATCH), "measuring the model's errors"
+    batches = to_measure(
+        _validation(run), _BATCH, _EVALUATIONS // _BATCH, "measuring the model's errors"
     )
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(0)
     *_, errors = noise_errors(vdm, batches, generator=generator)
@@ -151,11 +152,20 @@ def measured_errors(run: Run, vdm: VDM, weights: str) -> NoiseErrors:
     return errors
 
 
-def _validation_batches(run: Run, size: int, count: int, title: str) -> Iterator[Batch]:
-    """Yield batches of validation examples, in a random order, and show how many were used."""
-    split = open_dataset(run.config.data).splits["validation"]
-    size = min(size, len(split))
+def _validation(run: Run) -> Split:
+    return open_dataset(run.config.data).splits["validation"]
+
+
+def to_measure(split: Split, size: int, count: int, title: str, seed: int = 0) -> Iterator[Batch]:
+    """Yield batches of examples as they are, in random order, and show how many evaluations."""
+    if len(split) < _FEW:
+        click.echo(
+            f"{title}: with fewer than {_FEW} examples, here {len(split)}, the estimate is rough; "
+            "vdm train --validation SHARE sets how many are kept for it",
+            err=True,
+        )
     with Meter(title, "evaluations") as meter:
-        for i, batch in enumerate(itertools.islice(training_batches(split, size, 0), count), 1):
+        batches = measuring_batches(split, size, seed)
+        for i, batch in enumerate(itertools.islice(batches, count), 1):
             yield batch
             meter.update(i / count, i * size, lambda: "")

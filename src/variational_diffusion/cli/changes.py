@@ -18,11 +18,12 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.conditioning import Given, given_by, given_options
 from variational_diffusion.cli.console import Meter, print_json
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import chosen_examples, examples_options, other_examples
+from variational_diffusion.cli.examples import examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.conditions import parted
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
+from variational_diffusion.examples import chosen_examples, other_examples
 from variational_diffusion.files import atomic, unused
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed

@@ -19,11 +19,12 @@ from variational_diffusion.classification import (
 from variational_diffusion.cli.columns import ENDINGS, check_target, file_column, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
-from variational_diffusion.cli.examples import chosen_examples, condition_option, examples_options
+from variational_diffusion.cli.examples import condition_option, examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.conditions import parted
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
+from variational_diffusion.examples import chosen_examples
 from variational_diffusion.likelihood import Infinite
 from variational_diffusion.numerics import bits_per_dim, derived_seed
 

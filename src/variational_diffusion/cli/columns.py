@@ -9,7 +9,7 @@ import numpy as np
 
 from variational_diffusion.data import Originals, Split
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic
+from variational_diffusion.files import atomic, printable
 
 ENDINGS = (".csv", ".parquet")
 
@@ -34,7 +34,8 @@ def file_column(split: Split) -> dict[str, np.ndarray]:
     originals = Originals(split)
     if len(split) == 0 or originals.names(np.arange(1)) is None:
         return {}
-    return {"file": np.array(originals.names(np.arange(len(split))))}
+    names = originals.names(np.arange(len(split))) or []
+    return {"file": np.array([printable(name) for name in names])}
 
 
 def check_target(name: str, path: str | None, endings: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from variational_diffusion.classical import code_length, code_lengths, picture_l
 from variational_diffusion.cli.chains import chain_of, expected_errors
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import check_free, chosen_examples, examples_options
+from variational_diffusion.cli.examples import examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.compression import (
     MAX_IMAGES,
@@ -34,6 +34,7 @@ from variational_diffusion.compression import (
 from variational_diffusion.data import Originals, open_originals
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
+from variational_diffusion.examples import check_free, chosen_examples
 from variational_diffusion.files import atomic
 from variational_diffusion.grids import VARIANCES, fewest_steps
 from variational_diffusion.model import VDM

@@ -44,7 +44,7 @@ def command(data: str, sheet: str | None, as_json: bool, **options: Any) -> None
                 "levels": dataset.levels,
                 "splits": counts,
                 "labels": dataset.labels,
-                "notes": list(dataset.notes),
+                "notes": list(dataset.remarks),
                 "sheet": None if path is None else str(path),
             }
         )
@@ -59,7 +59,7 @@ def command(data: str, sheet: str | None, as_json: bool, **options: Any) -> None
     if dataset.labels is not None:
         rows.append(("labels", ", ".join(dataset.labels)))
     print_table(dataset.source, ["", ""], rows)
-    for note in dataset.notes:
+    for note in dataset.remarks:
         click.echo(note)
     if path is not None:
         click.echo(f"a sheet of examples: {path}")

@@ -24,9 +24,9 @@ from variational_diffusion.sampling import SAMPLERS, named
 def command() -> None:
     """Change examples with the model in RUN, which needs no training for it.
 
-    DATA is as at vdm train; without it the run's own SPLIT is taken. The first 8 examples are
-    changed unless --limit says otherwise. A model with conditions is given those of the examples,
-    unless --label or --conditions names others.
+    DATA is as at vdm train; without it the run's own SPLIT is taken. Eight examples drawn at random
+    are changed unless --limit says otherwise. A model with conditions is given those of the
+    examples, unless --label or --conditions names others.
     """
 
 

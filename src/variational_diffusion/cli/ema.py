@@ -13,10 +13,10 @@ from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluated
-from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.cli.options import device_options
 from variational_diffusion.data import Split
 from variational_diffusion.errors import InputError
+from variational_diffusion.examples import chosen_examples
 from variational_diffusion.likelihood import Infinite, example_columns
 from variational_diffusion.model import VDM
 

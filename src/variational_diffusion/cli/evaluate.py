@@ -11,31 +11,24 @@ import torch
 
 from variational_diffusion import evaluations
 from variational_diffusion.checkpoint import Run
-from variational_diffusion.cli.chains import chain_of, chain_options, is_chain_option_given
 from variational_diffusion.cli.columns import ENDINGS, check_target, file_column, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
-from variational_diffusion.cli.examples import (
-    check_free,
-    chosen_examples,
-    condition_option,
-    examples_options,
+from variational_diffusion.cli.estimators import (
+    check_estimator,
+    estimator_of,
+    estimator_options,
+    rounds_options,
 )
+from variational_diffusion.cli.examples import condition_option, examples_options
 from variational_diffusion.cli.options import command_line, device_options, weights_option
 from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.decoders import Discretized
-from variational_diffusion.errors import InputError
+from variational_diffusion.examples import check_free, chosen_examples
 from variational_diffusion.likelihood import (
-    DEQUANTISATIONS,
-    ESTIMATORS,
-    LARGEST_SHARE,
-    MOST_EVALUATIONS,
-    Chain,
     Estimator,
-    Flow,
-    Importance,
     Infinite,
     Rounds,
     Summary,
@@ -47,6 +40,7 @@ from variational_diffusion.likelihood import (
 from variational_diffusion.model import VDM
 from variational_diffusion.pictures import save_sheet
 from variational_diffusion.processes import ALONE, DAYS, Place, processes
+from variational_diffusion.schedules import floor_note
 
 _MAPS = 64
 _NOT_OF_THE_FIGURES = {
@@ -62,52 +56,8 @@ _NOT_OF_THE_FIGURES = {
 
 @click.command()
 @examples_options
-@click.option(
-    "--estimator",
-    type=click.Choice(list(ESTIMATORS)),
-    default="vlb",
-    help="; ".join(f"{name}: {what}" for name, what in ESTIMATORS.items()) + ".",
-)
-@chain_options
-@click.option(
-    "--draws",
-    type=click.IntRange(1),
-    default=2,
-    help="vlb, discrete: network evaluations for each example in a round (default 2).",
-)
-@click.option(
-    "--exact",
-    is_flag=True,
-    help="discrete: every step instead of a sample; ode, importance: the exact divergence.",
-)
-@click.option("--samples", type=click.IntRange(1), default=8, help="K of importance (default 8).")
-@click.option(
-    "--probes", type=click.IntRange(1), default=1, help="ode, importance: of the divergence."
-)
-@click.option(
-    "--dequantisation",
-    type=click.Choice(list(DEQUANTISATIONS)),
-    help="ode, importance; default: truncated-normal for discrete data.",
-)
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(1e-10, 0.1),
-    default=1e-5,
-    help="ode, importance: error of the solver (default 1e-5).",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    help="Rounds of independent draws, whose spread gives the error of the draws. Default: 2, then "
-    f"more until that error is {LARGEST_SHARE:.0%} of the standard error or less, as long as no "
-    f"example takes more than {MOST_EVALUATIONS} evaluations of the network.",
-)
-@click.option(
-    "--target-se",
-    type=click.FloatRange(0, min_open=True),
-    help="Go on with rounds until the error of the draws is at most this, in bits/dim, however "
-    "many evaluations that takes.",
-)
+@estimator_options
+@rounds_options
 @click.option("--per-example", help="Write the bits of every example as this .csv or .parquet.")
 @click.option("--maps", help=f"Write where the bits of {_MAPS} examples are as this .png sheet.")
 @click.option("--batch-size", type=click.IntRange(1), default=250, help="Examples at once.")
@@ -147,7 +97,7 @@ def command(
     those of --split; without DATA, the run's own test examples. Started by torchrun, the processes
     share the batches out; the figures do not change.
     """
-    _check_chain_options(estimator, options)
+    check_estimator(estimator, options)
     check_target("per_example", per_example, ENDINGS)
     check_target("maps", maps, (".png", ".webp"))
     target = use_device(device, threads)
@@ -158,7 +108,7 @@ def command(
         check_free(opened)
     examples = chosen_examples(opened, data, split, limit, condition=condition)
     with processes(target, DAYS) as place:
-        chosen = _estimator(estimator, opened, vdm, weights, options)
+        chosen = estimator_of(estimator, opened, vdm, weights, options)
         done = evaluated(
             vdm,
             examples,
@@ -187,6 +137,7 @@ def command(
             write_maps(vdm, examples.sample(_MAPS), maps, seed=seed)
             click.echo(f"maps: {maps}", err=True)
     summary = done.summary
+    limited = floor_note(float(vdm.schedule.gamma_0), vdm.schedule.floor)
     steps = options["steps"]
     conditioned = opened.config.data.condition if condition == "own" else None
     values = {
@@ -199,6 +150,7 @@ def command(
         "weights": weights,
         "steps": steps,
         "rounds": len(done.rounds),
+        "floor": vdm.schedule.floor if limited else None,
     }
     evaluations.record(
         opened,
@@ -218,6 +170,8 @@ def command(
         ["", ""],
         summary_rows(summary, examples.description),
     )
+    if limited:
+        click.echo(limited)
 
 
 def evaluated(
@@ -266,29 +220,3 @@ def write_maps(vdm: VDM, split: Split, path: str, *, seed: int) -> None:
     images = (images - least) / max(most - least, 1e-9)
     pairs = np.stack([images, shown], axis=1).reshape(-1, *x.shape[1:])
     save_sheet(pairs, None, path, columns=16, value_range=(0.0, 1.0))
-
-
-def _estimator(name: str, run: Run, vdm: VDM, weights: str, options: dict[str, Any]) -> Estimator:
-    exact = options["exact"]
-    if name == "vlb":
-        return Infinite(options["draws"])
-    if name == "discrete":
-        gammas = chain_of(run, vdm, weights, options)
-        return Chain(gammas, None if exact else options["draws"])
-    flow = Flow(
-        options["dequantisation"], None if exact else options["probes"], options["tolerance"]
-    )
-    return flow if name == "ode" else Importance(options["samples"], flow)
-
-
-def _check_chain_options(estimator: str, options: dict[str, Any]) -> None:
-    steps = options["steps"]
-    if (estimator == "discrete") != (steps is not None):
-        raise InputError(
-            f"estimator = {estimator!r}, steps = {steps}: --steps goes with "
-            "--estimator discrete, and is needed there"
-        )
-    if estimator != "discrete" and is_chain_option_given(options):
-        raise InputError(
-            f"estimator = {estimator!r}: --grid and --variance go with --estimator discrete"
-        )

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,13 +19,14 @@ from variational_diffusion.classical import code_lengths
 from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.evaluate import evaluated
-from variational_diffusion.cli.examples import own_data
 from variational_diffusion.cli.sample import draw
 from variational_diffusion.cli.samplers import DEFAULTS, sampling_of
 from variational_diffusion.cli.schedule import measure_split
+from variational_diffusion.comparison import compare
 from variational_diffusion.data import Dataset, Split
 from variational_diffusion.environment import processor, version
 from variational_diffusion.errors import InputError
+from variational_diffusion.examples import own_data
 from variational_diffusion.likelihood import Infinite, bits_of_entries, example_columns
 from variational_diffusion.model import VDM
 from variational_diffusion.pictures import is_image
@@ -37,6 +38,7 @@ from variational_diffusion.report import (
     write_section,
 )
 from variational_diffusion.sampling import default_for
+from variational_diffusion.tensors import read_metadata
 
 _SEED = 0
 _BINS = 100
@@ -84,7 +86,8 @@ Before = Mapping[str, Section]
 class Part(NamedTuple):
     """A section of a report, and how it is measured.
 
-    defaults: of its options, values or functions of an example's shape. follows: the section that
+    defaults: of its options, values or functions of an example's shape; None: the section is made
+        where somebody asked for it. follows: the section that
         it is made of, and not without.
     """
 
@@ -117,6 +120,8 @@ def measured_sections(
                 for key, value in part.defaults.items()
             }
             options = {k: defaults[k] if v is None else v for k, v in own.items() if k != "of"}
+            if None in options.values():
+                continue
             start = time.monotonic()
             try:
                 section = part.measure(subject, options, found)
@@ -201,6 +206,46 @@ def _likelihood(subject: Subject, options: Options, before: Before) -> Section:
         "described": split.description,
     }
     return Section(example_columns(*done.rounds, dimensions=dimensions), values, {})
+
+
+def compared(subject: Subject, paths: Sequence[str]) -> list[list[str]] | None:
+    """Return each run of --compare with the digest of its weights; None where there is none.
+
+    paths: where none is given, those of the page before, as far as they are still there.
+    """
+    if paths:
+        return [[path, _weights_digest(Run.open(path), subject.weights)] for path in paths]
+    before = _stored(subject, "comparison", {})
+    if before is None:
+        return None
+    found = []
+    for path, digest in before.options["compare"]:
+        try:
+            found.append([path, _weights_digest(Run.open(path), subject.weights)])
+        except InputError:
+            found.append([path, digest])
+    return found
+
+
+def _weights_digest(run: Run, weights: str) -> str:
+    return read_metadata(run.weights_path(weights)).get("digest", "")
+
+
+def _comparison(subject: Subject, options: Options, before: Before) -> Section:
+    others = [Run.open(path) for path, _ in options["compare"]]
+    with Meter("comparing", "examples") as meter:
+        found = compare(
+            subject.run,
+            *others,
+            limit=options["examples"],
+            weights=subject.weights,
+            device=subject.device,
+            seed=_SEED,
+            progress=meter.update,
+        )
+    verdicts = [pair.verdict(found.names) for pair in found.pairs]
+    values = found.as_json() | {"verdicts": verdicts, "interval_name": found.interval_name}
+    return Section({"bits": found.bits}, values, {})
 
 
 def _profile(subject: Subject, options: Options, before: Before) -> Section:
@@ -290,6 +335,7 @@ PARTS: dict[str, Part] = {
     "schedule": Part(_schedule, {}),
     "samples": Part(_samples, {"samples": 64, "sampler": default_for, "steps": DEFAULTS["steps"]}),
     "likelihood": Part(_likelihood, {"examples": 1000}),
+    "comparison": Part(_comparison, {"compare": None, "examples": 1000}),
     "profile": Part(_profile, {"evaluations": 20_000}),
     "neighbours": Part(_neighbours, {"training_examples": 60_000}, follows="samples"),
     "examples": Part(_examples, {}, follows="likelihood"),

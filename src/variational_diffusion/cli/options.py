@@ -93,9 +93,17 @@ def data_options(command: Command) -> Command:
         ),
         click.option("--array", help="Which array of an .npz file."),
         click.option(
-            "--range", "value_range", type=float, nargs=2, help="Allowed range of real values."
+            "--range",
+            "value_range",
+            type=float,
+            nargs=2,
+            help="Allowed range of real values; with --levels, the lowest and the highest level.",
         ),
-        click.option("--levels", type=int, help="Levels of integer data, 2 to 65536."),
+        click.option(
+            "--levels",
+            type=int,
+            help="Levels of integer data, 2 to 65536; floats that are levels are read as integers.",
+        ),
     ):
         command = option(command)
     return command

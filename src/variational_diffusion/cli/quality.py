@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from variational_diffusion.cli.columns import check_target
 from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.cli.sample import draw
 from variational_diffusion.cli.samplers import sampling_of, sampling_options
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Split, open_dataset
+from variational_diffusion.data.source import Standardised, standardised
 from variational_diffusion.errors import InputError
+from variational_diffusion.examples import chosen_examples
 from variational_diffusion.pictures import is_image, save_sheet
 from variational_diffusion.quality import (
     Estimate,
@@ -80,6 +82,8 @@ def command(
 ) -> None:
     """Measure how far samples of the model in RUN are from its test data, or from DATA.
 
+    Real values are standardised as the model's are, so that distances do not depend on the units.
+
     Beside them stand the same numbers of as many training and validation examples: no model can be
     expected to do better. The first time, a small classifier is trained on the training data and
     kept in RUN; only numbers of the same features and of equally many examples can be compared.
@@ -87,12 +91,15 @@ def command(
     check_target("nearest", sheet, (".png", ".webp"))
     target = use_device(device, threads)
     opened = Run.open(run)
-    splits = open_dataset(opened.config.data).splits
+    splits = {
+        name: in_units(opened, split)
+        for name, split in open_dataset(opened.config.data).splits.items()
+    }
     levels = opened.config.data.levels
     if sheet is not None and not is_image(splits["train"].shape):
         raise InputError(f"nearest = '{sheet}': these examples are no images; leave it out")
     features = features_for(opened, wanted, target)
-    against = chosen_examples(opened, data, None, count)
+    against = in_units(opened, chosen_examples(opened, data, None, count))
     test = _shuffled(against)
     reference = Reference(test, features, levels=levels)
     sets = {name: _shuffled(splits[name].sample(count)) for name in ("train", "validation")}
@@ -104,6 +111,8 @@ def command(
         sampled, sampler, gammas = sampling_of(opened, vdm, weights, options)
         what = f"samples of {options['sampler']} in {options['steps']} steps, seed {seed}"
         samples, _ = draw(sampled, count, sampler=sampler, gammas=gammas, seed=seed, given=own)
+        if levels is None:
+            samples = standardised(samples, *_units(opened))
     found = {name: reference.distances(x) for name, x in {"samples": samples, **sets}.items()}
     copies = None
     if sheet is not None:
@@ -136,6 +145,20 @@ def command(
         )
 
 
+def in_units(run: Run, split: Split) -> Split:
+    """Return a split of real values as the run's model sees them: distances have no unit then."""
+    if split.levels is not None:
+        return split
+    return replace(split, source=Standardised(split.source, *_units(run)))
+
+
+def _units(run: Run) -> tuple[list[float], list[float]]:
+    """Return location and scale of the run's data, for each entry of the first axis."""
+    options, m = run.config.model.decoder.options, run.config.model.shape[0]
+    location, scale = (np.broadcast_to(options[key], m).tolist() for key in ("location", "scale"))
+    return location, scale
+
+
 def features_for(run: Run, wanted: str | None, device: torch.device) -> Features:
     """Return the features that are asked for; train and keep a classifier where there is none."""
     levels = run.config.data.levels
@@ -154,7 +177,7 @@ def features_for(run: Run, wanted: str | None, device: torch.device) -> Features
                 f"{_CLASSIFIER} of another run"
             )
     elif not path.exists():
-        split = open_dataset(run.config.data).splits["train"]
+        split = in_units(run, open_dataset(run.config.data).splits["train"])
         labels = labels_of(run.config.data, "train")
         classifier = new_classifier(split, labels).to(device)
         right: list[float] = []
@@ -184,7 +207,7 @@ def _given(path: str, run: Run, count: int) -> np.ndarray:
             f"samples = '{path}' have shape {split.shape} and levels {split.levels}: the model in "
             f"'{run.path}' has shape {shape} and levels {levels}"
         )
-    samples = _shuffled(split.sample(count))
+    samples = _shuffled(in_units(run, split.sample(count)))
     if levels is not None and samples.max() >= levels:
         raise InputError(
             f"samples = '{path}' have the value {samples.max()}: the model in '{run.path}' has "

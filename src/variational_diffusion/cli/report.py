@@ -12,7 +12,7 @@ from variational_diffusion import evaluations
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import print_json
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.measuring import PARTS, Subject, measured_sections
+from variational_diffusion.cli.measuring import PARTS, Subject, compared, measured_sections
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.cli.samplers import DEFAULTS, SAMPLER_HELP
 from variational_diffusion.errors import InputError
@@ -43,6 +43,12 @@ from variational_diffusion.sampling import named
     "--training-examples",
     type=click.IntRange(1),
     help="Training examples that the samples are compared with (default 60,000).",
+)
+@click.option(
+    "--compare",
+    multiple=True,
+    metavar="RUN",
+    help="Another run to compare with, by the same test examples; may be given several times.",
 )
 @click.option("--refresh", is_flag=True, help="Measure everything again.")
 @click.option("--out", help="Name of the page; default: report.html in the run.")
@@ -77,6 +83,7 @@ def command(
     subject = Subject(opened, weights, target)
     if not opened.weights_path(weights).exists():
         opened.load(weights)  # it says what is there instead
+    asked["compare"] = compared(subject, asked["compare"])
     sections, measured, notes = measured_sections(subject, asked, refresh=refresh)
     for note in notes:
         click.echo(note, err=True)
@@ -90,7 +97,11 @@ def command(
                 "bytes": path.stat().st_size,
                 "seconds": time.monotonic() - start,
                 "measured": measured,
-                "left_out": [name for name in PARTS if name not in sections],
+                "left_out": [
+                    name
+                    for name in PARTS
+                    if name not in sections and (name != "comparison" or asked["compare"])
+                ],
             }
         )
         return

@@ -21,7 +21,6 @@ from variational_diffusion.cli.devices import speed_options, speed_up, use_devic
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.cli.samplers import sampling_of, sampling_options
 from variational_diffusion.conditions import Batch, Labels
-from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic, unused
 from variational_diffusion.grids import Gammas, uniform_in_time
@@ -155,8 +154,7 @@ def draw(
     own = range(place.rank, len(sizes), place.processes)
     like = vdm.schedule.initial_end_points
     kept: list[Tensor] = []
-    kind = torch.int64 if isinstance(vdm.decoder, Discretized) else like.dtype
-    whole = torch.zeros(count, *vdm.shape, dtype=kind, device=like.device)
+    whole = torch.zeros(count, *vdm.shape, dtype=vdm.decoder.dtype, device=like.device)
     with (
         torch.no_grad(),
         Meter("sampling", "steps") if place.leads else nullcontext() as meter,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
@@ -62,10 +63,11 @@ def sampling_options(command: Command) -> Command:
         ),
         click.option(
             "--stop-early",
-            type=click.FloatRange(0),
-            metavar="LEVELS",
-            help="Take the last step from where the noise is this many levels of the data (default "
-            f"{UNSEEN:g}; 0: walk all the way; real-valued data: all the way).",
+            type=click.FloatRange(0, 1),
+            metavar="SHARE",
+            help="Take the last step from where the noise is this share of the range of the data "
+            f"(default: {UNSEEN:.3g} for images of {math.ceil(1 / UNSEEN)} levels or more, all the "
+            "way otherwise; 0: all the way).",
         ),
         click.option(
             "--eta",
@@ -124,20 +126,20 @@ def sampling_of(run: Run, vdm: VDM, weights: str, options: dict[str, Any]) -> Sa
     return Sampling(vdm if clip is None else vdm.clipped(clip), sampler, gammas)
 
 
-def _stop(vdm: VDM, levels: float | None, steps: int) -> float | None:
-    """Return the γ from which the last step is taken; None for γ's end on its own grid."""
-    if levels == 0:
+def _stop(vdm: VDM, share: float | None, steps: int) -> float | None:
+    """Return the γ from which the last step is taken; None for a grid that goes all the way."""
+    if share == 0:
         return None
-    if levels is None:
+    if share is None:
         return vdm.stop_early(steps)
     if not isinstance(vdm.decoder, Discretized):
-        raise InputError(f"stop_early = {levels:g}: real-valued data have no levels; leave it out")
-    gamma = vdm.decoder.gamma_at(levels)
+        raise InputError(f"stop_early = {share:g}: real-valued data have no range; leave it out")
+    gamma = vdm.decoder.gamma_at(share)
     gamma_0, gamma_1 = (float(end) for end in vdm.schedule.end_points)
     if not gamma_0 < gamma < gamma_1:
         low, high = (vdm.decoder.noise_at(end) for end in (gamma_0, gamma_1))
         raise InputError(
-            f"stop_early = {levels:g}: this model's noise is {low:.2g} to {high:.2g} levels; give "
-            "a number between, or 0"
+            f"stop_early = {share:g}: this model's noise is {low:.2g} to {high:.2g} of the range; "
+            "give a share between, or 0"
         )
     return gamma

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import click
 import torch
 
 from variational_diffusion.checkpoint import Run
-from variational_diffusion.cli.console import Meter, print_json, print_table
+from variational_diffusion.cli.chains import to_measure
+from variational_diffusion.cli.console import print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import chosen_examples, examples_options
+from variational_diffusion.cli.examples import examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.data import Split
-from variational_diffusion.data.loader import training_batches
+from variational_diffusion.examples import chosen_examples
 from variational_diffusion.figures import save_figure, schedule_figure
 from variational_diffusion.files import unused
 from variational_diffusion.profile import measure, profile, standard_errors, variances
@@ -113,13 +113,6 @@ def command(
 
 def measure_split(vdm: VDM, split: Split, *, evaluations: int, seed: int = 0) -> list[Errors]:
     """Measure m(γ) on a split, in random order and with a progress bar."""
-    size = min(_BATCH, len(split))
-    count = -(-evaluations // size)
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(seed)
-    errors = []
-    with Meter("measuring", "evaluations") as meter:
-        examples = itertools.islice(training_batches(split, size, seed), count)
-        for measured in measure(vdm, examples, generator=generator):
-            errors.append(measured)
-            meter.update(len(errors) / count, len(errors) * size, lambda: "")
-    return errors
+    batches = to_measure(split, _BATCH, -(-evaluations // _BATCH), "measuring", seed)
+    return list(measure(vdm, batches, generator=generator))

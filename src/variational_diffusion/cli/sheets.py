@@ -21,7 +21,7 @@ def write_sheet(run: Run, state: TrainingState, tracking: Tracking, split: Split
     `samples/step-00001200.png` of the run. Of data that are no images there is none. With several
     processes, all of them call this and the leading one writes.
     """
-    vdm = state.average.module.eval()
+    vdm = state.average.module
     if not is_image(vdm.shape):
         return
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(_SEED)

@@ -18,6 +18,7 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import summary_rows
 from variational_diffusion.presets import configure
 from variational_diffusion.processes import processes
+from variational_diffusion.schedules import floor_note
 from variational_diffusion.tracking import Tracking
 
 _DEFAULT_MINUTES = 10
@@ -142,6 +143,8 @@ def command(
     if directory is None:
         raise InputError("run = none: name the directory of the run, for example --run runs/first")
     with processes(target) as place, Tracking(track if place.leads else ()) as tracking:
+        for remark in dataset.remarks if place.leads else ():
+            click.echo(remark, err=True)
         session = Session(
             directory,
             config,
@@ -164,6 +167,8 @@ def command(
         state = session.state
         if not place.leads:
             return
+    schedule = state.average.module.schedule
+    limited = floor_note(float(schedule.gamma_0), schedule.floor)
     if as_json:
         print_json(
             {
@@ -171,6 +176,7 @@ def command(
                 "steps": state.step,
                 "seconds": state.seconds,
                 "validation": summary.as_json(),
+                "floor": schedule.floor if limited else None,
             }
         )
         return
@@ -179,6 +185,8 @@ def command(
         ["validation", "bits/dim"],
         summary_rows(summary),
     )
+    if limited:
+        click.echo(limited)
     click.echo(f"next: vdm evaluate {directory}   or: vdm sample {directory}", err=True)
 
 

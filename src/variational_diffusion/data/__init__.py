@@ -70,6 +70,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     """
     opener, options = _kind(config)
     given = _given(config)
+    if config.levels is not None:
+        options = options | {"value_range"}  # of the levels of floats; what are no floats has none
     for name in (name for name in given if name in _ONLY_FOR and name not in options):
         value = getattr(config, name)
         flag = "range" if name == "value_range" else name.replace("_", "-")

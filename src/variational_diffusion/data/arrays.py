@@ -14,7 +14,15 @@ from numpy.lib.npyio import NpzFile
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.beside import KINDS, asked, labels_of, names_of
 from variational_diffusion.data.dataset import Dataset
-from variational_diffusion.data.source import MAX_LEVELS, channels_first, verify
+from variational_diffusion.data.source import (
+    MAX_LEVELS,
+    Finite,
+    as_read,
+    channels_first,
+    check_range,
+    real_type,
+    verify,
+)
 from variational_diffusion.data.splits import random_splits
 from variational_diffusion.errors import InputError
 
@@ -33,7 +41,8 @@ class ArraySource:
         before it starts.
     name: what messages call it.
     levels: number of values of integers; None: 2 for bool, 256 for uint8, 65,536 for uint16, and
-        for other integers the largest value plus one.
+        for other integers the largest value plus one. Floats with levels are read as integers, as
+        `source.as_read` says.
     value_range: lowest and highest value allowed in real-valued data; None: any finite one.
     stored: the array's type, and how its axes stand to those of the examples: "same", "grey" (the
         axis of the one channel is missing) or "last" (the channels are).
@@ -61,11 +70,12 @@ class ArraySource:
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the examples of these indices, shape (n, *shape), as `Source.read` says."""
-        rows = np.asarray(self._examples[indices])
-        rows = self._verified(rows, self.levels, indices.__getitem__)
-        if self.levels is None:
-            return np.ascontiguousarray(rows)
-        return np.ascontiguousarray(rows, dtype=np.uint8 if self.levels <= 256 else np.uint16)
+        return as_read(
+            np.asarray(self._examples[indices]),
+            self.levels,
+            self._value_range,
+            self._naming(indices.__getitem__),
+        )
 
     def _scan(self, levels: int | None) -> int | None:
         """Verify all values; return the number of levels, None for floats."""
@@ -73,22 +83,24 @@ class ArraySource:
         if levels is None and dtype.kind in "bu" and dtype.itemsize <= 2:
             return 2 if dtype.kind == "b" else 2 ** (8 * dtype.itemsize)
         real = dtype.kind == "f"
-        largest = 0
+        largest, finite = 0, Finite()
         for first, rows in _chunks(self._examples):
-            allowed = None if real else levels or MAX_LEVELS
-            self._verified(rows, allowed, range(first, first + len(rows)).__getitem__)
-            largest = max(largest, 0 if real else int(rows.max()))
-        return None if real else levels or max(2, largest + 1)
+            name = self._naming(range(first, first + len(rows)).__getitem__)
+            if real:
+                finite.look(rows, name)
+            else:
+                verify(rows, levels or MAX_LEVELS, None, name)
+                largest = max(largest, int(rows.max()))
+        finite.check()
+        narrower = real and (levels is not None or self._value_range is not None)
+        for first, rows in _chunks(self._examples) if narrower else ():
+            name = self._naming(range(first, first + len(rows)).__getitem__)
+            as_read(rows, levels, self._value_range, name)
+        return levels if real else levels or max(2, largest + 1)
 
-    def _verified(
-        self, rows: np.ndarray, levels: int | None, index: Callable[[int], int]
-    ) -> np.ndarray:
-        """Return the rows, floats as float32, with every value looked at."""
-        if levels is None:
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf: refused
-                rows = rows.astype(np.float32)
-        verify(rows, levels, self._value_range, lambda row: f"{self._name}, example {index(row)}")
-        return rows
+    def _naming(self, index: Callable[[int], int]) -> Callable[[int], str]:
+        """Return what names a row in messages. index: row → number of the example."""
+        return lambda row: f"{self._name}, example {index(row)}"
 
 
 def open_array(config: DataConfig) -> Dataset:
@@ -163,8 +175,8 @@ def _beside(
         raise InputError(f"{named} has shape {values.shape}: vectors are of shape (n, d)")
     if conditions.dtype.kind not in "biuf" or not np.isfinite(conditions).all():
         raise InputError(f"{named} holds {values.dtype}: finite numbers are allowed")
-    kept = conditions if conditions.dtype == np.uint8 else conditions.astype(np.float32)
-    return np.ascontiguousarray(kept), None
+    kept = np.uint8 if conditions.dtype == np.uint8 else real_type(conditions.dtype)
+    return np.ascontiguousarray(conditions, kept), None
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -242,15 +254,8 @@ def _check_type(
         raise InputError(
             f"{name} holds {dtype}: bool, integers or floats are allowed; convert it with astype"
         )
-    if dtype.kind == "f" and levels is not None:
-        raise InputError(
-            f"{name} holds {dtype}: levels = {levels} is for integers; leave out --levels"
-        )
-    if dtype.kind != "f" and value_range is not None:
+    if dtype.kind != "f" and levels is None and value_range is not None:
         raise InputError(
             f"{name} holds {dtype}: value_range = {value_range} is for floats; leave out --range"
         )
-    if value_range is not None and not value_range[0] < value_range[1]:
-        raise InputError(
-            f"value_range = {value_range}: the lower end comes first; give --range LOW HIGH"
-        )
+    check_range(value_range)

@@ -80,20 +80,20 @@ def labels_of(values: Iterable[Any], names: Sequence[str]) -> np.ndarray:
 
 
 def conditions_of(values: Sequence[Any], labels: Sequence[str] | None) -> np.ndarray:
-    """Return label numbers, int64, or vectors, float32 of shape (n, d), of what was read.
+    """Return label numbers, int64, or vectors, float64 of shape (n, d), of what was read.
 
     labels: names of the labels; None for vectors, which must be finite and of one length.
     """
     if labels is not None:
         return labels_of(values, labels)
-    rows = [np.atleast_1d(np.asarray(value, np.float32)) for value in values]
+    rows = [np.atleast_1d(np.asarray(value, np.float64)) for value in values]
     other = next((row for row in rows if row.shape != rows[0].shape or row.ndim != 1), None)
     if other is not None:
         raise InputError(
             f"condition = vector: one has shape {rows[0].shape} and one {other.shape}; give a "
             "column of numbers, or of lists of one length"
         )
-    stacked = np.stack(rows) if rows else np.empty((0, 1), np.float32)
+    stacked = np.stack(rows) if rows else np.empty((0, 1))
     if not np.isfinite(stacked).all():
         raise InputError("condition = vector: values must be finite; leave those examples out")
     return stacked
@@ -105,14 +105,18 @@ def _natural(name: str) -> tuple[int, int, str]:
 
 def grey(x: Images) -> Degraded:
     """Return the mean over the channels, one channel: to colour images."""
-    return x.float().mean(1, keepdim=True)
+    return _real(x).mean(1, keepdim=True)
+
+
+def _real(x: Tensor) -> Tensor:
+    return x if x.is_floating_point() else x.float()
 
 
 def coarse(factor: int) -> Callable[[Images], Degraded]:
     """Return what replaces squares of so many pixels by their mean: to enlarge images."""
 
     def degrade(x: Images) -> Degraded:
-        small = avg_pool2d(x.float(), factor, ceil_mode=True)
+        small = avg_pool2d(_real(x), factor, ceil_mode=True)
         large = small.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
         return large[..., : x.shape[2], : x.shape[3]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -13,6 +14,7 @@ from variational_diffusion.config import DataConfig
 from variational_diffusion.data.augment import Augmentation
 from variational_diffusion.data.beside import KINDS, asked, conditions_of, labels_of, names_of
 from variational_diffusion.data.decoding import Decoded
+from variational_diffusion.data.reals import RealValues, real_values
 from variational_diffusion.data.source import Joined, Split
 from variational_diffusion.data.splits import random_splits
 from variational_diffusion.data.stored import Held, Shards, Store, Stored
@@ -60,6 +62,17 @@ class Dataset:
     def levels(self) -> int | None:
         """Number of values of integer data; None for real values."""
         return self.splits["train"].levels
+
+    @cached_property
+    def real_values(self) -> RealValues | None:
+        """What the real values of the training examples are; None for integers."""
+        return real_values(self.splits["train"]) if self.levels is None else None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The notes, and what is wrong with real values, of one line each."""
+        values = self.real_values
+        return (*self.notes, *([] if values is None else values.notes()))
 
     def everything(self) -> Split:
         """Return all examples of the sources that the splits are of, in the order they have there.

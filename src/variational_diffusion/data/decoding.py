@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from variational_diffusion.data.images import CHANNELS, DamagedError, read_pixels
-from variational_diffusion.data.source import Examples, channels_first, verify
+from variational_diffusion.data.source import Examples, as_read, channels_first
 from variational_diffusion.data.stored import Store, Stored
 from variational_diffusion.errors import InputError
 
@@ -30,7 +30,7 @@ class Decoder(Protocol):
     levels: int | None
 
     def decode(self, stored: Stored) -> np.ndarray:
-        """Return an example as uint8, uint16 or float32, with every value verified."""
+        """Return an example as uint8, uint16, float32 or float64, with every value verified."""
         ...
 
 
@@ -88,14 +88,13 @@ class Pictures:
         """Return the image, shape (channels, height, width)."""
         pixels = read_pixels(stored, self.mode, self._resize, colour=self._colour)
         _check_shape(pixels.shape, self.shape, self._cropped, stored.name)
-        verify(pixels[None], self.levels, None, lambda _: f"'{stored.name}'")
-        return pixels.astype(_dtype(self.levels), copy=False)
+        return as_read(pixels[None], self.levels, None, lambda _: f"'{stored.name}'")[0]
 
 
 class Arrays:
     """Arrays of one shape, or larger ones that are cropped, with channels where they belong.
 
-    dtype: of all of them. levels: of integers. value_range: of floats; None: any finite value.
+    dtype: of all of them. levels, value_range: as at `source.as_read`.
     """
 
     def __init__(
@@ -122,11 +121,8 @@ class Arrays:
                 "with one type"
             )
         _check_shape(array.shape, self.shape, self._cropped, stored.name)
-        if self.levels is None:
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf: refused
-                array = array.astype(np.float32)
-        verify(array[None], self.levels, self._value_range, lambda _: f"'{stored.name}'")
-        return np.ascontiguousarray(array, dtype=_dtype(self.levels))
+        name = f"'{stored.name}'"
+        return as_read(array[None], self.levels, self._value_range, lambda _: name)[0]
 
 
 def is_array(stored: Stored) -> bool:
@@ -186,9 +182,3 @@ def _check_shape(
         f"'{name}' has shape {shape}, and the others have {expected}; bring all to one size "
         "(--resize HxW for images), or leave the files as they are while they are used"
     )
-
-
-def _dtype(levels: int | None) -> np.dtype:
-    if levels is None:
-        return np.dtype(np.float32)
-    return np.dtype(np.uint8 if levels <= 256 else np.uint16)

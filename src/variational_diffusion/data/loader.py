@@ -127,6 +127,21 @@ def training_batches(
     return Batches(tasks, {}, workers=workers, device=device)
 
 
+def measuring_batches(split: Split, batch_size: int, seed: int) -> Batches:
+    """Return an endless stream of batches to measure a model on, in random order.
+
+    The examples are as evaluation takes them: not flipped, and cropped in the middle. Each comes
+    once in an epoch, as in `training_batches`, but a batch may hold more than one epoch: a few
+    examples are measured as often as many are, with fresh times and noise.
+    """
+    if batch_size < 1 or not len(split):
+        raise InputError(
+            f"batch_size = {batch_size} of {len(split)} examples: give at least one of each"
+        )
+    positions = (batch_positions(len(split), batch_size, seed, k) for k in count())
+    return Batches(((partial(split.batch, few), {}) for few in positions), {})
+
+
 def joined_positions(positions: Iterable[Position]) -> Position:
     """Return the position of all processes together, from that of each after the same batch."""
     lanes: dict[str, Any] = {}
@@ -154,12 +169,12 @@ def batch_positions(n: int, batch_size: int, seed: int, k: int) -> np.ndarray:
     """Return the positions, shape (batch_size,), of batch k out of n examples.
 
     These are the elements k·batch_size to (k+1)·batch_size of the permutations of the epochs
-    0, 1, 2, …, one after the other. batch_size is at most n.
+    0, 1, 2, …, one after the other.
     """
-    epoch, offset = divmod(k * batch_size, n)
-    positions = _permutation(n, seed, epoch)[offset : offset + batch_size]
-    missing = batch_size - len(positions)
-    return np.concatenate([positions, _permutation(n, seed, epoch + 1)[:missing]])
+    first, offset = divmod(k * batch_size, n)
+    epochs = range(first, first + -(-(offset + batch_size) // n))
+    positions = np.concatenate([_permutation(n, seed, epoch) for epoch in epochs])
+    return positions[offset : offset + batch_size]
 
 
 @lru_cache(maxsize=2)

@@ -20,6 +20,12 @@ MAX_LEVELS = 65_536
 
 
 _CHANNELS = range(1, 5)
+_OFF_LEVEL = 0.05
+"""Of a level that a float may be off, by the rounding of what it was computed with."""
+_SAMPLE = 1
+"""Part of the seed of `Split.sample`: `random_splits` draws by the seed alone, and the first of one
+permutation of the same numbers would be its test examples."""
+
 _TOGETHER = 1024
 """Examples that are read together where all of a split are."""
 
@@ -46,8 +52,8 @@ class Source(Protocol):
         """Return the examples of these indices: an array of shape (n, *shape), or a list of arrays.
 
         In a list they may be higher and wider than `shape`, where the data are to be cropped. Up to
-        256 levels come as uint8, more as uint16, real values as float32. Every value has been
-        verified; InputError names the example that holds one which is not allowed.
+        256 levels come as uint8, more as uint16, real values as `real_type` says. Every value has
+        been verified; InputError names the example that holds one which is not allowed.
         """
         ...
 
@@ -184,7 +190,7 @@ class Split:
             raise InputError(f"limit = {n}: at least one example is needed; give --limit 1 or more")
         if n >= len(self):
             return self
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:n])
+        chosen = np.sort(np.random.default_rng([seed, _SAMPLE]).permutation(len(self))[:n])
         of = len(self) if self.drawn is None else self.drawn.of
         drawn = Drawn(self.positions[chosen], of, seed)
         return replace(self, indices=self.indices[chosen], drawn=drawn)
@@ -214,36 +220,63 @@ class Split:
             "description": self.description,
         }
 
-    def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation for each entry of the first axis of an example.
 
-        Two float64 arrays of shape (shape[0],): channels of an image, entries of a vector.
-        """
-        starts = range(0, len(self), _TOGETHER)
-        return mean_and_std(
-            self.read(np.arange(first, min(first + _TOGETHER, len(self)))) for first in starts
-        )
+class Standardised:
+    """The real values of a source, less a location and divided by a scale, in float32.
+
+    location, scale: one number for each entry of the first axis.
+    """
+
+    levels = None
+
+    def __init__(self, source: Source, location: Sequence[float], scale: Sequence[float]) -> None:
+        self.shape = source.shape
+        self._source = source
+        self._axes = location, scale
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: np.ndarray) -> Examples:
+        """Return examples as `Source.read` does."""
+        rows = self._source.read(indices)
+        if isinstance(rows, list):
+            return [standardised(row[None], *self._axes)[0] for row in rows]
+        return standardised(rows, *self._axes)
+
+
+def standardised(x: np.ndarray, location: Sequence[float], scale: Sequence[float]) -> np.ndarray:
+    """Return (x − location)/scale, taken in float64, as float32. x: shape (n, m, ...)."""
+    axes = (-1, *(1,) * (x.ndim - 2))
+    exact = (x - np.reshape(location, axes)) / np.reshape(scale, axes)
+    return exact.astype(np.float32)
 
 
 def mean_and_std(pieces: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation for each entry of the second axis of all pieces together.
 
-    They are summed about the first piece's mean, so that a large offset costs no digits.
-    pieces: shape (n, m, ...). Two float64 arrays of shape (m,) are returned.
+    In float64, in units of the first piece and about its first value, so that neither a large
+    offset nor a large or small scale costs digits; pieces are joined by the rule of Chan, Golub,
+    LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979). The
+    standard deviation is exactly 0 where all values are the same.
+    pieces: shape (n, m, ...), at least one. Two float64 arrays of shape (m,) are returned.
     """
-    centre: np.ndarray | None = None
-    total, squares, count = np.zeros(()), np.zeros(()), 0
+    origin, unit = np.zeros(0), np.zeros(0)
+    mean, squares, count = np.zeros(()), np.zeros(()), 0
     for piece in pieces:
-        values = piece.astype(np.float64)
-        rows = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
-        centre = rows.mean(1) if centre is None else centre
-        rows = rows - centre[:, None]
-        total = total + rows.sum(1)
-        squares = squares + np.square(rows).sum(1)
-        count += rows.shape[1]
-    assert centre is not None
-    mean = total / count
-    return centre + mean, np.sqrt(np.maximum(squares / count - mean**2, 0))
+        rows = np.moveaxis(piece, 1, 0).reshape(piece.shape[1], -1).astype(np.float64)
+        if not count:
+            origin = rows[:, 0]
+            unit = np.abs(rows - origin[:, None]).max(1)
+            unit[unit == 0] = 1.0
+        rows = (rows - origin[:, None]) / unit[:, None]
+        own, n = rows.mean(1), rows.shape[1]
+        shift = own - mean
+        squares = squares + np.square(rows - own[:, None]).sum(1)
+        squares = squares + shift**2 * (count * n / (count + n))
+        count += n
+        mean = mean + shift * (n / count)
+    return origin + unit * mean, unit * np.sqrt(squares / count)
 
 
 def channels_first(array: np.ndarray, name: str) -> np.ndarray:
@@ -273,8 +306,96 @@ def channels_first(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def as_tensor(values: np.ndarray) -> Tensor:
-    """Return uint8 and float32 as they are, uint16 as int32: torch does next to nothing with it."""
+    """Return an array as it is, uint16 as int32: torch does next to nothing with it."""
     return torch.from_numpy(values.astype(np.int32) if values.dtype == np.uint16 else values)
+
+
+def real_type(dtype: np.dtype) -> np.dtype:
+    """Return the type in which stored real values of a type are read.
+
+    It is float64 for what has more digits than float32, otherwise float32, so that no digit is lost
+    before the values are standardised.
+    """
+    return np.dtype(np.float32 if dtype.itemsize <= 4 else np.float64)
+
+
+def check_range(value_range: tuple[float, float] | None) -> None:
+    """Raise InputError unless the first end is below the second."""
+    if value_range is not None and not value_range[0] < value_range[1]:
+        raise InputError(
+            f"value_range = {value_range}: the lower end comes first; give --range LOW HIGH"
+        )
+
+
+def as_read(
+    values: np.ndarray,
+    levels: int | None,
+    value_range: tuple[float, float] | None,
+    example: Callable[[int], str],
+) -> np.ndarray:
+    """Return stored values, shape (n, ...), as `Source.read` gives them, every one verified.
+
+    Floats with `levels` are those of levels that lie evenly from the first of `value_range` to the
+    second; None: from 0 to levels - 1. Otherwise the arguments are those of `verify`.
+    """
+    if levels is None:
+        with np.errstate(over="ignore"):  # what float64 cannot hold becomes inf: refused
+            values = values.astype(real_type(values.dtype), copy=False)
+        verify(values, None, value_range, example)
+        return np.ascontiguousarray(values)
+    if values.dtype.kind == "f":
+        values = _numbers_of_levels(values, levels, value_range, example)
+    else:
+        verify(values, levels, None, example)
+    return np.ascontiguousarray(values, dtype=np.uint8 if levels <= 256 else np.uint16)
+
+
+def _numbers_of_levels(
+    values: np.ndarray,
+    levels: int,
+    value_range: tuple[float, float] | None,
+    example: Callable[[int], str],
+) -> np.ndarray:
+    low, high = value_range or (0.0, levels - 1.0)
+    per_value = (levels - 1) / (high - low)
+    rounding = float(np.finfo(values.dtype).eps) * max(abs(low), abs(high)) * per_value
+    position = (values.astype(np.float64) - low) * per_value
+    nearest = np.rint(position)
+    off = ~(np.abs(position - nearest) <= _OFF_LEVEL + rounding)
+    bad = off | (nearest < 0) | (nearest >= levels)
+    if bad.any():
+        first = np.unravel_index(int(bad.argmax()), bad.shape)
+        raise InputError(
+            f"{example(int(first[0]))} has the value {values[first]}, which is none of {levels} "
+            f"levels from {low:g} to {high:g}; give the lowest and highest level, --range LOW HIGH,"
+            " or leave out --levels"
+        )
+    return nearest
+
+
+class Finite:
+    """How many real values are not finite, and the first of them."""
+
+    def __init__(self) -> None:
+        self._first = ""
+        self._bad = self._seen = 0
+
+    def look(self, values: np.ndarray, example: Callable[[int], str]) -> None:
+        """Take note of values, shape (n, ...); `example(row)` names a row."""
+        bad = ~np.isfinite(values)
+        if bad.any() and not self._bad:
+            first = np.unravel_index(int(bad.argmax()), bad.shape)
+            self._first = f"{example(int(first[0]))} has the value {values[first]}"
+        self._bad += int(np.count_nonzero(bad))
+        self._seen += values.size
+
+    def check(self) -> None:
+        """Raise InputError, in one line for all of them, where any is not finite."""
+        if self._bad:
+            raise InputError(
+                f"{self._first}, but values must be finite; {self._bad} of {self._seen} are not: "
+                "leave those examples out, or replace the values"
+            )
 
 
 def verify(

@@ -10,7 +10,7 @@ import numpy as np
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.decoding import Arrays, Decoder, Pictures, is_array, read_array
 from variational_diffusion.data.images import CHANNELS, DamagedError, Header, read_header
-from variational_diffusion.data.source import MAX_LEVELS
+from variational_diffusion.data.source import MAX_LEVELS, Finite, check_range
 from variational_diffusion.data.stored import Store, Stored
 from variational_diffusion.errors import InputError
 
@@ -44,11 +44,11 @@ def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = 
     kept: dict[str, list[int]] = {split: [] for split in stores}
     beside: dict[str, list[Any]] = {split: [] for split in stores}
     n_damaged = 0
-    arrays = is_array(first)
+    arrays, finite = is_array(first), Finite()
     for split, index, stored in _examples(stores, everything):
         try:
             if arrays:
-                read_array(stored)
+                finite.look(read_array(stored)[None], _naming(stored))
             else:
                 headers[stored.name] = read_header(stored, decode=config.skip_damaged)
             kept[split].append(index)
@@ -57,6 +57,7 @@ def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = 
             if not config.skip_damaged:
                 raise
             n_damaged += 1
+    finite.check()
     sound = {split: np.array(indices, np.int64) for split, indices in kept.items()}
     if not any(map(len, sound.values())):
         raise InputError(f"all {n_damaged} examples are damaged; give data that hold others")
@@ -88,11 +89,8 @@ def _arrays_decoder(
     arrays = (read_array(stored) for _, _, stored in _examples(stores, kept))
     first = next(arrays)
     levels, kind = config.levels, first.dtype.kind
-    if kind == "f" and levels is not None:
-        raise InputError(
-            f"levels = {levels} is for integers, these are {first.dtype}: leave it out"
-        )
-    if kind != "f" and config.value_range is not None:
+    check_range(config.value_range)
+    if kind != "f" and levels is None and config.value_range is not None:
         raise InputError(
             f"value_range = {config.value_range} is for floats, these are {first.dtype}; leave out "
             "--range"
@@ -125,7 +123,7 @@ def _pictures_decoder(
     Raises InputError for images of several sizes without `config.resize` or `config.crop`, and for
     a mixture of 8 and 16 bits.
     """
-    if config.value_range is not None:
+    if config.value_range is not None and config.levels is None:
         raise InputError(
             f"value_range = {config.value_range} is for floats, and these are images; leave out "
             "--range"
@@ -183,6 +181,10 @@ def _examples(
             few = indices[first : first + 64]
             for index, stored in zip(few.tolist(), stores[split].read(few), strict=True):
                 yield split, index, stored
+
+
+def _naming(stored: Stored) -> Callable[[int], str]:
+    return lambda _: f"'{stored.name}'"
 
 
 def _checked_size(resize: tuple[int, int] | None) -> tuple[int, int] | None:

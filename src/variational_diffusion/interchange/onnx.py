@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from variational_diffusion.errors import InputError
 from variational_diffusion.files import atomic
 from variational_diffusion.model import VDM
+from variational_diffusion.modes import in_evaluation_mode
 
 _BATCHES = 1, 5
 _TOLERANCE = 1e-2
@@ -44,6 +45,7 @@ class Denoiser(nn.Module):
         return noise, x
 
 
+@in_evaluation_mode
 def export_denoiser(vdm: VDM, path: Path, *, conditioning: Sequence[int] | None = None) -> float:
     """Write the denoiser of a float32 model on the CPU; return how far it is from torch's.
 
@@ -61,7 +63,7 @@ def export_denoiser(vdm: VDM, path: Path, *, conditioning: Sequence[int] | None 
         raise InputError(f"onnx = '{path}': give the name of a new .onnx file")
     if vdm.condition is not None:
         conditioning = vdm.condition.shape
-    denoiser = Denoiser(vdm).eval()
+    denoiser = Denoiser(vdm)
     generator = torch.Generator().manual_seed(0)
     inputs = _inputs(vdm, 2, conditioning, generator)
     batch = torch.export.Dim("batch")

@@ -85,8 +85,8 @@ def none(vdm: VDM, x: Tensor, generator: torch.Generator | None = None) -> Dequa
     alpha = process.alpha(vdm.schedule.gamma_0)
     u = vdm.encode(x)
     # log p(x) = log p(u) − Σ log scale, and the decoder's −log scale is what encoding costs
-    cost = vdm.decoder.log_scale(x) - u[0].numel() * alpha.log()
-    return Dequantised(alpha * u, cost)
+    cost = vdm.decoder.log_scale(x) - u[0].numel() * alpha.double().log()
+    return Dequantised(alpha * u, cost.to(u.dtype))
 
 
 DEQUANTISATIONS: dict[str, Dequantisation] = {

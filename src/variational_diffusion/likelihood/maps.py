@@ -11,9 +11,11 @@ from torch import Tensor
 from variational_diffusion import objective, process
 from variational_diffusion.likelihood.estimators import stratified_times
 from variational_diffusion.model import VDM
+from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import randn_like
 
 
+@in_evaluation_mode
 @torch.inference_mode()
 def bits_of_entries(
     vdm: VDM, x: Tensor, *, draws: int = 16, generator: torch.Generator | None = None
@@ -24,7 +26,6 @@ def bits_of_entries(
 
     x: shape (batch, *shape), in the decoder's domain. draws: evaluations of the network an example.
     """
-    vdm.eval()
     encoded = vdm.encode(x)
     gamma_0, gamma_1 = vdm.schedule.end_points
     total = objective.prior_entries(encoded, gamma_1)

@@ -12,6 +12,7 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood.estimators import Estimate, Estimator, Infinite
 from variational_diffusion.likelihood.summary import LEAST_DEGREES, Summary, summarize
 from variational_diffusion.model import VDM
+from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import derived_seed
 from variational_diffusion.processes import ALONE, Place, sum_over_processes
 
@@ -50,12 +51,14 @@ class Rounds:
         return summarize(*complete, dimensions=self.dimensions)
 
 
+@in_evaluation_mode
 def evaluate_rounds(
     vdm: VDM,
     split: Split,
     estimator: Estimator | None = None,
     *,
     rounds: int | None = None,
+    first: int = 0,
     target_error: float | None = None,
     most_evaluations: int = MOST_EVALUATIONS,
     batch_size: int = 250,
@@ -73,11 +76,47 @@ def evaluate_rounds(
     no example has more than `most_evaluations` of the network.
 
     rounds: so many instead. target_error: go on until the error of the draws, in bits/dim, is at
-    most this, whatever that takes.
+    most this, whatever that takes. first: number of the first round, to go on after earlier ones.
     together: the network is sharded, so that every process has to evaluate as often as the others,
     for nothing if need be. progress: told of every batch of this process. stopped: asked between
     two batches; where it is true, what was estimated so far is the result.
     """
+    check_rounds(rounds, target_error)
+    estimator = estimator or Infinite()
+    device = vdm.schedule.gamma_0.device
+    done = Rounds(vdm.dimensions)
+    sizes = [min(batch_size, len(split) - i) for i in range(0, len(split), batch_size)]
+    most = -(-len(sizes) // place.processes)
+    while not done.stopped:
+        number = first + len(done.rounds)
+        own: dict[int, Estimate] = {}
+        for batch, b in zip(
+            ordered_batches(split, batch_size, part=place),
+            range(place.rank, len(sizes), place.processes),
+            strict=True,
+        ):
+            if stopped():
+                break
+            generator = torch.Generator(device).manual_seed(derived_seed(seed, number, b))
+            model, x = vdm.given_in(batch)
+            own[b] = estimator(model, x, generator)
+            if progress is not None:
+                _show(progress, own, done, rounds, len(sizes) / place.processes)
+        if together and len(own) < most:
+            model, x = vdm.given_in(split.batch([0]))
+            estimator(model, x)
+        estimates = _gathered(own, sizes, estimator, place, device)
+        done.rounds.append(estimates)
+        done.stopped = len(estimates) < len(sizes)
+        if done.stopped or enough(
+            done.summary, len(done.rounds), rounds, target_error, most_evaluations
+        ):
+            break
+    return done
+
+
+def check_rounds(rounds: int | None, target_error: float | None) -> None:
+    """Raise InputError for a number of rounds that cannot be, and for one and an error together."""
     if rounds is not None and target_error is not None:
         raise InputError(
             f"rounds = {rounds}, target_error = {target_error}: give one of them; the error says "
@@ -85,36 +124,6 @@ def evaluate_rounds(
         )
     if rounds is not None and rounds < 1:
         raise InputError(f"rounds = {rounds}: give one or more")
-    estimator = estimator or Infinite()
-    vdm.eval()
-    device = vdm.schedule.gamma_0.device
-    done = Rounds(vdm.dimensions)
-    sizes = [min(batch_size, len(split) - i) for i in range(0, len(split), batch_size)]
-    most = -(-len(sizes) // place.processes)
-    while not done.stopped:
-        number = len(done.rounds)
-        own: dict[int, Estimate] = {}
-        for batch, b in zip(
-            ordered_batches(split, batch_size, part=place),
-            range(place.rank, len(sizes), place.processes),
-            strict=True,
-        ):
-            generator = torch.Generator(device).manual_seed(derived_seed(seed, number, b))
-            model, x = vdm.given_in(batch)
-            own[b] = estimator(model, x, generator)
-            if progress is not None:
-                _show(progress, own, done, rounds, len(sizes) / place.processes)
-            if stopped():
-                break
-        if together and len(own) < most:
-            model, x = vdm.given_in(split.batch([0]))
-            estimator(model, x)
-        estimates = _gathered(own, sizes, estimator, place, device)
-        done.rounds.append(estimates)
-        done.stopped = len(estimates) < len(sizes)
-        if done.stopped or _enough(done, rounds, target_error, most_evaluations):
-            break
-    return done
 
 
 def _show(
@@ -130,13 +139,21 @@ def _show(
     )
 
 
-def _enough(done: Rounds, count: int | None, target: float | None, most: int) -> bool:
-    finished = len(done.rounds)
+def enough(
+    summary: Summary,
+    finished: int,
+    count: int | None = None,
+    target: float | None = None,
+    most: int = MOST_EVALUATIONS,
+) -> bool:
+    """Return whether so many `finished` rounds suffice; the arguments are `evaluate_rounds`'s.
+
+    summary: of these rounds: of one model, or of the differences between two.
+    """
     if count is not None:
         return finished >= count
     if finished < _LEAST_ROUNDS:
         return False
-    summary = done.summary
     known = summary.degrees >= LEAST_DEGREES
     if target is not None:
         return known and summary.draws_error <= target

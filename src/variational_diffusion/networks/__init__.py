@@ -2,11 +2,13 @@
 
 Any `nn.Module` with the signature `network(z, gamma, conditioning=None)`, where gamma has shape
 (batch,), can be the network of a model. The ones in this table can also be named in a
-configuration; each is built as `NETWORKS[name](shape, **options)`.
+configuration; each is built as `NETWORKS[name](shape, **options)`. `Dropout` makes a training that
+is the same in any number of parts and processes, which torch's own does not.
 """
 
 from torch import nn
 
+from variational_diffusion.networks.dropout import Dropout
 from variational_diffusion.networks.mlp import MLP
 from variational_diffusion.networks.paper import PaperUNet
 from variational_diffusion.networks.transformer import Transformer
@@ -20,4 +22,4 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
 }
 
-__all__ = ["MLP", "NETWORKS", "PaperUNet", "Transformer", "UNet"]
+__all__ = ["MLP", "NETWORKS", "Dropout", "PaperUNet", "Transformer", "UNet"]

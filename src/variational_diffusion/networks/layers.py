@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 
 from variational_diffusion.errors import InputError
 from variational_diffusion.lattice import mean_distance
+from variational_diffusion.networks.dropout import Dropout
 from variational_diffusion.numerics import expand
 from variational_diffusion.process import alpha
 
@@ -163,7 +164,7 @@ class ResnetBlock(nn.Module):
         self.conv_1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.embed = zero_initialised(nn.Linear(embedding_size, channels_out, bias=False))
         self.norm_2 = group_norm(channels_out, groups)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv_2 = zero_initialised(nn.Conv2d(channels_out, channels_out, 3, padding=1))
         self.shortcut = (
             nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from variational_diffusion.networks.dropout import Dropout
 from variational_diffusion.networks.layers import (
     NoiseLevelEmbedding,
     full_precision,
@@ -75,7 +76,7 @@ class ResidualBlock(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.dense_1 = nn.Linear(width, 2 * width)
         self.embed = nn.Linear(embedding_size, 2 * width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.dense_2 = zero_initialised(nn.Linear(2 * width, width))
 
     def forward(

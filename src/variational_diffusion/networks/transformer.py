@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, pad, pixel_shuffle, scaled_dot_product_attention, silu
 
 from variational_diffusion.errors import InputError
+from variational_diffusion.networks.dropout import Dropout
 from variational_diffusion.networks.layers import (
     NoiseLevelEmbedding,
     Stage,
@@ -131,7 +132,7 @@ class TransformerBlock(nn.Module):
         self.project = nn.Linear(width, width)
         self.norm_2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.dense_1 = nn.Linear(width, 4 * width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.dense_2 = nn.Linear(4 * width, width)
 
     def forward(

@@ -18,6 +18,7 @@ from variational_diffusion import objective
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig
 from variational_diffusion.model import VDM, build
 from variational_diffusion.posthoc import WIDTHS
+from variational_diffusion.schedules import CALLS_PER_MEASUREMENT
 from variational_diffusion.sharding import blocks, recompute_activations
 from variational_diffusion.training import make_optimizers
 
@@ -172,7 +173,7 @@ def footprint(
         forward=forward,
         backward=backward,
         update=(*update, average),
-        end_passes=2 / objective.CALLS_PER_MEASUREMENT if learned else 0.0,
+        end_passes=2 / CALLS_PER_MEASUREMENT if learned else 0.0,
         parameters=sum(p.numel() for p in vdm.parameters()),
         weights=weights,
         gradients=gradients,

@@ -44,7 +44,10 @@ class Features(Protocol):
 def in_unit_range(
     examples: Shaped[Tensor, "n *shape"], levels: int | None
 ) -> Float[Tensor, "n *shape"]:
-    """Return levels as 0 to 1, in float32; real values (levels None) as they are."""
+    """Return levels as 0 to 1; real values (levels None) as they are; both in float32.
+
+    float32 is enough for real values that `source.standardised` has brought to a scale of one.
+    """
     return examples.float() if levels is None else examples.float() / (levels - 1)
 
 

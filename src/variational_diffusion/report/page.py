@@ -82,9 +82,12 @@ def _context(run: Run, weights: str, sections: dict[str, Section]) -> dict[str, 
     images = views.shows_images(config)
     look = views.Look.of(config, sections)
     training = training_curves(run.metrics(), config.training.batch_size)
-    schedule, profile, samples, likelihood, neighbours, examples = (
+    schedule, profile, samples, likelihood, comparison, neighbours, examples = (
         sections.get(name)
-        for name in ("schedule", "profile", "samples", "likelihood", "neighbours", "examples")
+        for name in (
+            *("schedule", "profile", "samples", "likelihood"),
+            *("comparison", "neighbours", "examples"),
+        )
     )
     drawn, film = views.sample_pictures(samples, look) if samples and images else (None, None)
     rows, data_name = views.comparison(likelihood, config) if likelihood else ([], "")
@@ -98,8 +101,13 @@ def _context(run: Run, weights: str, sections: dict[str, Section]) -> dict[str, 
         "rows": rows,
         "data_name": data_name,
         "histogram": views.likelihood_plot(likelihood) if likelihood else None,
+        "comparison": comparison,
+        "models": views.model_rows(comparison) if comparison else [],
+        "pairs": views.pair_rows(comparison) if comparison else [],
+        "pair_plots": views.pair_plots(comparison) if comparison else [],
         "training": training,
         "training_plots": views.training_plots(training) if training else [],
+        "floor_note": views.floor_note_of(schedule, config) if schedule else None,
         "schedule": schedule,
         "schedule_plots": views.schedule_plots(schedule, profile) if schedule else [],
         "variances": views.variance_rows(profile) if profile else [],
@@ -166,6 +174,11 @@ def _commands(run: Run, weights: str, sections: dict[str, Section]) -> list[tupl
     if "likelihood" in sections:
         limit = sections["likelihood"].options["examples"]
         commands.append(("the bits per dimension", ["evaluate", path, "--limit", str(limit)]))
+    if "comparison" in sections:
+        options = sections["comparison"].options
+        others = [other for other, _ in options["compare"]]
+        words = ["compare", path, *others, "--limit", str(options["examples"])]
+        commands.append(("the comparison", words))
     if "profile" in sections:
         evaluations = sections["profile"].options["evaluations"]
         commands.append(("the loss profile", ["schedule", path, "--evaluations", str(evaluations)]))

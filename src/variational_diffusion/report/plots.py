@@ -159,6 +159,20 @@ def histogram_figure(values: dict[str, np.ndarray], label: str, *, bins: int = 4
     return figure
 
 
+def difference_figure(bits: np.ndarray, difference: np.ndarray, mean: float) -> Figure:
+    """Draw the difference of two models over the bits of the first, both of shape (n,).
+
+    mean: of all differences, a line.
+    """
+    figure, axes = _axes("bits per dimension of this run", "difference, bits/dim")
+    axes.axhline(0, linestyle="--", linewidth=1, color=COLOURS["grey"])
+    axes.plot(bits, difference, ".", markersize=3, alpha=0.6, color=COLOURS["blue"])
+    axes.axhline(mean, color=COLOURS["orange"], label="mean")
+    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    _legend(axes)
+    return figure
+
+
 def scatter_figure(values: dict[str, np.ndarray]) -> Figure:
     """Draw points, shape (n, 2), by the name of the values."""
     figure, axes = _axes("first entry", "second entry")

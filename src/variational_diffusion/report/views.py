@@ -25,10 +25,14 @@ from variational_diffusion.report.images import (
 from variational_diffusion.report.published import published
 from variational_diffusion.report.stored import Section
 from variational_diffusion.report.svg import inline_svg
-from variational_diffusion.schedules import Cosine, FixedLinear
+from variational_diffusion.schedules import Cosine, FixedLinear, floor_note
 
 _SHEET_WIDTH = 1200
 """Pixels that a sheet of large images may take."""
+
+
+_POINTS = 2000
+"""Points that a figure has at most: a page with more is slow."""
 
 
 class Plot(NamedTuple):
@@ -123,6 +127,12 @@ def training_plots(training: Training) -> list[Plot]:
             "Gradient",
         ),
     ]
+
+
+def floor_note_of(schedule: Section, config: RunConfig) -> str | None:
+    """Return what is to be said of a γ_0 that has come to its floor; None where it has not."""
+    gamma_0 = float(schedule.arrays["gamma"][0])
+    return floor_note(gamma_0, config.model.schedule.options.get("floor"))
 
 
 def schedule_plots(schedule: Section, profile: Section | None) -> list[Plot]:
@@ -269,6 +279,62 @@ def likelihood_plot(likelihood: Section) -> Plot:
         ),
         "Bits of every test example",
     )
+
+
+def model_rows(comparison: Section) -> list[tuple[str, str, str]]:
+    """Return name, bits per dimension and 95 % interval of each compared model."""
+    return [
+        (each["name"], _plus_minus(each["bits_per_dim"], each["standard_error"]), _range(each))
+        for each in comparison.values["models"]
+    ]
+
+
+def pair_rows(comparison: Section) -> list[tuple[str, str, str, str]]:
+    """Return each pair in words, the difference, its interval and the error of the draws."""
+    return [
+        (
+            f"{pair['second']} − {pair['first']}",
+            _plus_minus(pair["difference"], pair["standard_error"], sign="+"),
+            _range(pair),
+            "" if pair["draws_error"] is None else f"± {pair['draws_error']:.4f}",
+        )
+        for pair in comparison.values["pairs"]
+    ]
+
+
+def pair_plots(comparison: Section) -> list[Plot]:
+    """Return, for each other run, the difference of every example over the bits of this run."""
+    names = [each["name"] for each in comparison.values["models"]]
+    bits = comparison.arrays["bits"].numpy()
+    shown = bits[:, :: -(-bits.shape[1] // _POINTS)]
+    found = []
+    for i, name in enumerate(names[1:], start=1):
+        mean = float((bits[i] - bits[0]).mean())
+        better = float((bits[i] < bits[0]).mean())
+        found.append(
+            Plot(
+                inline_svg(
+                    plots.difference_figure(shown[0], shown[i] - shown[0], mean),
+                    f"pair{i}",
+                    f"Bits per dimension of {name} minus those of {names[0]} for {shown.shape[1]} "
+                    f"examples, over those of {names[0]}: the mean is {mean:.4f}",
+                ),
+                f"{name} − {names[0]}, example by example",
+                f"{name} takes fewer bits for {better:.0%} of the examples. Dashed: no difference. "
+                "The noise of the estimate spreads the points.",
+            )
+        )
+    return found
+
+
+def _plus_minus(value: float, error: float | None, sign: str = "") -> str:
+    text = f"{value:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
+    return text.replace("-", "−")
+
+
+def _range(values: dict[str, Any]) -> str:
+    low, high = values["interval"] or (None, None)
+    return "" if low is None else f"{low:.4f} to {high:.4f}".replace("-", "−")
 
 
 def sample_pictures(samples: Section, look: Look) -> tuple[Picture, Picture]:

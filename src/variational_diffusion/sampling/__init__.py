@@ -14,6 +14,7 @@ from variational_diffusion.sampling.clipping import Clipped as Clipped
 from variational_diffusion.sampling.contract import Denoised as Denoised
 from variational_diffusion.sampling.contract import ReverseProcess as ReverseProcess
 from variational_diffusion.sampling.contract import Sampler as Sampler
+from variational_diffusion.sampling.contract import estimate as estimate
 from variational_diffusion.sampling.multistep import Multistep as Multistep
 from variational_diffusion.sampling.onestep import Adaptive as Adaptive
 from variational_diffusion.sampling.onestep import ancestral as ancestral

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from variational_diffusion import process
 from variational_diffusion.errors import InputError
 from variational_diffusion.numerics import expand
+from variational_diffusion.sampling.contract import estimate
 
 
 class Clipped(nn.Module):
@@ -43,7 +44,7 @@ class Clipped(nn.Module):
         conditioning: Tensor | None = None,
     ) -> Float[Tensor, "batch *shape"]:
         """Return the estimate that fits to the clipped x̂."""
-        output = self.network(z, gamma, conditioning).to(z.dtype)
+        output = estimate(self.network, z, gamma, conditioning)
         alpha, sigma = expand(process.alpha(gamma), z), expand(process.sigma(gamma), z)
         if self.prediction == "noise":
             x = (z - sigma * output) / alpha

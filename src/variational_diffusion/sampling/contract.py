@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
+from variational_diffusion.errors import InputError
 from variational_diffusion.numerics import Normal
 
 
@@ -35,6 +37,25 @@ class ReverseProcess(Protocol):
 
     def drift(self, z: Tensor, gamma: Tensor, conditioning: Tensor | None = None) -> Tensor:
         """Return dz/dγ of the probability-flow ODE."""
+
+
+def estimate(
+    network: Callable[..., Tensor], z: Tensor, gamma: Tensor, conditioning: Tensor | None
+) -> Tensor:
+    """Return a network's output, which has the shape and the type of z.
+
+    Under torch's autocast it is brought to that type. Raises InputError where it does not fit:
+    shapes that broadcast would give samples without a word, and half precision is too coarse.
+    """
+    output = network(z, gamma, conditioning)
+    if torch.is_autocast_enabled(z.device.type):
+        output = output.to(z.dtype)
+    if output.shape != z.shape or output.dtype != z.dtype:
+        raise InputError(
+            f"the network's output has shape {tuple(output.shape)} and type {output.dtype}: return "
+            f"an estimate for every entry of z, of shape {tuple(z.shape)} and type {z.dtype}"
+        )
+    return output
 
 
 Sampler = Callable[..., Iterator[Tensor]]

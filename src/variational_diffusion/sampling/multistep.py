@@ -21,6 +21,7 @@ published code has half of the second difference, which makes it a method of sec
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,6 +29,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.special import hyp1f1
 from torch import Tensor
 
 from variational_diffusion.errors import InputError
@@ -35,6 +37,7 @@ from variational_diffusion.numerics import randn_like
 from variational_diffusion.sampling.contract import ReverseProcess
 
 _LONGEST_GROWTH = 2.0
+_NEARLY_ALL = 0.99  # of the noise: beyond it, what is kept is no difference to one
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Multistep:
             if i > 0 and h > _LONGEST_GROWTH * (here - lambdas[i - 1]):
                 order = 1
             places = [(lambdas[i - j] - here) / h for j in range(order)]
-            log_kept = 0.5 * math.log1p(self.eta**2 * math.expm1(-2 * h))
+            log_kept = _log_kept(self.eta, h)
             alpha_s, sigma_s, sigma_t = _alpha(there), _alpha(-there), _alpha(-here)
             steps.append(
                 Step(
@@ -130,11 +133,19 @@ def weights(places: list[float], span: float) -> list[float]:
 
     p: any polynomial of a degree below the number of places, which all differ. span: > 0.
     """
-    moments = [-math.expm1(-span)]  # of r^0, r^1, …, by parts
-    for k in range(1, len(places)):
-        moments.append(1 - k / span * moments[-1])
+    # of r^0, r^1, …: Kummer's function, exact however short or long the step (DLMF 13.4.1)
+    moments = [span / (k + 1) * hyp1f1(1, k + 2, -span) for k in range(len(places))]
     powers = np.vander(places, increasing=True).T
     return [float(w) for w in np.linalg.solve(powers, moments)]
+
+
+def _log_kept(eta: float, h: float) -> float:
+    """Return log √(1 − η² (1 − e^{−2h})), what is left of the old noise where η is drawn anew."""
+    renewed = -(eta**2) * math.expm1(-2 * h)
+    if renewed < _NEARLY_ALL:
+        return 0.5 * math.log1p(-renewed)
+    kept = (1 - eta) * (1 + eta) + eta**2 * math.exp(-2 * h)
+    return 0.5 * math.log(max(kept, sys.float_info.min))
 
 
 def _alpha(half_log_snr: float) -> float:

@@ -1,0 +1,203 @@
+"""Scores and p-values of data under a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from variational_diffusion.anomaly.conformal import check_rate, discoveries, is_at_most
+from variational_diffusion.anomaly.profiles import Profiles, measured
+from variational_diffusion.anomaly.reference import Reference, check_reference, is_possible
+from variational_diffusion.anomaly.scores import SCORES
+from variational_diffusion.data import Originals, Split
+from variational_diffusion.files import printable
+from variational_diffusion.model import VDM
+
+Progress = Callable[[int, int, float], None]
+"""Told how many examples of how many are measured, and the last batch's mean bound in bits/dim."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Examples with anomaly scores and p-values; all arrays have one entry an example.
+
+    score: the name of the score that p-values and marks are of.
+    parts: the examples, by the name of their split. split, number: the name of an example's
+    split, and its number there. names: of image files, printable; None for other data.
+    profiles: their losses. scores: by name, all of `SCORES` that these data have.
+    p_value: see `conformal`; without a promise for examples that the model was trained on.
+    marked: p_value ≤ false_alarms, or what Benjamini and Hochberg mark at the rate fdr if given.
+    calibration: the scores that p-values are ranks among. held_out: how many examples fit and
+    calibrate the score.
+    """
+
+    score: str
+    parts: dict[str, Split]
+    split: np.ndarray
+    number: np.ndarray
+    names: np.ndarray | None
+    profiles: Profiles
+    scores: dict[str, np.ndarray]
+    p_value: np.ndarray
+    marked: np.ndarray
+    calibration: np.ndarray
+    held_out: int
+    false_alarms: float
+    fdr: float | None
+
+    def __len__(self) -> int:
+        return len(self.p_value)
+
+    @property
+    def order(self) -> np.ndarray:
+        """The examples' rows, the most anomalous first, shape (n,)."""
+        return np.argsort(-self.scores[self.score], kind="stable")
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p-value that the calibration examples allow."""
+        return 1 / (1 + len(self.calibration))
+
+    @property
+    def threshold(self) -> float | None:
+        """The smallest score that is marked; None where none is."""
+        scores = self.scores[self.score][self.marked]
+        return float(scores.min()) if len(scores) else None
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return examples, shape (len(rows), *shape)."""
+        starts = np.cumsum([0, *(len(part) for part in self.parts.values())])
+        parts = list(self.parts.values())
+        which = np.searchsorted(starts, rows, side="right") - 1
+        return np.concatenate(
+            [parts[k].read(np.array([row - starts[k]])) for k, row in zip(which, rows, strict=True)]
+        )
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Return a table with everything, one row an example, the most anomalous first."""
+        of = self.profiles
+        columns = {
+            "split": self.split,
+            "example": self.number,
+            **({} if self.names is None else {"file": self.names}),
+            "p_value": self.p_value,
+            "marked": self.marked,
+            **self.scores,
+            "prior": of.prior,
+            "reconstruction": of.reconstruction,
+            "classical": of.classical,
+            **{f"band_{i}": of.bands[:, i] for i in range(of.bands.shape[1])},
+        }
+        order = self.order
+        return {name: column[order] for name, column in columns.items()}
+
+
+def score(
+    vdm: VDM,
+    examples: Split | Mapping[str, Split],
+    held_out: Split,
+    name: str = "combined",
+    *,
+    false_alarms: float = 0.01,
+    fdr: float | None = None,
+    draws: int = 2,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Scored:
+    """Return anomaly scores of examples, with p-values against held-out examples.
+
+    examples: one split, or several by their names. held_out: examples of the training kind that
+    the model was not trained on, a thousand or so. Where some of them are also in `examples` (of
+    the same source, with the same index), each is compared with the other held-out examples.
+    name: of `SCORES`. false_alarms: examples with p-values up to this rate are marked. fdr: mark
+    by the procedure of Benjamini and Hochberg at this rate instead. draws: network evaluations in
+    each of 16 bands of γ. seed: of the noise, which all examples share.
+    Raises InputError for an unknown score or rate, and for too few held-out examples.
+    """
+    check_rate("false_alarms", false_alarms)
+    if fdr is not None:
+        check_rate("fdr", fdr)
+    discrete = held_out.levels is not None
+    check_reference(name, len(held_out), discrete=discrete)
+    parts = {"": examples} if isinstance(examples, Split) else dict(examples)
+    known = {label: _rows_in(part, held_out) for label, part in parts.items()}
+    fresh = [replace(part, indices=part.indices[known[label] < 0]) for label, part in parts.items()]
+    of = _measured_in_turn(
+        vdm, [held_out, *fresh], draws=draws, seed=seed, progress=progress or _silent
+    )
+    own = np.arange(len(held_out))
+    row = np.concatenate(list(known.values()))
+    row[row < 0] = np.arange(len(own), len(of))
+    reference = Reference(of.rows(own), false_alarms)
+    judged = {
+        each: _judged(reference, of, row, each)
+        for each in SCORES
+        if is_possible(each, len(own), discrete=discrete)
+    }
+    p_value = judged[name][1]
+    return Scored(
+        score=name,
+        parts=parts,
+        split=np.repeat(list(parts), [len(part) for part in parts.values()]),
+        number=np.concatenate([part.positions for part in parts.values()]),
+        names=_names(parts.values()),
+        profiles=of.rows(row),
+        scores={each: scores for each, (scores, _) in judged.items()},
+        p_value=p_value,
+        marked=is_at_most(p_value, false_alarms) if fdr is None else discoveries(p_value, fdr),
+        calibration=reference.calibration_scores(name),
+        held_out=len(own),
+        false_alarms=false_alarms,
+        fdr=fdr,
+    )
+
+
+def _silent(done: int, total: int, bits: float) -> None:
+    pass
+
+
+def _measured_in_turn(
+    vdm: VDM, parts: list[Split], *, draws: int, seed: int, progress: Progress
+) -> Profiles:
+    """Return the profiles of several splits as one, all with the same noise."""
+    total, done, found = sum(map(len, parts)), 0, []
+    for part in parts:
+        for profile in measured(vdm, part, draws=draws, seed=seed):
+            found.append(profile)
+            done += len(profile)
+            progress(done, total, float(profile.bits.mean()))
+    return Profiles.joined(found)
+
+
+def _judged(
+    reference: Reference, of: Profiles, row: np.ndarray, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores and p-values of rows of `of`, whose first rows are the reference's own."""
+    n = len(reference)
+    scores, p = np.empty(len(of)), np.empty(len(of))
+    if (row < n).any():
+        scores[:n], p[:n] = reference.own_judged(name)
+    if len(of) > n:
+        scores[n:], p[n:] = reference.judged(of.rows(np.arange(n, len(of))), name)
+    return scores[row], p[row]
+
+
+def _rows_in(part: Split, held_out: Split) -> np.ndarray:
+    """Return where the examples of a split are among those held out, shape (n,); −1: nowhere."""
+    rows = np.full(len(part), -1)
+    if part.source is held_out.source:
+        row_of = {int(index): row for row, index in enumerate(held_out.indices)}
+        rows[:] = [row_of.get(int(index), -1) for index in part.indices]
+    return rows
+
+
+def _names(parts: Iterable[Split]) -> np.ndarray | None:
+    names: list[str] = []
+    for part in parts:
+        own = Originals(part).names(np.arange(len(part)))
+        if own is None:
+            return None
+        names += map(printable, own)
+    return np.array(names)

@@ -1,0 +1,81 @@
+"""The examples of a run: its own data, or others of their kind."""
+
+from __future__ import annotations
+
+from variational_diffusion.checkpoint import Run
+from variational_diffusion.config import DataConfig
+from variational_diffusion.data import Dataset, Split, open_dataset
+from variational_diffusion.errors import InputError
+
+_NOT_STREAMED = {
+    name: DataConfig.model_fields[name].default
+    for name in ("streaming", "shuffle_buffer", "lanes", "hold_out")
+}
+"""Other data are read as a whole: a stream has only a sample of its examples at hand."""
+
+
+def check_free(run: Run) -> None:
+    """Raise `InputError` where the model never learned to do without a condition."""
+    if run.config.model.condition is not None and not run.config.training.condition_dropout:
+        raise InputError(
+            f"run = '{run.path}' was trained with condition_dropout = 0, so it knows no examples "
+            "without a condition: no guidance, no --condition none; train another with the default"
+        )
+
+
+def chosen_examples(
+    run: Run, data: str | None, split: str | None, limit: int | None, *, condition: str = "own"
+) -> Split:
+    """Return the examples that a command names; those of other data must be of the model's kind.
+
+    split: None for the test examples of the run's own data, and for all examples of other data.
+    limit: so many of them are drawn at random, see `Split.sample`; None: all.
+    condition: "own" for a model with conditions: they come with the examples; "none": they do not.
+    """
+    dataset = _opened(run, data, condition)
+    if split is None and data is not None:
+        chosen = dataset.everything()
+    else:
+        chosen = dataset.splits[split or "test"]
+    return chosen if limit is None else chosen.sample(limit)
+
+
+def own_data(run: Run, *, condition: str = "own") -> Dataset:
+    """Return the run's data; raise `InputError` where they are gone, or of another kind now."""
+    return _opened(run, None, condition)
+
+
+def other_examples(run: Run, data: str, shape: tuple[int, ...]) -> Split:
+    """Return all examples of data of another shape, with as many levels as the run's."""
+    config = run.config.data
+    changes = {"source": data, "resize": None, "crop": None, "condition": None, **_NOT_STREAMED}
+    dataset = open_dataset(config.model_copy(update=changes))
+    if dataset.shape != shape or dataset.levels != config.levels:
+        raise InputError(
+            f"data = '{data}' has shape {dataset.shape} and levels {dataset.levels}: "
+            f"here it has to have shape {shape} and levels {config.levels}"
+        )
+    return dataset.everything()
+
+
+def _opened(run: Run, data: str | None, condition: str) -> Dataset:
+    config = run.config.data
+    if condition == "none":
+        config = config.model_copy(update={"condition": None})
+    if data is not None:
+        config = config.model_copy(update={"source": data, **_NOT_STREAMED})
+    try:
+        dataset = open_dataset(config)
+    except InputError as error:
+        if data is None or not str(error).startswith("condition = "):
+            raise
+        raise InputError(f"{error}; or do without, with --condition none") from error
+    model = run.config.model
+    if dataset.shape != model.shape or dataset.levels != config.levels:
+        raise InputError(
+            f"data = '{config.source}' has shape {dataset.shape} and levels {dataset.levels}: "
+            f"the model in '{run.path}' takes shape {model.shape} and levels {config.levels}"
+        )
+    if run.config.model.condition is not None and dataset.labels is not None:
+        dataset = dataset.labelled(run.config.model.condition.options["names"])
+    return dataset
