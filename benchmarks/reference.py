@@ -31,8 +31,8 @@ from variational_diffusion.classical import code_lengths
 from variational_diffusion.cli.chains import grid_of
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluated
-from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.data import Split
+from variational_diffusion.examples import chosen_examples
 from variational_diffusion.likelihood import (
     Chain,
     Estimator,
