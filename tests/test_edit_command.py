@@ -37,7 +37,7 @@ def mask(tmp_path_factory):
 @pytest.fixture(scope="module")
 def digits(trained):
     """The first three test images."""
-    return open_dataset(Run.open(trained).config.data).splits["test"].read(np.arange(3))
+    return open_dataset(Run.open(trained).config.data).splits["test"].sample(3).read()
 
 
 def edit(capsys, arguments, code=0):
@@ -207,7 +207,7 @@ def test_a_model_with_conditions_is_given_those_of_the_examples_or_others(
         return vdm
 
     monkeypatch.setattr(VDM, "given", given)
-    split = open_dataset(Run.open(conditional).config.data).splits["test"]
+    split = open_dataset(Run.open(conditional).config.data).splits["test"].sample(3)
     own = split.batch(range(3))[1].tolist()
     vary = ["vary", conditional, "--gamma", "0", *QUICK, "--steps", "2", "--draws", "1"]
     for i, (options, expected) in enumerate(

@@ -15,10 +15,10 @@ from PIL import Image
 from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import estimators, run
 from variational_diffusion.cli.chains import grid_of
-from variational_diffusion.cli.examples import chosen_examples
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.decoders import Discretized
+from variational_diffusion.examples import chosen_examples
 from variational_diffusion.grids import bound_optimal
 from variational_diffusion.likelihood import Flow, Infinite, evaluate_rounds, summarize
 from variational_diffusion.model import VDM

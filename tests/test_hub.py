@@ -212,7 +212,7 @@ def test_export_and_push_write_the_same_folder(digits_run, tmp_path, monkeypatch
     assert run([*evaluate, "--per-example", str(tmp_path / "rows.csv")]) == 0
     assert run(["export", str(digits_run), "--hub", str(tmp_path / "model")]) == 0
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "| digits | test | 20 | vlb |" in card
+    assert "| digits | 20 of 297 test examples, drawn with seed 0 | vlb |" in card
     assert "`vdm evaluate RUN --limit 20 --seed 3`" in card
     assert str(tmp_path) not in card
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)

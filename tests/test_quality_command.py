@@ -40,7 +40,10 @@ def test_quality_compares_with_test_examples_and_with_what_is_possible(capsys, t
     drawn = output(
         capsys, ["quality", trained, "--n", "60", "--steps", "4", "--features", "pixels"]
     )
-    assert "60 samples of sde-dpmpp-2m in 4 steps, seed 0, against 60 test examples" in drawn.out
+    assert (
+        "60 samples of sde-dpmpp-2m in 4 steps, seed 0, against 60 of 297 test examples"
+        in drawn.out
+    )
     images = output(capsys, [*pixels[:2], samples, *pixels[2:]])  # the samples are the data now
     assert json.loads(images.out)["distances"]["samples"]["FID"]["value"] < 1e-9
 
