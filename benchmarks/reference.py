@@ -80,8 +80,10 @@ def main(
     test = chosen_examples(opened, None, "test", None)
     rows: list[list[object]] = []
 
-    def bits(estimator: Estimator, examples: Split) -> tuple[torch.Tensor, float]:
-        done = evaluated(vdm, examples, estimator, batch_size=batch_size)
+    def bits(
+        estimator: Estimator, examples: Split, rounds: int | None = None
+    ) -> tuple[torch.Tensor, float]:
+        done = evaluated(vdm, examples, estimator, rounds=rounds, batch_size=batch_size)
         columns = example_columns(*done.rounds, dimensions=vdm.dimensions)
         return columns["bits_per_dim"], done.summary.standard_error
 
@@ -92,8 +94,8 @@ def main(
 
     def difference(name: str, estimator: Estimator, limit: int) -> None:
         begin, part = time.monotonic(), test.sample(limit)
-        beside, _ = bits(Infinite(DRAWS_BESIDE), part)
-        found = bits(estimator, part)[0] - beside
+        beside, _ = bits(Infinite(DRAWS_BESIDE), part, 1)
+        found = bits(estimator, part, 1)[0] - beside
         row(name, part, float(found.mean()), float(found.std()) / math.sqrt(len(found)), begin)
 
     chosen = only or PARTS
