@@ -20,7 +20,7 @@ from known_answers import (
 from variational_diffusion import objective, process
 from variational_diffusion.grids import uniform_in_time
 from variational_diffusion.numerics import Normal
-from variational_diffusion.schedules import FixedLinear, Monotone
+from variational_diffusion.schedules import Adaptive, FixedLinear, Monotone
 
 MEAN, STD, DIMENSIONS = 0.3, 0.5, 4
 N = 40_000
@@ -194,3 +194,20 @@ def test_terms_add_up_and_detach():
     bound = objective.Bound(term, 2 * term, 3 * term)
     assert torch.equal(bound.total, torch.full((3,), 6.0))
     assert not bound.detach().total.requires_grad
+
+
+def test_the_measurement_at_the_ends_asks_for_no_gradient(generator):
+    """Hooks of torch, such as those of its counters, fail on inputs that ask for one in vain."""
+    schedule = Adaptive(-5.0, 5.0)
+    schedule.train()
+    asked = []
+
+    def predict_noise(z, gamma):
+        asked.append((z.requires_grad, gamma.requires_grad, torch.is_grad_enabled()))
+        return torch.zeros_like(z)
+
+    x = torch.rand(4, 3, generator=generator) - 0.5
+    noise = torch.randn(4, 3, generator=generator)
+    t = torch.rand(4, generator=generator)
+    objective.diffusion(predict_noise, schedule, x, t, noise)
+    assert asked[1:] == [(False, False, False)] * 2

@@ -149,7 +149,7 @@ def diffusion(
     if end_points.requires_grad:
         slopes = schedule.end_errors
         if schedule.measures_ends:
-            at_ends = _errors_at_the_ends(predict_noise, end_points, x, noise)
+            at_ends = _errors_at_the_ends(predict_noise, end_points.detach(), x, noise)
             slopes = torch.where(at_ends.isfinite(), at_ends, slopes)
         at_0, at_1 = slopes * (end_points - end_points.detach())
         loss = loss + (at_1 - at_0)
