@@ -57,7 +57,12 @@ _PARTS = ["distance", "flow", "bound", "overhead"]
 @click.option("--steps", "counts", multiple=True, type=click.IntRange(2), default=[10, 20])
 @click.option("--grid", "laid", multiple=True, type=click.Choice(list(GRIDS)), default=["gamma"])
 @click.option(
-    "--stop", "stops", multiple=True, type=float, default=[UNSEEN], help="Of the range; 0: none."
+    "--stop",
+    "stops",
+    multiple=True,
+    type=float,
+    default=[UNSEEN],
+    help="Of the range; 0: all the way; default: the model's own.",
 )
 @click.option("--n", "count", type=click.IntRange(40), default=1000, show_default=True)
 @click.option("--flow-n", "flow_count", type=click.IntRange(1), default=32, show_default=True)
@@ -92,6 +97,8 @@ def main(
     def grid(name: str, steps: int, share: float) -> Gammas:
         assert isinstance(vdm.decoder, Discretized)
         stop = vdm.decoder.gamma_at(share) if share else None
+        if share == UNSEEN:
+            stop = vdm.stop_early(steps)  # of few levels: all the way
         return step_grid(name, vdm.schedule, steps, errors, stop=stop)
 
     tables = [f"{opened.config.data.source}, {opened.config.model.network.name}"]
