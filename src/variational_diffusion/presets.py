@@ -65,7 +65,7 @@ def noise_range(levels: int | None) -> tuple[float, float]:
 def tiny(shape: Shape, levels: int | None) -> Preset:
     """Images of up to 16×16 pixels on a CPU.
 
-    `vdm demo`: 1.722 ± 0.017 bits per dimension on the 297 test digits, 2.5 minutes on one thread.
+    `vdm demo`: 1.708 ± 0.014 bits per dimension on the 297 test digits, 2.5 minutes on one thread.
     Dropout, because such data are few: test images cost 0.14 bits more than training images without
     it, in a smaller network, and 0.09 with it.
     """
@@ -79,9 +79,8 @@ def tiny(shape: Shape, levels: int | None) -> Preset:
 def small(shape: Shape, levels: int | None) -> Preset:
     """Images of 17 to 48 pixels on a side, on a CPU.
 
-    `python benchmarks/speedrun.py fashion-mnist` on two cores with units for bfloat16, the first
-    1,000 test images, medians of three seeds: 2.855 ± 0.027 bits per dimension after 5 minutes,
-    2.789 ± 0.027 after 20 (experiments/speedrun.md).
+    5,000 steps of Fashion-MNIST, 20 minutes of one core with units for bfloat16: 2.817 ± 0.009 bits
+    per dimension on test images 1,001 to 10,000 (docs/benchmarks.md).
     """
     return Preset(
         network=_part("network", NETWORKS, "unet", levels, widths=[48, 64, 64]),
