@@ -25,12 +25,12 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from variational_diffusion.anomaly import SCORES, Profiles, Reference, measured, score
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.model import VDM
+from variational_diffusion.run.directory import Run
 
 _RATES = (0.01, 0.05)
 _REPETITIONS = 200

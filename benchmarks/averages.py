@@ -16,11 +16,10 @@ import click
 import torch
 from common import markdown, median_ratio, opened, report, run_options
 
-from variational_diffusion import snapshots
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.devices import speed_up
 from variational_diffusion.data.loader import training_batches
 from variational_diffusion.model import build
+from variational_diffusion.run.directory import Run
 from variational_diffusion.training import TrainingState, fit
 
 WARM_UP = 6
@@ -68,18 +67,18 @@ def main(
         written = []
         for _ in range(5):
             start = time.perf_counter()
-            snapshots.keep(run, state, last=True)
+            averages.keep(run, state, last=True)
             written.append(time.perf_counter() - start)
     step, snapshot = statistics.median(times[False]), statistics.median(written)
     ratio = median_ratio(times[True], times[False])
-    share = snapshot / (snapshots.interval(1) * step)
+    share = snapshot / (averages.interval(1) * step)
     rows: list[list[object]] = [
         ["parameters", sum(p.numel() for p in state.vdm.parameters())],
         ["step without averages", f"{1000 * step:.1f} ms"],
         ["step with them, ratio", f"{ratio:.4f}"],
         ["an update of them alone", f"{1000 * statistics.median(updates):.2f} ms"],
         ["a snapshot", f"{1000 * snapshot:.1f} ms"],
-        [f"its share, one in {snapshots.interval(1)} steps", f"{share:.2%}"],
+        [f"its share, one in {averages.interval(1)} steps", f"{share:.2%}"],
     ]
     report(markdown(["", ""], rows), log=log)
 

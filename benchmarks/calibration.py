@@ -22,7 +22,6 @@ from exact import Mixture, exact_model
 
 from variational_diffusion import objective, process
 from variational_diffusion.anomaly import SCORES, Profiles, Reference, profiles
-from variational_diffusion.classification import Accuracy, accuracy, class_bounds, confusion
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.schedule import measure_split
 from variational_diffusion.data import Split
@@ -37,10 +36,16 @@ from variational_diffusion.likelihood import (
     Infinite,
     evaluate_rounds,
 )
+from variational_diffusion.likelihood.classification import (
+    Accuracy,
+    accuracy,
+    class_bounds,
+    confusion,
+)
+from variational_diffusion.likelihood.loss_profile import Profile, measured_variances, variances
 from variational_diffusion.likelihood.paired import compare_models
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, derived_seed, t_quantile
-from variational_diffusion.profile import Profile, measured_variances, variances
 from variational_diffusion.quality import Pixels
 from variational_diffusion.quality import Reference as Examples
 

@@ -19,14 +19,14 @@ import click
 import torch
 from common import log_option, markdown, report, threads_option
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import expected_errors, widen
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluated
-from variational_diffusion.examples import chosen_examples
 from variational_diffusion.grids import GRIDS, VARIANCES, expected_diffusion, step_grid
 from variational_diffusion.likelihood import Chain, Infinite
 from variational_diffusion.model import VDM
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import chosen_examples
 
 
 @click.command()

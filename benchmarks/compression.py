@@ -40,7 +40,6 @@ import numpy as np
 import torch
 from common import log_option, markdown, report, threads_option
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm_command
 from variational_diffusion.compression import ChainCoder, Encoded, decode, encode
 from variational_diffusion.compression.chain import FINEST, STD_SIZE
@@ -49,8 +48,9 @@ from variational_diffusion.compression.lattice import lattice_of
 from variational_diffusion.compression.levels import nearest_of, parts, reach_of, table_of
 from variational_diffusion.compression.rounding import BAND
 from variational_diffusion.compression.stack import Stack
-from variational_diffusion.examples import chosen_examples
 from variational_diffusion.model import VDM
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import chosen_examples
 
 PROBED = 4  # images whose outputs are compared, at every step
 

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from variational_diffusion.cli.devices import COMPILE_MODES, speed_up
 from variational_diffusion.config import TrainingConfig, validated
 from variational_diffusion.decoders import Discretized
-from variational_diffusion.graphs import Recorded
+from variational_diffusion.machine.cuda_graphs import Recorded
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.presets import PRESETS

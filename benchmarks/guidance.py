@@ -22,8 +22,6 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from variational_diffusion.checkpoint import Run
-from variational_diffusion.classification import class_bounds, labels_of, probabilities
 from variational_diffusion.cli.conditioning import Given
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluate_split
@@ -32,9 +30,11 @@ from variational_diffusion.cli.samplers import sampling_of, sampling_options
 from variational_diffusion.conditions import parted
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.loader import batch_positions, ordered_batches
-from variational_diffusion.examples import chosen_examples
 from variational_diffusion.likelihood import Infinite
+from variational_diffusion.likelihood.classification import class_bounds, labels_of, probabilities
 from variational_diffusion.quality.features import in_unit_range
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import chosen_examples
 
 
 @click.command()

@@ -18,13 +18,13 @@ import click
 import torch
 from common import log_option, markdown, report, threads_option
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.data.loader import ordered_batches
-from variational_diffusion.examples import chosen_examples
 from variational_diffusion.likelihood import Estimator, Flow, Infinite, default_probes, log_mean
 from variational_diffusion.numerics import bits_per_dim
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import chosen_examples
 
 
 @click.command()

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from variational_diffusion.config import TrainingConfig
 from variational_diffusion.decoders import Discretized
-from variational_diffusion.memory import keep_freed_memory
+from variational_diffusion.machine.memory import keep_freed_memory
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import PaperUNet
 from variational_diffusion.schedules import FixedLinear

@@ -21,10 +21,10 @@ from common import markdown
 from matplotlib.figure import Figure
 
 from variational_diffusion.config import Component
-from variational_diffusion.figures import save_figure
 from variational_diffusion.plan import HARDWARE, Estimate, Footprint, Hardware, footprint
 from variational_diffusion.plan.estimates import recommended
 from variational_diffusion.presets import parts
+from variational_diffusion.report.figures import save_figure
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURE = "figures/nodes.png"

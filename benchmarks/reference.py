@@ -26,13 +26,11 @@ import click
 import torch
 from common import log_option, markdown, report, threads_option
 
-from variational_diffusion.checkpoint import Run
-from variational_diffusion.classical import code_lengths
 from variational_diffusion.cli.chains import grid_of
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.data import Split
-from variational_diffusion.examples import chosen_examples
+from variational_diffusion.images.baselines import code_lengths
 from variational_diffusion.likelihood import (
     Chain,
     Estimator,
@@ -41,6 +39,8 @@ from variational_diffusion.likelihood import (
     Infinite,
     example_columns,
 )
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import chosen_examples
 
 PARTS = ("bound", "chain", "ode", "importance", "file")
 

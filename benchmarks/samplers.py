@@ -25,7 +25,6 @@ from common import log_option, markdown, median_ratio, report, threads_option
 from torch import Tensor
 
 from variational_diffusion import process
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import measured_errors
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.quality import features_for
@@ -42,6 +41,7 @@ from variational_diffusion.grids import (
 )
 from variational_diffusion.model import VDM
 from variational_diffusion.quality import Estimate, Reference, combined
+from variational_diffusion.run.directory import Run
 from variational_diffusion.sampling import SAMPLERS, Multistep, Sampler
 
 _DRAWS_NOTHING = ["ddim", "dpmpp-2m", "dpmpp-3m", "unipc", "heun"]

@@ -23,7 +23,7 @@ from common import log_option, markdown, peak, report, resident, threads_option
 
 from variational_diffusion.config import TrainingConfig
 from variational_diffusion.decoders import Discretized
-from variational_diffusion.memory import keep_freed_memory
+from variational_diffusion.machine.memory import keep_freed_memory
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import UNet
 from variational_diffusion.presets import noise_range

@@ -29,9 +29,9 @@ from variational_diffusion.config import DataConfig, RunConfig
 from variational_diffusion.data import Dataset, open_dataset
 from variational_diffusion.data.loader import training_batches
 from variational_diffusion.likelihood import Summary
+from variational_diffusion.likelihood.loss_profile import Variances, measured_variances
 from variational_diffusion.model import build
 from variational_diffusion.presets import configure
-from variational_diffusion.profile import Variances, measured_variances
 from variational_diffusion.training import TrainingState, fit
 
 VALIDATIONS = 10

@@ -18,11 +18,11 @@ from PIL import Image
 from variational_diffusion import TrainingState, build, evaluate, fit, open_dataset, summarize
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.loader import training_batches
-from variational_diffusion.files import atomic
+from variational_diffusion.images.pictures import save_sheet
 from variational_diffusion.likelihood import Infinite
 from variational_diffusion.numerics import bits_per_dim
-from variational_diffusion.pictures import save_sheet
 from variational_diffusion.presets import configure
+from variational_diffusion.storage.files import atomic
 
 
 def discs(folder: Path, count: int, size: int = 16) -> None:

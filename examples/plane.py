@@ -26,10 +26,10 @@ from variational_diffusion.data import Dataset
 from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.data.loader import training_batches
 from variational_diffusion.data.splits import random_splits
-from variational_diffusion.figures import save_figure
 from variational_diffusion.likelihood import Flow
 from variational_diffusion.model import VDM
 from variational_diffusion.presets import configure
+from variational_diffusion.report.figures import save_figure
 
 HALF = 5.0
 """The plane is looked at from −5 to 5, both ways."""

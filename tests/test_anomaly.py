@@ -30,15 +30,15 @@ from variational_diffusion.anomaly import (
     score,
     statistics,
 )
-from variational_diffusion.checkpoint import Run
-from variational_diffusion.classical import code_length
 from variational_diffusion.cli import run
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.errors import InputError
-from variational_diffusion.figures import score_figure
-from variational_diffusion.files import printable
-from variational_diffusion.pictures import sheet, shortened
+from variational_diffusion.images.baselines import code_length
+from variational_diffusion.images.pictures import sheet, shortened
+from variational_diffusion.report.figures import score_figure
+from variational_diffusion.run.directory import Run
+from variational_diffusion.storage.files import printable
 
 MEAN, STD, DIMENSIONS = 0.3, 0.5, 64
 

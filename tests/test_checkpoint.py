@@ -6,14 +6,14 @@ import os
 import pytest
 import torch
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.config import DataConfig, RunConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.data.loader import training_batches
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import build
 from variational_diffusion.presets import configure
-from variational_diffusion.tensors import read_tensors, write_tensors
+from variational_diffusion.run.directory import Run
+from variational_diffusion.storage.tensors import read_tensors, write_tensors
 from variational_diffusion.training import TrainingState, fit
 
 DATA = DataConfig(source="digits")

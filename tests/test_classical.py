@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from variational_diffusion.classical import code_lengths, mosaic, picture_lengths
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
+from variational_diffusion.images.baselines import code_lengths, mosaic, picture_lengths
 
 IMAGE_CODERS = {"PNG (one mosaic)", "WebP lossless (one mosaic)"}
 

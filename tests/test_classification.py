@@ -8,14 +8,14 @@ from scipy.stats import binomtest
 
 from known_answers import exact_vdm
 from test_conditions import MEANS, STD, of_classes
-from variational_diffusion.classification import (
+from variational_diffusion.errors import InputError
+from variational_diffusion.likelihood import Chain, Infinite
+from variational_diffusion.likelihood.classification import (
     accuracy,
     class_bounds,
     confusion,
     probabilities,
 )
-from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood import Chain, Infinite
 
 COUNT = 1000
 

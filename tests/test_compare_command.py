@@ -11,15 +11,15 @@ import torch
 
 import variational_diffusion as vd
 from commands import TRAIN, output, train_digits
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run
 from variational_diffusion.cli.measuring import PARTS
-from variational_diffusion.comparison import training_copies
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import uniform_in_time
 from variational_diffusion.likelihood import Chain, Flow, compare_models
 from variational_diffusion.report import read_section
+from variational_diffusion.run.comparison import training_copies
+from variational_diffusion.run.directory import Run
 
 HOSTILE = "<script>alert(2)<%2Fscript>&$x_1$"
 

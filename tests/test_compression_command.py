@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run
 from variational_diffusion.cli.decompress import _checked
 from variational_diffusion.errors import InputError
-from variational_diffusion.examples import chosen_examples
 from variational_diffusion.grids import NoiseErrors
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import chosen_examples
 
 QUICK = ["--steps", "4", "--variance", "posterior"]
 

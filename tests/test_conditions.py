@@ -11,8 +11,6 @@ from PIL import Image
 from torch import nn
 
 from known_answers import ExactDenoiser, exact_vdm
-from variational_diffusion import pictures
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm_command
 from variational_diffusion.conditions import Arrays, Labels, parted
 from variational_diffusion.config import DataConfig, TrainingConfig
@@ -20,10 +18,12 @@ from variational_diffusion.data import open_dataset
 from variational_diffusion.data.loader import training_batches
 from variational_diffusion.decoders import Gaussian
 from variational_diffusion.errors import InputError
+from variational_diffusion.images import pictures
 from variational_diffusion.likelihood import Flow, Infinite, evaluate, summarize
 from variational_diffusion.model import VDM, build
 from variational_diffusion.networks import MLP, NETWORKS
 from variational_diffusion.presets import configure
+from variational_diffusion.run.directory import Run
 from variational_diffusion.schedules import FixedLinear
 from variational_diffusion.training import Engine, TrainingState, fit
 

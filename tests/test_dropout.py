@@ -9,7 +9,7 @@ from torch import nn
 from variational_diffusion.errors import InputError
 from variational_diffusion.networks import NETWORKS, Dropout
 from variational_diffusion.networks.dropout import draw_keys, dropout_layers, keyed
-from variational_diffusion.sharding import recompute_activations
+from variational_diffusion.training.sharding import recompute_activations
 
 
 def masks(p, rows, entries, generator, layers=1):

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from commands import TRAIN
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run
 from variational_diffusion.data import open_dataset
 from variational_diffusion.model import VDM
+from variational_diffusion.run.directory import Run
 
 QUICK = ["--limit", "3", "--threads", "1"]
 STEPS = ["--steps", "4", "--draws", "2"]

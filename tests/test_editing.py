@@ -10,8 +10,8 @@ import torch
 from known_answers import ExactDenoiser, correlated_vdm, exact_vdm
 from variational_diffusion import editing, grids, process
 from variational_diffusion.decoders import Discretized
+from variational_diffusion.editing.operators import Measurement
 from variational_diffusion.errors import InputError
-from variational_diffusion.measurements import Measurement
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import MLP
 from variational_diffusion.schedules import FixedLinear

@@ -12,18 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import estimators, run
 from variational_diffusion.cli.chains import grid_of
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.decoders import Discretized
-from variational_diffusion.examples import chosen_examples
 from variational_diffusion.grids import bound_optimal
 from variational_diffusion.likelihood import Flow, Infinite, evaluate_rounds, summarize
+from variational_diffusion.machine.distributed import Place
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import UNet
-from variational_diffusion.processes import Place
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import chosen_examples
 from variational_diffusion.schedules import FixedLinear
 
 TRAIN = ["--steps", "3", "--batch-size", "8", "--set", "network.widths=[8,8]"]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from commands import TRAIN, output
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run
 from variational_diffusion.data import open_dataset
 from variational_diffusion.data.augment import Augmentation
+from variational_diffusion.run.directory import Run
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic, unused
+from variational_diffusion.storage.files import atomic, unused
 
 
 def test_the_file_appears_when_the_block_ends_and_nothing_else_stays(tmp_path):

@@ -18,13 +18,13 @@ from variational_diffusion.grids import (
     assumed_errors,
     bound_optimal,
 )
-from variational_diffusion.heads import fit_head
 from variational_diffusion.likelihood import Chain, evaluate
+from variational_diffusion.likelihood.loss_profile import noise_errors, predictions
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import VarianceHead
-from variational_diffusion.profile import noise_errors, predictions
 from variational_diffusion.sampling import Multistep
 from variational_diffusion.schedules import Cosine, FixedLinear
+from variational_diffusion.training.variance_head import fit_head
 
 MEAN, STD, DIMENSIONS = 0.3, 0.5, 4
 SCHEDULE = FixedLinear(-6.0, 4.0).double()

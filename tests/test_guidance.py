@@ -9,9 +9,9 @@ from torch import nn
 from known_answers import ExactDenoiser, exact_vdm
 from test_conditions import MEANS, STD, ExactOfClasses, of_classes
 from variational_diffusion.conditions import Labels
+from variational_diffusion.conditions.guidance import Guided
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
-from variational_diffusion.guidance import Guided
 from variational_diffusion.model import VDM
 from variational_diffusion.schedules import FixedLinear
 

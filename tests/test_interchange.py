@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import Discretized
@@ -18,6 +17,7 @@ from variational_diffusion.grids import uniform_in_time
 from variational_diffusion.interchange.official import read_official
 from variational_diffusion.model import VDM, build
 from variational_diffusion.networks import NETWORKS
+from variational_diffusion.run.directory import Run
 from variational_diffusion.schedules import FixedLinear
 
 SMALL = {

@@ -17,14 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.cli.session import Session
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
 from variational_diffusion.presets import configure
-from variational_diffusion.tensors import read_tensors
+from variational_diffusion.run.directory import Run
+from variational_diffusion.storage.tensors import read_tensors
 
 DATA = DataConfig(source="digits")
 KILLS = 24

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.autograd.functional import jvp
 
-from variational_diffusion import measurements
+from variational_diffusion.editing import operators
+from variational_diffusion.editing.operators import MEASUREMENTS, Measurement
 from variational_diffusion.errors import InputError
-from variational_diffusion.measurements import MEASUREMENTS, Measurement
 
 SHAPE = (3, 8, 12)
 HALF = torch.zeros(SHAPE, dtype=torch.bool)
@@ -30,14 +30,14 @@ def test_every_one_is_linear_keeps_examples_apart_and_has_a_derivative(name, x, 
 
 
 def test_what_each_sees(x):
-    seen = measurements.mask(SHAPE, HALF)(x)
+    seen = operators.mask(SHAPE, HALF)(x)
     assert torch.equal(seen, x[:, :, :, :6].flatten(1))
-    small = measurements.downsample(SHAPE, 4)(x)
+    small = operators.downsample(SHAPE, 4)(x)
     assert small.shape == (2, 3, 2, 3)
     torch.testing.assert_close(small[0, 1, 1, 2], x[0, 1, 4:, 8:].mean())
     colours = torch.tensor([1.0, 0.5, -1.0], dtype=torch.float64)
     plain = colours[:, None, None].expand(1, *SHAPE)
-    shade = measurements.grey(SHAPE)(plain)
+    shade = operators.grey(SHAPE)(plain)
     expected = 0.299 + 0.5 * 0.587 - 0.114
     torch.testing.assert_close(shade, torch.full((1, 1, 8, 12), expected).double())
 
@@ -45,12 +45,12 @@ def test_what_each_sees(x):
 def test_blur_is_a_gaussian_of_its_width():
     point = torch.zeros(1, 1, 41, 41, dtype=torch.float64)
     point[..., 20, 20] = 1
-    blurred = measurements.blur((1, 41, 41), 2.0)(point)[0, 0]
+    blurred = operators.blur((1, 41, 41), 2.0)(point)[0, 0]
     place = torch.arange(41, dtype=torch.float64) - 20
     assert float(blurred.sum()) == pytest.approx(1, rel=1e-12)
     for rows in (blurred.sum(0), blurred.sum(1)):
         assert float((rows * place**2).sum()) == pytest.approx(4, rel=0.03)  # cut off at 3 widths
-    flat = measurements.blur((1, 9, 9), 2.0)(torch.full((1, 1, 9, 9), 0.7).double())
+    flat = operators.blur((1, 9, 9), 2.0)(torch.full((1, 1, 9, 9), 0.7).double())
     torch.testing.assert_close(flat, torch.full((1, 1, 9, 9), 0.7).double())
 
 

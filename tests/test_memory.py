@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from variational_diffusion import memory
+from variational_diffusion.machine import memory
 
 PAGES = """
 import resource, sys, torch
-from variational_diffusion.memory import keep_freed_memory
+from variational_diffusion.machine.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def touch():

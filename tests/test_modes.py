@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from variational_diffusion import anomaly, classification, editing, flow, profile
+from variational_diffusion import anomaly, editing, flow
 from variational_diffusion.conditions import Labels
 from variational_diffusion.decoders import Discretized
+from variational_diffusion.editing.operators import Measurement
 from variational_diffusion.grids import uniform_in_gamma
 from variational_diffusion.likelihood import (
     Chain,
@@ -14,9 +15,10 @@ from variational_diffusion.likelihood import (
     Importance,
     Infinite,
     bits_of_entries,
+    classification,
     evaluate,
+    loss_profile,
 )
-from variational_diffusion.measurements import Measurement
 from variational_diffusion.model import VDM
 from variational_diffusion.modes import evaluating, in_evaluation_mode
 from variational_diffusion.sampling import SAMPLERS
@@ -85,8 +87,10 @@ USES = {
     "evaluate": lambda vdm, g: last(evaluate(vdm, [X, X], generator=g)).total,
     "entries": lambda vdm, g: bits_of_entries(vdm, X, draws=2, generator=g),
     "classes": lambda vdm, g: classification.class_bounds(vdm, X, seed=3),
-    "profile": lambda vdm, g: last(profile.measure(vdm, [X, X], generator=g)).error,
-    "errors": lambda vdm, g: last(profile.noise_errors(vdm, [X, X], bins=1, generator=g)).error,
+    "profile": lambda vdm, g: last(loss_profile.measure(vdm, [X, X], generator=g)).error,
+    "errors": lambda vdm, g: (
+        last(loss_profile.noise_errors(vdm, [X, X], bins=1, generator=g)).error
+    ),
     "bands": lambda vdm, g: torch.from_numpy(
         last(anomaly.profiles(vdm, [X], bands=4, generator=g)).bands
     ),

@@ -8,8 +8,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig
+from variational_diffusion.machine.distributed import here
 from variational_diffusion.model import VDM, build
-from variational_diffusion.processes import here
 from variational_diffusion.schedules import SCHEDULES
 from variational_diffusion.training import Engine, TrainingState, fit
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from variational_diffusion.optimizers import Muon, orthogonalised
+from variational_diffusion.training.optimizers import Muon, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 9, 9), (4, 1, 5)])

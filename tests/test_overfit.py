@@ -11,8 +11,8 @@ from variational_diffusion.config import TrainingConfig
 from variational_diffusion.decoders import Discretized, Gaussian
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import MLP
-from variational_diffusion.overfit import overfit
 from variational_diffusion.schedules import Adaptive, FixedLinear
+from variational_diffusion.training.overfit import overfit
 
 CHECK = ["train", "digits", "--overfit-check", "--json"]
 SLOW = ["--learning-rate", "1e-12", "--set", "training.matrix_learning_rate=1e-12"]

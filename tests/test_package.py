@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from variational_diffusion import environment
 from variational_diffusion.cli import COMMANDS, run
+from variational_diffusion.machine import environment
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(

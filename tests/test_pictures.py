@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from variational_diffusion import pictures
 from variational_diffusion.errors import InputError
+from variational_diffusion.images import pictures
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -18,8 +18,8 @@ from variational_diffusion.plan import collectives as c
 from variational_diffusion.plan.counting import FLOP_FORMULAS, Operation
 from variational_diffusion.plan.estimates import parts_of, recommended, seconds
 from variational_diffusion.presets import parts
-from variational_diffusion.sharding import recompute_activations
 from variational_diffusion.training import TrainingState, fit
+from variational_diffusion.training.sharding import recompute_activations
 
 GB = 10**9
 H100 = HARDWARE["h100"]

@@ -13,14 +13,17 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from variational_diffusion import snapshots
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import build
-from variational_diffusion.posthoc import (
+from variational_diffusion.presets import configure
+from variational_diffusion.run import averages
+from variational_diffusion.run.directory import Run
+from variational_diffusion.storage.tensors import read_tensors
+from variational_diffusion.training import TrainingState, fit
+from variational_diffusion.training.posthoc import (
     WIDTHS,
     PowerAverages,
     Profile,
@@ -29,9 +32,6 @@ from variational_diffusion.posthoc import (
     overlaps,
     relative_width,
 )
-from variational_diffusion.presets import configure
-from variational_diffusion.tensors import read_tensors
-from variational_diffusion.training import TrainingState, fit
 
 DIGITS = DataConfig(source="digits")
 STEPS = 2400
@@ -217,10 +217,10 @@ def test_wrapped_compiled_and_sharded_models_have_the_averages_of_plain_ones(tmp
 
 
 def test_snapshots_are_thinned_as_a_run_grows():
-    assert snapshots.interval(1) == snapshots.interval(1500) == 50
-    assert snapshots.interval(1501) == snapshots.interval(3000) == 100
+    assert averages.interval(1) == averages.interval(1500) == 50
+    assert averages.interval(1501) == averages.interval(3000) == 100
     for step in (1_600, 44_000, 10_000_000):
-        assert 15 <= step // snapshots.interval(step) <= 30
+        assert 15 <= step // averages.interval(step) <= 30
 
 
 def small_run(path, **settings: object) -> tuple[Run, TrainingState]:
@@ -233,17 +233,17 @@ def small_run(path, **settings: object) -> tuple[Run, TrainingState]:
 def advance(run: Run, state: TrainingState, until: int) -> None:
     x = torch.randint(0, 17, (4, 1, 8, 8), generator=torch.Generator().manual_seed(1))
     for record in fit(state, iter(lambda: x, None), run.config.training):
-        snapshots.keep(run, state, last=record.progress >= 1)
+        averages.keep(run, state, last=record.progress >= 1)
         if record.step == until:
             break
 
 
 def test_a_run_keeps_the_same_snapshots_with_and_without_an_interruption(tmp_path, monkeypatch):
-    monkeypatch.setattr(snapshots, "_LEAST_INTERVAL", 1)
-    monkeypatch.setattr(snapshots, "_MOST", 4)
+    monkeypatch.setattr(averages, "_LEAST_INTERVAL", 1)
+    monkeypatch.setattr(averages, "_MOST", 4)
     whole, state = small_run(tmp_path / "whole")
     advance(whole, state, 9)
-    assert list(snapshots.stored(whole)) == [4, 8, 9]
+    assert list(averages.stored(whole)) == [4, 8, 9]
     cut, state = small_run(tmp_path / "cut")
     advance(cut, state, 3)
     cut.save(state)
@@ -251,10 +251,10 @@ def test_a_run_keeps_the_same_snapshots_with_and_without_an_interruption(tmp_pat
     found = cut.resume()
     assert found is not None
     resumed = found.state
-    snapshots.forget_after(cut, resumed.step)
-    assert max(snapshots.stored(cut)) <= 3
+    averages.forget_after(cut, resumed.step)
+    assert max(averages.stored(cut)) <= 3
     advance(cut, resumed, 9)
-    files = [snapshots.stored(run) for run in (whole, cut)]
+    files = [averages.stored(run) for run in (whole, cut)]
     assert files[0].keys() == files[1].keys()
     for step, path in files[0].items():
         found, expected = read_tensors(files[1][step])[0], read_tensors(path)[0]
@@ -265,11 +265,11 @@ def test_the_average_of_a_stored_width_is_that_of_training(tmp_path):
     run, state = small_run(tmp_path)
     advance(run, state, 9)
     assert state.power_averages is not None
-    made = snapshots.reconstruct(run, 0.05)
+    made = averages.reconstruct(run, 0.05)
     assert made.step == 9
-    averages = state.power_averages.state_dict()
+    kept = state.power_averages.state_dict()
     for name, parameter in made.vdm.named_parameters():
-        expected = averages[f"0.05.{name}"]  # but for half precision
+        expected = kept[f"0.05.{name}"]  # but for half precision
         torch.testing.assert_close(parameter, expected, rtol=2**-11, atol=1e-7)
     for name, buffer in state.vdm.named_buffers():
         assert torch.equal(buffer, dict(made.vdm.named_buffers())[name])
@@ -281,23 +281,23 @@ def test_weights_too_large_for_half_precision_are_stored_as_they_are(tmp_path):
         state.vdm.network.conv_in.weight.fill_(1e5)
     state.power_averages = PowerAverages(state.vdm)
     state.step = state.power_averages.updates = 1
-    snapshots.keep(run, state, last=True)
-    made = snapshots.reconstruct(run, 0.07).vdm.network.conv_in.weight
+    averages.keep(run, state, last=True)
+    made = averages.reconstruct(run, 0.07).vdm.network.conv_in.weight
     torch.testing.assert_close(made, torch.full_like(made, 1e5))
 
 
 def test_a_damaged_snapshot_is_named_and_can_be_done_without(tmp_path, monkeypatch):
-    monkeypatch.setattr(snapshots, "_LEAST_INTERVAL", 4)
+    monkeypatch.setattr(averages, "_LEAST_INTERVAL", 4)
     run, state = small_run(tmp_path)
     advance(run, state, 9)
-    path = snapshots.stored(run)[4]
+    path = averages.stored(run)[4]
     content = bytearray(path.read_bytes())
     content[-10] ^= 1
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"00000004.safetensors' is damaged.*remove this snapshot"):
-        snapshots.reconstruct(run, 0.1)
+        averages.reconstruct(run, 0.1)
     path.unlink()
-    assert snapshots.reconstruct(run, 0.1).step == 9
+    assert averages.reconstruct(run, 0.1).step == 9
 
 
 def test_a_run_begun_without_averages_goes_on_without(tmp_path):
@@ -311,7 +311,7 @@ def test_a_run_begun_without_averages_goes_on_without(tmp_path):
     assert resumed is not None
     assert resumed.state.power_averages is None
     with pytest.raises(InputError, match=r"no snapshots of averages: .*posthoc_ema=true"):
-        snapshots.reconstruct(run, 0.1)
+        averages.reconstruct(run, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,7 @@ def test_the_command_writes_weights_for_other_commands(capsys, trained, options,
     assert f"--weights {name}" in told.err
     evaluated = ["evaluate", trained, "--weights", name, "--limit", "8", "--json"]
     assert json.loads(output(capsys, evaluated).out)["weights"] == name
-    expected = snapshots.reconstruct(Run.open(trained), 0.07).vdm.state_dict()
+    expected = averages.reconstruct(Run.open(trained), 0.07).vdm.state_dict()
     found = Run.open(trained).load(name).state_dict()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 

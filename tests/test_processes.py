@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from variational_diffusion import snapshots
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.errors import InputError
+from variational_diffusion.machine.distributed import ALONE, Place, local_device, texts_of_processes
 from variational_diffusion.model import build
-from variational_diffusion.processes import ALONE, Place, local_device, texts_of_processes
-from variational_diffusion.sharding import blocks, recompute_activations
-from variational_diffusion.tensors import read_tensors
+from variational_diffusion.run import averages
+from variational_diffusion.run.directory import Run
+from variational_diffusion.storage.tensors import read_tensors
+from variational_diffusion.training.sharding import blocks, recompute_activations
 
 BIN = Path(sys.executable).parent
 SETTINGS = ["network.widths=[8,8]", "network.dropout=0.1", "training.warmup_steps=2"]
@@ -160,7 +160,7 @@ def test_a_process_that_dies_is_started_again_by_the_launcher(alone, tmp_path):
 def dies_once(step: int, marker: str, arguments: list[str]) -> None:
     """Run a command, and kill the second process after a step, the first time that it is there."""
     torch.set_num_threads(1)
-    keep = snapshots.keep
+    keep = averages.keep
 
     def then_die(run, state, *, last):
         keep(run, state, last=last)
@@ -168,21 +168,21 @@ def dies_once(step: int, marker: str, arguments: list[str]) -> None:
             Path(marker).touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    snapshots.keep = then_die
+    averages.keep = then_die
     os._exit(vdm(arguments))
 
 
 def stopped_at(step: int, arguments: list[str]) -> None:
     """Run a command that gets SIGTERM before a step (in a process of its own)."""
     torch.set_num_threads(1)
-    keep = snapshots.keep
+    keep = averages.keep
 
     def then_terminate(run, state, *, last):
         keep(run, state, last=last)
         if state.step == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    snapshots.keep = then_terminate
+    averages.keep = then_terminate
     vdm(arguments)
 
 

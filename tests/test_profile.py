@@ -8,10 +8,7 @@ import torch
 
 from known_answers import diffusion, error, exact_vdm
 from variational_diffusion.errors import InputError
-from variational_diffusion.figures import save_figure, schedule_figure
-from variational_diffusion.numerics import bits_per_dim
-from variational_diffusion.presets import noise_range
-from variational_diffusion.profile import (
+from variational_diffusion.likelihood.loss_profile import (
     Errors,
     Profile,
     measure,
@@ -20,6 +17,9 @@ from variational_diffusion.profile import (
     rate_integrals,
     variances,
 )
+from variational_diffusion.numerics import bits_per_dim
+from variational_diffusion.presets import noise_range
+from variational_diffusion.report.figures import save_figure, schedule_figure
 from variational_diffusion.schedules import SCHEDULES, Adaptive, Cosine, FixedLinear, Monotone
 
 MEAN, STD, DIMENSIONS = 0.3, 0.5, 4

@@ -40,7 +40,7 @@ from variational_diffusion.quality import (
     sliced_wasserstein,
 )
 from variational_diffusion.quality.classifier import turned, turns
-from variational_diffusion.tensors import write_tensors
+from variational_diffusion.storage.tensors import write_tensors
 
 
 def exactly(n, mean, root, rng):

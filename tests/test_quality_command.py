@@ -12,7 +12,7 @@ from commands import output, train_digits
 from variational_diffusion.cli import quality as quality_command
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
-from variational_diffusion.tensors import read_tensors
+from variational_diffusion.storage.tensors import read_tensors
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.cli.measuring import PARTS
 from variational_diffusion.config import DataConfig
@@ -26,6 +25,7 @@ from variational_diffusion.report.images import as_colour, heat_maps
 from variational_diffusion.report.published import published
 from variational_diffusion.report.stored import Section
 from variational_diffusion.report.svg import COLOURS, inline_svg
+from variational_diffusion.run.directory import Run
 
 CHROMIUM = shutil.which("chromium")
 FEW = ["--examples", "40", "--samples", "16", "--steps", "8", "--evaluations", "2000"]

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.compression import Container
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import Infinite
 from variational_diffusion.numerics import bits_per_dim
+from variational_diffusion.run.directory import Run
 from variational_diffusion.web import MAX_BYTES, Studio, read_upload
 from variational_diffusion.web.uploads import read_mask
 

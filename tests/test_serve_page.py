@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from test_serve import HOSTILE, TRAIN, png
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli import run as vdm
+from variational_diffusion.run.directory import Run
 from variational_diffusion.sampling import default_for
 from variational_diffusion.web import Studio
 

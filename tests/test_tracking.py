@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from variational_diffusion import tracking
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.cli import session
 from variational_diffusion.errors import InputError
-from variational_diffusion.tracking import Tracking
+from variational_diffusion.run import tracking
+from variational_diffusion.run.tracking import Tracking
 
 
 def events(path) -> EventAccumulator:

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from commands import TRAIN, output, train_digits
-from variational_diffusion import training
 from variational_diffusion.cli import session as session_module
 from variational_diffusion.errors import DivergedError
 from variational_diffusion.model import VDM
 from variational_diffusion.schedules import SCHEDULES
-from variational_diffusion.tensors import read_tensors
+from variational_diffusion.storage.tensors import read_tensors
+from variational_diffusion.training import steps
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_a_run_goes_on_to_the_weights_of_an_uninterrupted_one(capsys, tmp_path, 
     output(capsys, [*arguments, str(tmp_path / "whole")])
 
     def interrupted(state, stream, config, **options):
-        for record in training.fit(state, stream, config, **options):
+        for record in steps.fit(state, stream, config, **options):
             if record.step == 1:  # heard in the next step, which is then the last
                 os.kill(os.getpid(), signal.SIGTERM)
             yield record
@@ -185,7 +185,7 @@ def test_divergence_keeps_what_was_saved(capsys, tmp_path, monkeypatch):
     arguments = ["train", "digits", "--run", str(path), *TRAIN]
 
     def cut_short(state, stream, config, **options):
-        yield from itertools.islice(training.fit(state, stream, config, **options), 1)
+        yield from itertools.islice(steps.fit(state, stream, config, **options), 1)
 
     monkeypatch.setattr(session_module, "fit", cut_short)
     output(capsys, arguments, code=1)

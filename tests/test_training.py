@@ -8,14 +8,12 @@ from itertools import islice
 import pytest
 import torch
 
-from variational_diffusion import training
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig, validated
 from variational_diffusion.decoders import Discretized, Gaussian
-from variational_diffusion.ema import ExponentialAverage
 from variational_diffusion.errors import DivergedError, InputError
+from variational_diffusion.machine.distributed import ALONE
 from variational_diffusion.model import VDM, build
 from variational_diffusion.numerics import bits_per_dim, derived_seed
-from variational_diffusion.processes import ALONE
 from variational_diffusion.schedules import FixedLinear
 from variational_diffusion.training import (
     Engine,
@@ -23,7 +21,9 @@ from variational_diffusion.training import (
     fit,
     learning_rate_factor,
     make_optimizers,
+    steps,
 )
+from variational_diffusion.training.ema import ExponentialAverage
 
 LEVELS = 17
 
@@ -369,7 +369,7 @@ def test_recorded_steps_are_those_of_eager_ones():
 def test_graphs_are_refused_where_they_would_leave_levels_out(width):
     """The least noise may be as wide as a level, and no wider."""
     state = TrainingState.start(a_model(), TrainingConfig(steps=1))
-    step = training._Step(state, TrainingConfig(steps=1), Engine(), ALONE)
+    step = steps._Step(state, TrainingConfig(steps=1), Engine(), ALONE)
     gamma_0 = 2 * math.log(2 / LEVELS * width)
     state.vdm.schedule.initial_end_points.copy_(torch.tensor([gamma_0, 5.0]))
     if width <= 1:

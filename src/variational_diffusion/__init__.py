@@ -10,8 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from variational_diffusion.checkpoint import Run as Run
-    from variational_diffusion.comparison import compare as compare
     from variational_diffusion.conditions import Labels as Labels
     from variational_diffusion.config import RunConfig as RunConfig
     from variational_diffusion.config import TrainingConfig as TrainingConfig
@@ -32,7 +30,8 @@ if TYPE_CHECKING:
     from variational_diffusion.networks import Transformer as Transformer
     from variational_diffusion.networks import UNet as UNet
     from variational_diffusion.objective import Bound as Bound
-    from variational_diffusion.optimizers import Muon as Muon
+    from variational_diffusion.run.comparison import compare as compare
+    from variational_diffusion.run.directory import Run as Run
     from variational_diffusion.schedules import Adaptive as Adaptive
     from variational_diffusion.schedules import Cosine as Cosine
     from variational_diffusion.schedules import FixedLinear as FixedLinear
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from variational_diffusion.schedules import Monotone as Monotone
     from variational_diffusion.training import TrainingState as TrainingState
     from variational_diffusion.training import fit as fit
+    from variational_diffusion.training.optimizers import Muon as Muon
 
 _HOMES = {
     "Adaptive": "schedules",
@@ -59,7 +59,7 @@ _HOMES = {
     "Monotone": "schedules",
     "Muon": "optimizers",
     "PaperUNet": "networks",
-    "Run": "checkpoint",
+    "Run": "run.directory",
     "RunConfig": "config",
     "TrainingConfig": "config",
     "TrainingState": "training",
@@ -67,7 +67,7 @@ _HOMES = {
     "UNet": "networks",
     "VDM": "model",
     "build": "model",
-    "compare": "comparison",
+    "compare": "run.comparison",
     "evaluate": "likelihood",
     "fit": "training",
     "open_dataset": "data",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from variational_diffusion import lattice, process
 from variational_diffusion.errors import InputError
-from variational_diffusion.graphs import is_recording
+from variational_diffusion.machine.cuda_graphs import is_recording
 from variational_diffusion.numerics import Normal, expand, sum_per_example
 from variational_diffusion.units import Standardised, Values
 

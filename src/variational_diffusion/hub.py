@@ -19,11 +19,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_downloa
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
-from variational_diffusion import environment
 from variational_diffusion.config import ModelConfig, validated
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic
-from variational_diffusion.tensors import read_tensors, write_tensors
+from variational_diffusion.machine import environment
+from variational_diffusion.storage.files import atomic
+from variational_diffusion.storage.tensors import read_tensors, write_tensors
 
 FORMAT = 1
 """Version of the folder; one of a newer version is refused."""

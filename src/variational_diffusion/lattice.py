@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from variational_diffusion.graphs import is_recording
+from variational_diffusion.machine.cuda_graphs import is_recording
 
 LEAST_RECORDED_SPACING = 1.0
 """Smallest r for which sums recorded in a CUDA graph are exact: noise as wide as a level."""

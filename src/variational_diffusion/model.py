@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from variational_diffusion import grids, hub, objective, process
 from variational_diffusion.conditions import CONDITIONS, Arrays, Batch, Labels, parted
+from variational_diffusion.conditions.guidance import EVERYWHERE, Guided
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import DECODERS, UNSEEN, Discretized, Gaussian
 from variational_diffusion.errors import InputError
-from variational_diffusion.guidance import EVERYWHERE, Guided
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.numerics import Normal, expand, randn_like

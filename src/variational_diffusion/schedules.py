@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.processes import sum_over_processes
+from variational_diffusion.machine.distributed import sum_over_processes
 from variational_diffusion.weightings import Weighting
 
 Time = Float[Tensor, " *batch"]

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from variational_diffusion.anomaly.scoring import Scored
-from variational_diffusion.pictures import save_sheet
+from variational_diffusion.images.pictures import save_sheet
 
 _COLUMNS = 8
 _EACH = 2 * _COLUMNS

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.conditions import Batch
 from variational_diffusion.data import Split, open_dataset
@@ -25,8 +24,9 @@ from variational_diffusion.grids import (
     assumed_errors,
     step_grid,
 )
+from variational_diffusion.likelihood.loss_profile import noise_errors, predictions
 from variational_diffusion.model import VDM
-from variational_diffusion.profile import noise_errors, predictions
+from variational_diffusion.run.directory import Run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

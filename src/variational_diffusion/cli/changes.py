@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from variational_diffusion import editing
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.conditioning import Given, given_by, given_options
 from variational_diffusion.cli.console import Meter, print_json
 from variational_diffusion.cli.devices import use_device
@@ -23,11 +22,12 @@ from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.conditions import parted
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
-from variational_diffusion.examples import chosen_examples, other_examples
-from variational_diffusion.files import atomic, unused
+from variational_diffusion.images.pictures import is_image, save_sheet
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
-from variational_diffusion.pictures import is_image, save_sheet
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import chosen_examples, other_examples
+from variational_diffusion.storage.files import atomic, unused
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Steps = Callable[[VDM, Tensor, torch.Generator], Iterator[Tensor]]

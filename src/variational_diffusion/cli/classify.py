@@ -8,14 +8,6 @@ import click
 import numpy as np
 import torch
 
-from variational_diffusion.checkpoint import Run
-from variational_diffusion.classification import (
-    accuracy,
-    class_bounds,
-    confusion,
-    labels_of,
-    probabilities,
-)
 from variational_diffusion.cli.columns import ENDINGS, check_target, file_column, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
@@ -24,9 +16,17 @@ from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.conditions import parted
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
-from variational_diffusion.examples import chosen_examples
 from variational_diffusion.likelihood import Infinite
+from variational_diffusion.likelihood.classification import (
+    accuracy,
+    class_bounds,
+    confusion,
+    labels_of,
+    probabilities,
+)
 from variational_diffusion.numerics import bits_per_dim, derived_seed
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import chosen_examples
 
 
 @click.command()

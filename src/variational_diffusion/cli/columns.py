@@ -9,7 +9,7 @@ import numpy as np
 
 from variational_diffusion.data import Originals, Split
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic, printable
+from variational_diffusion.storage.files import atomic, printable
 
 ENDINGS = (".csv", ".parquet")
 

@@ -9,7 +9,6 @@ from typing import Any
 import click
 import numpy as np
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.columns import ENDINGS, check_target, file_column, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
@@ -22,11 +21,12 @@ from variational_diffusion.cli.estimators import (
 from variational_diffusion.cli.examples import choice_options, condition_option
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.cli.signals import stop_requested
-from variational_diffusion.comparison import common_examples, names_of
 from variational_diffusion.errors import InputError
-from variational_diffusion.examples import check_free
 from variational_diffusion.likelihood import Comparison, check_comparable, compare_models
-from variational_diffusion.processes import DAYS, processes
+from variational_diffusion.machine.distributed import DAYS, processes
+from variational_diffusion.run.comparison import common_examples, names_of
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import check_free
 
 
 @click.command()

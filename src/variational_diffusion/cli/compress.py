@@ -11,8 +11,6 @@ from pathlib import Path
 import click
 import numpy as np
 
-from variational_diffusion.checkpoint import Run
-from variational_diffusion.classical import code_length, code_lengths, picture_lengths
 from variational_diffusion.cli.chains import chain_of, expected_errors
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
@@ -34,10 +32,12 @@ from variational_diffusion.compression import (
 from variational_diffusion.data import Originals, open_originals
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
-from variational_diffusion.examples import check_free, chosen_examples
-from variational_diffusion.files import atomic
 from variational_diffusion.grids import VARIANCES, fewest_steps
+from variational_diffusion.images.baselines import code_length, code_lengths, picture_lengths
 from variational_diffusion.model import VDM
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import check_free, chosen_examples
+from variational_diffusion.storage.files import atomic
 
 _COMPARED = 1000  # images that classical coders get
 _READ = 64  # images that are read together

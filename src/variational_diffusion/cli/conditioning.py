@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.examples import condition_option
 from variational_diffusion.conditions import Arrays, Labels, parted
+from variational_diffusion.conditions.guidance import EVERYWHERE
 from variational_diffusion.data import open_dataset
 from variational_diffusion.data.arrays import read_npy
 from variational_diffusion.data.source import as_tensor
 from variational_diffusion.errors import InputError
-from variational_diffusion.examples import check_free
-from variational_diffusion.guidance import EVERYWHERE
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import check_free
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -9,15 +9,15 @@ import click
 import numpy as np
 import torch
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import widen
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.options import device_options
 from variational_diffusion.compression import ChainCoder, Container, Image
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic, atomic_folder, unused
-from variational_diffusion.pictures import is_image, keeps_pixels, save_pixels
+from variational_diffusion.images.pictures import is_image, keeps_pixels, save_pixels
+from variational_diffusion.run.directory import Run
+from variational_diffusion.storage.files import atomic, atomic_folder, unused
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 

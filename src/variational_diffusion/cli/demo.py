@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import click
 
-from variational_diffusion.checkpoint import Run
-from variational_diffusion.classical import code_lengths
 from variational_diffusion.cli.console import print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluate_split
@@ -14,9 +12,11 @@ from variational_diffusion.cli.sample import draw, write_samples
 from variational_diffusion.cli.session import Session
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
-from variational_diffusion.files import unused
-from variational_diffusion.pictures import animation
+from variational_diffusion.images.baselines import code_lengths
+from variational_diffusion.images.pictures import animation
 from variational_diffusion.presets import configure
+from variational_diffusion.run.directory import Run
+from variational_diffusion.storage.files import unused
 
 
 @click.command()

@@ -9,9 +9,9 @@ import click
 import torch
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.memory import keep_freed_memory
+from variational_diffusion.machine.distributed import local_device
+from variational_diffusion.machine.memory import keep_freed_memory
 from variational_diffusion.model import VDM
-from variational_diffusion.processes import local_device
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

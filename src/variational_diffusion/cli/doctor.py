@@ -14,7 +14,7 @@ from variational_diffusion.cli.console import print_json, print_table
 from variational_diffusion.cli.devices import multiplies_bfloat16
 from variational_diffusion.data import DATASETS
 from variational_diffusion.data.idx import FASHION_MNIST, is_idx_folder
-from variational_diffusion.environment import (
+from variational_diffusion.machine.environment import (
     DISTRIBUTION,
     EXTRAS,
     Package,

@@ -8,17 +8,17 @@ from typing import Any
 import click
 import torch
 
-from variational_diffusion import snapshots
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.cli.options import device_options
 from variational_diffusion.data import Split
 from variational_diffusion.errors import InputError
-from variational_diffusion.examples import chosen_examples
 from variational_diffusion.likelihood import Infinite, example_columns
 from variational_diffusion.model import VDM
+from variational_diffusion.run import averages
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import chosen_examples
 
 _WIDTHS = "0.03,0.05,0.07,0.1,0.15,0.2"
 
@@ -71,7 +71,7 @@ def command(
     target = use_device(device, threads)
     opened = Run.open(run)
     if width is not None:
-        made = snapshots.reconstruct(opened, width)
+        made = averages.reconstruct(opened, width)
         name = out or f"ema-{width:g}"
         metadata = {"step": str(made.step), "width": str(width), "rest": repr(made.rest)}
         path = opened.save_weights(name, made.vdm, metadata)
@@ -87,7 +87,7 @@ def command(
     reference = _bits(opened.load("ema").to(target), examples, draws, seed)
     found = []
     for each in widths:
-        made = snapshots.reconstruct(opened, each)
+        made = averages.reconstruct(opened, each)
         bits = _bits(made.vdm.to(target), examples, draws, seed)
         found.append({"width": each, "rest": made.rest} | _compared(bits, reference))
     best = min(found, key=lambda row: row["bits_per_dim"])

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import click
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import chain_of, chain_options, is_chain_option_given
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import (
@@ -26,6 +25,7 @@ from variational_diffusion.likelihood import (
     default_probes,
 )
 from variational_diffusion.model import VDM
+from variational_diffusion.run.directory import Run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

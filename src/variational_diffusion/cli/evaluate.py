@@ -9,8 +9,6 @@ import click
 import numpy as np
 import torch
 
-from variational_diffusion import evaluations
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.columns import ENDINGS, check_target, file_column, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import speed_options, speed_up, use_device
@@ -26,7 +24,7 @@ from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.decoders import Discretized
-from variational_diffusion.examples import check_free, chosen_examples
+from variational_diffusion.images.pictures import save_sheet
 from variational_diffusion.likelihood import (
     Estimator,
     Infinite,
@@ -37,9 +35,11 @@ from variational_diffusion.likelihood import (
     example_columns,
     summary_rows,
 )
+from variational_diffusion.machine.distributed import ALONE, DAYS, Place, processes
 from variational_diffusion.model import VDM
-from variational_diffusion.pictures import save_sheet
-from variational_diffusion.processes import ALONE, DAYS, Place, processes
+from variational_diffusion.run import evaluations
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import check_free, chosen_examples
 from variational_diffusion.schedules import floor_note
 
 _MAPS = 64

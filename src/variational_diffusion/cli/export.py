@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from variational_diffusion import evaluations
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.options import weights_option
 from variational_diffusion.errors import InputError
+from variational_diffusion.run import evaluations
+from variational_diffusion.run.directory import Run
 
 
 @click.command()

@@ -14,31 +14,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from variational_diffusion.checkpoint import Run
-from variational_diffusion.classical import code_lengths
 from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.cli.sample import draw
 from variational_diffusion.cli.samplers import DEFAULTS, sampling_of
 from variational_diffusion.cli.schedule import measure_split
-from variational_diffusion.comparison import compare
 from variational_diffusion.data import Dataset, Split
-from variational_diffusion.environment import processor, version
 from variational_diffusion.errors import InputError
-from variational_diffusion.examples import own_data
+from variational_diffusion.images.baselines import code_lengths
+from variational_diffusion.images.pictures import is_image
 from variational_diffusion.likelihood import Infinite, bits_of_entries, example_columns
+from variational_diffusion.likelihood.loss_profile import measured_variances, profile
+from variational_diffusion.machine.environment import processor, version
 from variational_diffusion.model import VDM
-from variational_diffusion.pictures import is_image
-from variational_diffusion.profile import measured_variances, profile
 from variational_diffusion.quality import nearest
 from variational_diffusion.report import (
     Section,
     read_section,
     write_section,
 )
+from variational_diffusion.run.comparison import compare
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import own_data
 from variational_diffusion.sampling import default_for
-from variational_diffusion.tensors import read_metadata
+from variational_diffusion.storage.tensors import read_metadata
 
 _SEED = 0
 _BINS = 100

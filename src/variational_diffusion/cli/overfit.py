@@ -11,7 +11,7 @@ from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.model import build
-from variational_diffusion.overfit import SHARE, overfit
+from variational_diffusion.training.overfit import SHARE, overfit
 
 _EXAMPLES = 8
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.export import card_entries
 from variational_diffusion.cli.options import weights_option
 from variational_diffusion.errors import InputError
+from variational_diffusion.run.directory import Run
 
 
 @click.command()

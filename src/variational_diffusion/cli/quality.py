@@ -11,7 +11,6 @@ import click
 import numpy as np
 import torch
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.columns import check_target
 from variational_diffusion.cli.conditioning import own_conditions
 from variational_diffusion.cli.console import Meter, print_json, print_table
@@ -23,8 +22,7 @@ from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.source import Standardised, standardised
 from variational_diffusion.errors import InputError
-from variational_diffusion.examples import chosen_examples
-from variational_diffusion.pictures import is_image, save_sheet
+from variational_diffusion.images.pictures import is_image, save_sheet
 from variational_diffusion.quality import (
     Estimate,
     Features,
@@ -40,6 +38,8 @@ from variational_diffusion.quality import (
     save_classifier,
 )
 from variational_diffusion.quality.classifier import STEPS
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import chosen_examples
 
 _CLASSIFIER = "quality-classifier.safetensors"
 _SHOWN, _NEAREST = 8, 7

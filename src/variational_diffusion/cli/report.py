@@ -8,8 +8,6 @@ from typing import Any
 
 import click
 
-from variational_diffusion import evaluations
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.console import print_json
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.measuring import PARTS, Subject, compared, measured_sections
@@ -17,6 +15,8 @@ from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.cli.samplers import DEFAULTS, SAMPLER_HELP
 from variational_diffusion.errors import InputError
 from variational_diffusion.report import check_replaceable, render, write_page
+from variational_diffusion.run import evaluations
+from variational_diffusion.run.directory import Run
 from variational_diffusion.sampling import named
 
 

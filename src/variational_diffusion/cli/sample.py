@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
 from variational_diffusion.cli.conditioning import NOTHING, Given, given_by, given_options
 from variational_diffusion.cli.console import Meter
@@ -22,14 +21,21 @@ from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.cli.samplers import sampling_of, sampling_options
 from variational_diffusion.conditions import Batch, Labels
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic, unused
 from variational_diffusion.grids import Gammas, uniform_in_time
+from variational_diffusion.images.pictures import animation, check_animation, save_image, save_sheet
 from variational_diffusion.likelihood import Infinite, evaluate, example_columns
+from variational_diffusion.machine.distributed import (
+    ALONE,
+    DAYS,
+    Place,
+    processes,
+    sum_over_processes,
+)
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
-from variational_diffusion.pictures import animation, check_animation, save_image, save_sheet
-from variational_diffusion.processes import ALONE, DAYS, Place, processes, sum_over_processes
+from variational_diffusion.run.directory import Run
 from variational_diffusion.sampling import Sampler, default_for
+from variational_diffusion.storage.files import atomic, unused
 
 _FRAMES = 48
 _BATCH = 250

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import grid_of
 from variational_diffusion.decoders import UNSEEN, Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import GRIDS, VARIANCES, Gammas
 from variational_diffusion.model import VDM
+from variational_diffusion.run.directory import Run
 from variational_diffusion.sampling import (
     DEFAULT_STEPS,
     SAMPLERS,

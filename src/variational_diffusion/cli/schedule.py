@@ -7,17 +7,22 @@ from pathlib import Path
 import click
 import torch
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import to_measure
 from variational_diffusion.cli.console import print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import examples_options
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.data import Split
-from variational_diffusion.examples import chosen_examples
-from variational_diffusion.figures import save_figure, schedule_figure
-from variational_diffusion.files import unused
-from variational_diffusion.profile import GROUPS, measure, measured_variances, profile
+from variational_diffusion.likelihood.loss_profile import (
+    GROUPS,
+    measure,
+    measured_variances,
+    profile,
+)
+from variational_diffusion.report.figures import save_figure, schedule_figure
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import chosen_examples
+from variational_diffusion.storage.files import unused
 
 _BATCH = 200
 _BINS = 100

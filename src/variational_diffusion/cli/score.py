@@ -20,7 +20,6 @@ from variational_diffusion.anomaly import (
     score,
 )
 from variational_diffusion.anomaly import false_alarms as expected_false_alarms
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.columns import ENDINGS, check_target, write_columns
 from variational_diffusion.cli.console import Meter, print_json, print_table
 from variational_diffusion.cli.devices import use_device
@@ -28,9 +27,10 @@ from variational_diffusion.cli.examples import condition_option
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.data import SPLITS, Split
 from variational_diffusion.errors import InputError
-from variational_diffusion.examples import check_free, chosen_examples, own_data
-from variational_diffusion.figures import save_figure, score_figure
-from variational_diffusion.pictures import is_image
+from variational_diffusion.images.pictures import is_image
+from variational_diffusion.report.figures import save_figure, score_figure
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import check_free, chosen_examples, own_data
 
 _SHOWN = 10
 _REFERENCE, _FALSE_ALARMS = 1000, 0.01

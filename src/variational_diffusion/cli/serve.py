@@ -7,10 +7,10 @@ from importlib.util import find_spec
 
 import click
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.errors import InputError
+from variational_diffusion.run.directory import Run
 from variational_diffusion.web import Studio
 
 

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from variational_diffusion import snapshots
-from variational_diffusion.checkpoint import Resumed, Run
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import speed_up
 from variational_diffusion.cli.sheets import write_sheet
@@ -26,18 +24,20 @@ from variational_diffusion.data import Dataset
 from variational_diffusion.data.loader import Batches, joined_positions, training_batches
 from variational_diffusion.errors import DivergedError, InputError
 from variational_diffusion.likelihood import Infinite, Summary, evaluate_rounds
-from variational_diffusion.model import VDM, build
-from variational_diffusion.numerics import bits_per_dim
-from variational_diffusion.processes import (
+from variational_diffusion.machine.distributed import (
     ALONE,
     Place,
     sum_over_processes,
     texts_of_processes,
     wait_for_all,
 )
-from variational_diffusion.sharding import recompute_activations, shard
-from variational_diffusion.tracking import Tracking
+from variational_diffusion.model import VDM, build
+from variational_diffusion.numerics import bits_per_dim
+from variational_diffusion.run import averages
+from variational_diffusion.run.directory import Resumed, Run
+from variational_diffusion.run.tracking import Tracking
 from variational_diffusion.training import Engine, StepRecord, TrainingState, fit
+from variational_diffusion.training.sharding import recompute_activations, shard
 
 _LOG_STEPS = 50
 _VALIDATION_EXAMPLES = 512  # enough to follow the run; `vdm evaluate` takes them all
@@ -116,7 +116,7 @@ class Session:
         """
         if self.place.leads:
             self.run.forget_metrics_after(self.state.step)
-            snapshots.forget_after(self.run, self.state.step)
+            averages.forget_after(self.run, self.state.step)
         wait_for_all()
         self.tracking.start(self.run.path, json.loads(self.config.to_json()), self.state.step)
         while True:
@@ -159,7 +159,7 @@ class Session:
                 for record in steps:
                     recent.append(record)
                     progress = record.progress
-                    snapshots.keep(self.run, state, last=progress >= 1)
+                    averages.keep(self.run, state, last=progress >= 1)
                     if meter is not None:
                         meter.update(progress, record.step, lambda: _short(state.vdm, recent))
                     if state.step % _LOG_STEPS == 0:
@@ -223,7 +223,7 @@ class Session:
         self.state = again
         if self.place.leads:
             self.run.forget_metrics_after(again.step)
-            snapshots.forget_after(self.run, again.step)
+            averages.forget_after(self.run, again.step)
         wait_for_all()
 
     def _batches(self, start: int, position: dict[str, Any]) -> Batches:

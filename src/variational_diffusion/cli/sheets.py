@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.data import Split
-from variational_diffusion.pictures import is_image, save_sheet, sheet
-from variational_diffusion.processes import here
-from variational_diffusion.tracking import Tracking
+from variational_diffusion.images.pictures import is_image, save_sheet, sheet
+from variational_diffusion.machine.distributed import here
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.tracking import Tracking
 from variational_diffusion.training import TrainingState
 
 _COUNT, _SEED = 36, 0

@@ -16,10 +16,10 @@ from variational_diffusion.cli.session import Session
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import summary_rows
+from variational_diffusion.machine.distributed import processes
 from variational_diffusion.presets import configure
-from variational_diffusion.processes import processes
+from variational_diffusion.run.tracking import Tracking
 from variational_diffusion.schedules import floor_note
-from variational_diffusion.tracking import Tracking
 
 _DEFAULT_MINUTES = 10
 

@@ -7,15 +7,15 @@ from statistics import fmean as mean
 import click
 import torch
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.cli.chains import measured_errors, predictions_of
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.data import open_dataset
 from variational_diffusion.data.loader import training_batches
-from variational_diffusion.heads import fit_head
 from variational_diffusion.networks import VarianceHead
+from variational_diffusion.run.directory import Run
+from variational_diffusion.training.variance_head import fit_head
 
 _BATCH = 32
 

@@ -14,8 +14,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from variational_diffusion.classical import mosaic
 from variational_diffusion.compression.digests import value_type
+from variational_diffusion.images.baselines import mosaic
 
 _WEBP_MAX_SIDE = 16_383
 _MAX_PIXELS = 1 << 26

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic
 from variational_diffusion.model import VDM
 from variational_diffusion.modes import in_evaluation_mode
+from variational_diffusion.storage.files import atomic
 
 _BATCHES = 1, 5
 _TOLERANCE = 1e-2

@@ -31,10 +31,10 @@ from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import Gammas, check_falling
 from variational_diffusion.likelihood.dequantisation import DEQUANTISATIONS
+from variational_diffusion.machine.distributed import is_sharded
 from variational_diffusion.model import VDM
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.objective import Bound
-from variational_diffusion.processes import is_sharded
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,9 @@ from variational_diffusion.likelihood.summary import (
     example_columns,
     summarize,
 )
+from variational_diffusion.machine.distributed import ALONE, Place
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import t_quantile
-from variational_diffusion.processes import ALONE, Place
 
 PROBABILITY = 0.95
 """With which the intervals of all pairs hold together."""

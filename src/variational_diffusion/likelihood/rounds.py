@@ -11,10 +11,10 @@ from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood.estimators import Estimate, Estimator, Infinite
 from variational_diffusion.likelihood.summary import LEAST_DEGREES, Summary, summarize
+from variational_diffusion.machine.distributed import ALONE, Place, sum_over_processes
 from variational_diffusion.model import VDM
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import derived_seed
-from variational_diffusion.processes import ALONE, Place, sum_over_processes
 
 Round = list[Estimate]
 

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_leaves
 from variational_diffusion import objective
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig
 from variational_diffusion.model import VDM, build
-from variational_diffusion.posthoc import WIDTHS
 from variational_diffusion.schedules import CALLS_PER_MEASUREMENT
-from variational_diffusion.sharding import blocks, recompute_activations
 from variational_diffusion.training import make_optimizers
+from variational_diffusion.training.posthoc import WIDTHS
+from variational_diffusion.training.sharding import blocks, recompute_activations
 
 aten = torch.ops.aten
 

@@ -17,12 +17,12 @@ from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig
-from variational_diffusion.memory import keep_freed_memory
+from variational_diffusion.machine.memory import keep_freed_memory
 from variational_diffusion.model import build
 from variational_diffusion.plan.counting import FLOP_FORMULAS
 from variational_diffusion.plan.hardware import HARDWARE, Hardware
-from variational_diffusion.sharding import recompute_activations
 from variational_diffusion.training import TrainingState, fit
+from variational_diffusion.training.sharding import recompute_activations
 
 _SECONDS = 0.5  # of every rate
 _CALLS = 10  # between two looks at the clock

@@ -22,7 +22,7 @@ from variational_diffusion.data import Split
 from variational_diffusion.data.loader import batch_positions
 from variational_diffusion.errors import InputError
 from variational_diffusion.quality.features import in_unit_range
-from variational_diffusion.tensors import digest_of, read_tensors, write_tensors
+from variational_diffusion.storage.tensors import digest_of, read_tensors, write_tensors
 
 STEPS = 1500
 _BATCH = 64

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from variational_diffusion.data.source import as_tensor
 from variational_diffusion.errors import InputError
-from variational_diffusion.tensors import digest_of
+from variational_diffusion.storage.tensors import digest_of
 
 _BATCH = 250
 _PATCH = 5

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from variational_diffusion.pictures import Range, beside, to_pil
+from variational_diffusion.images.pictures import Range, beside, to_pil
 
 _MILLISECONDS, _LAST_MILLISECONDS = 120, 2000
 _QUALITY = 80

@@ -11,14 +11,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic
 from variational_diffusion.report import views
 from variational_diffusion.report.commands import training_command
 from variational_diffusion.report.curves import training_curves
 from variational_diffusion.report.stored import Section
-from variational_diffusion.tensors import read_metadata
+from variational_diffusion.run.directory import Run
+from variational_diffusion.storage.files import atomic
+from variational_diffusion.storage.tensors import read_metadata
 
 _GENERATOR = "variational-diffusion report"
 _HEAD = 2000

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.errors import InputError
-from variational_diffusion.tensors import read_metadata, read_tensors, write_tensors
+from variational_diffusion.run.directory import Run
+from variational_diffusion.storage.tensors import read_metadata, read_tensors, write_tensors
 
 _LAYOUT = 2
 """Of the contents; files of another are measured again."""

@@ -11,8 +11,8 @@ import torch
 from markupsafe import Markup
 
 from variational_diffusion.config import RunConfig
-from variational_diffusion.pictures import Range, beside, is_image, sheet
-from variational_diffusion.profile import Profile
+from variational_diffusion.images.pictures import Range, beside, is_image, sheet
+from variational_diffusion.likelihood.loss_profile import Profile
 from variational_diffusion.report import plots
 from variational_diffusion.report.curves import Training
 from variational_diffusion.report.images import (

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.pictures import sheet
+from variational_diffusion.images.pictures import sheet
 from variational_diffusion.web.studio import MOST_TILES, Studio
 from variational_diffusion.web.uploads import MAX_BYTES, read_upload
 

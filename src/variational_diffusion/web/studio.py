@@ -17,8 +17,6 @@ from jaxtyping import Bool, Integer, Shaped
 from torch import Tensor
 
 from variational_diffusion import editing, grids, process
-from variational_diffusion.checkpoint import Run
-from variational_diffusion.classical import picture_lengths
 from variational_diffusion.compression import (
     ChainCoder,
     Container,
@@ -30,11 +28,13 @@ from variational_diffusion.compression import (
 from variational_diffusion.conditions import Labels, parted
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
+from variational_diffusion.images.baselines import picture_lengths
+from variational_diffusion.images.pictures import is_image
 from variational_diffusion.likelihood import Infinite, bits_of_entries, evaluate, example_columns
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, randn_like
-from variational_diffusion.pictures import is_image
 from variational_diffusion.report import read_section
+from variational_diffusion.run.directory import Run
 from variational_diffusion.sampling import named
 
 Image = Integer[np.ndarray, "channels height width"]

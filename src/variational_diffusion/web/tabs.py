@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.pictures import sheet
+from variational_diffusion.images.pictures import sheet
 from variational_diffusion.report.images import heat_maps
 from variational_diffusion.sampling import DEFAULT_STEPS, SAMPLERS, default_for
 from variational_diffusion.web.parts import (

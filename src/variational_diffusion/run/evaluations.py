@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from variational_diffusion import journal
-from variational_diffusion.checkpoint import Run
-from variational_diffusion.tensors import read_metadata
+from variational_diffusion.run.directory import Run
+from variational_diffusion.storage import json_lines
+from variational_diffusion.storage.tensors import read_metadata
 
 _FILE = "evaluations.jsonl"
 
@@ -25,13 +25,13 @@ def record(run: Run, weights: str, values: Mapping[str, Any], *, data: str, comm
         the same figures, with RUN in the place of the directory.
     """
     entry = {**values, "data": _name(data), "command": command, "digest": _digest(run, weights)}
-    journal.append(run.path / _FILE, entry)
+    json_lines.append(run.path / _FILE, entry)
 
 
 def of_weights(run: Run, weights: str = "ema") -> list[dict[str, Any]]:
     """Return what was recorded of these weights as they are now, the last of each command."""
     digest = _digest(run, weights)
-    found = [entry for entry in journal.read(run.path / _FILE) if entry["digest"] == digest]
+    found = [entry for entry in json_lines.read(run.path / _FILE) if entry["digest"] == digest]
     return list({entry["command"]: entry for entry in found}.values())
 
 

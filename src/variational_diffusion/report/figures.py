@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from variational_diffusion import process
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic
-from variational_diffusion.profile import Profile, Variances
+from variational_diffusion.likelihood.loss_profile import Profile, Variances
 from variational_diffusion.schedules import Cosine, FixedLinear, Schedule
+from variational_diffusion.storage.files import atomic
 
 _FORMATS = (".png", ".svg")
 _COLOURS = {"learned": "#0072B2", "optimum": "#D55E00", "linear": "#767676", "cosine": "#009E73"}

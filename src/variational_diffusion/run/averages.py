@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.errors import InputError
+from variational_diffusion.machine.distributed import gathered, here, largest_over_processes, local
 from variational_diffusion.model import VDM, build
-from variational_diffusion.posthoc import NARROWEST, WIDEST, WIDTHS, Profile, mixture
-from variational_diffusion.processes import gathered, here, largest_over_processes, local
-from variational_diffusion.tensors import read_tensors, write_tensors
+from variational_diffusion.run.directory import Run
+from variational_diffusion.storage.tensors import read_tensors, write_tensors
 from variational_diffusion.training import TrainingState
+from variational_diffusion.training.posthoc import NARROWEST, WIDEST, WIDTHS, Profile, mixture
 
 _FOLDER = "averages"
 _MOST = 30

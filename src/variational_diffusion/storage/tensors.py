@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic
+from variational_diffusion.storage.files import atomic
 
 FORMAT = "1"
 """Version of the tensor files."""

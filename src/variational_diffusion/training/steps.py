@@ -26,17 +26,17 @@ from torch.nn.parallel import DistributedDataParallel
 from variational_diffusion.conditions import Batch, parted
 from variational_diffusion.config import TrainingConfig
 from variational_diffusion.decoders import Discretized
-from variational_diffusion.ema import ExponentialAverage
 from variational_diffusion.errors import DivergedError, InputError
-from variational_diffusion.graphs import Recorded
 from variational_diffusion.lattice import LEAST_RECORDED_SPACING
+from variational_diffusion.machine.cuda_graphs import Recorded
+from variational_diffusion.machine.distributed import Place, here, largest_over_processes, whole
 from variational_diffusion.model import VDM
 from variational_diffusion.networks.dropout import draw_keys, dropout_layers, keyed
 from variational_diffusion.numerics import bits_per_dim, derived_seed, expand
 from variational_diffusion.objective import Bound
-from variational_diffusion.optimizers import Muon
-from variational_diffusion.posthoc import PowerAverages
-from variational_diffusion.processes import Place, here, largest_over_processes, whole
+from variational_diffusion.training.ema import ExponentialAverage
+from variational_diffusion.training.optimizers import Muon
+from variational_diffusion.training.posthoc import PowerAverages
 from variational_diffusion.weightings import weighting_named
 
 Function = Callable[..., Sequence[Tensor]]

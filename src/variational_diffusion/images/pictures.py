@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic
+from variational_diffusion.storage.files import atomic
 
 Range = tuple[float, float]
 

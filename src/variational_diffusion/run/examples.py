@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Dataset, Split, open_dataset
 from variational_diffusion.errors import InputError
+from variational_diffusion.run.directory import Run
 
 _NOT_STREAMED = {
     name: DataConfig.model_fields[name].default

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic
+from variational_diffusion.storage.files import atomic
 
 
 def append(path: Path, values: Mapping[str, Any]) -> None:

@@ -17,11 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from variational_diffusion.checkpoint import Run
 from variational_diffusion.data import Dataset, Split
 from variational_diffusion.data.values import examples_of
 from variational_diffusion.errors import InputError
-from variational_diffusion.examples import check_free, chosen_examples, own_data
 from variational_diffusion.likelihood import (
     Comparison,
     Estimator,
@@ -31,6 +29,8 @@ from variational_diffusion.likelihood import (
 )
 from variational_diffusion.likelihood.rounds import Progress
 from variational_diffusion.model import VDM
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import check_free, chosen_examples, own_data
 
 Data = str | Path | np.ndarray | Tensor | Split | Dataset
 """What can be compared on: what the command line calls DATA, or examples in memory."""

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from variational_diffusion.processes import local
+from variational_diffusion.machine.distributed import local
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -37,15 +37,15 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from variational_diffusion import journal
 from variational_diffusion.config import RunConfig
 from variational_diffusion.errors import InputError
-from variational_diffusion.files import atomic
 from variational_diffusion.grids import NoiseErrors
+from variational_diffusion.machine.distributed import Place, gathered, here, laid_out_as
 from variational_diffusion.model import VDM, build
 from variational_diffusion.networks import VarianceHead
-from variational_diffusion.processes import Place, gathered, here, laid_out_as
-from variational_diffusion.tensors import read_metadata, read_tensors, write_tensors
+from variational_diffusion.storage import json_lines
+from variational_diffusion.storage.files import atomic
+from variational_diffusion.storage.tensors import read_metadata, read_tensors, write_tensors
 from variational_diffusion.training import TrainingState
 
 _WEIGHT_FILES = {
@@ -352,15 +352,15 @@ class Run:
 
     def log(self, **values: Any) -> None:
         """Append one line to `metrics.jsonl`."""
-        journal.append(self.path / "metrics.jsonl", values)
+        json_lines.append(self.path / "metrics.jsonl", values)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of `metrics.jsonl`; raise `InputError` that names a damaged one."""
-        return journal.read(self.path / "metrics.jsonl")
+        return json_lines.read(self.path / "metrics.jsonl")
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that were not saved and will be done again, and damaged ones."""
-        journal.keep(self.path / "metrics.jsonl", lambda values: values["step"] <= step)
+        json_lines.keep(self.path / "metrics.jsonl", lambda values: values["step"] <= step)
 
 
 class Part(NamedTuple):

@@ -24,10 +24,10 @@ from torch.autograd.functional import jvp
 
 from variational_diffusion import flow, process
 from variational_diffusion.decoders import Discretized
+from variational_diffusion.editing.operators import Measurement
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import Gammas
 from variational_diffusion.likelihood.dequantisation import none, truncated_normal
-from variational_diffusion.measurements import Measurement
 from variational_diffusion.model import VDM
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import expand, randn_like, sum_per_example

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from variational_diffusion.processes import laid_out_as, whole
+from variational_diffusion.machine.distributed import laid_out_as, whole
 
 _COEFFICIENTS = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5

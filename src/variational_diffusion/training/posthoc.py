@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from variational_diffusion.processes import local
+from variational_diffusion.machine.distributed import local
 
 WIDTHS = (0.05, 0.1)
 """Of the averages that training keeps."""

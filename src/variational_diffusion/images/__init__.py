@@ -1,0 +1,1 @@
+"""Images of arrays, and what classical coders need for them."""

@@ -1,0 +1,1 @@
+"""The machine: what is installed, memory, processes, CUDA graphs."""

@@ -1,0 +1,1 @@
+"""What holds a run together: its directory, and what is kept or measured of it."""
