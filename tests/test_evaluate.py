@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from variational_diffusion.cli import estimators, run
-from variational_diffusion.cli.chains import grid_of
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.decoders import Discretized
@@ -24,6 +23,8 @@ from variational_diffusion.model import VDM
 from variational_diffusion.networks import UNet
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples
+from variational_diffusion.run.noise_errors import reverse_chain
+from variational_diffusion.run.trained import Trained
 from variational_diffusion.schedules import FixedLinear
 
 TRAIN = ["--steps", "3", "--batch-size", "8", "--set", "network.widths=[8,8]"]
@@ -84,7 +85,7 @@ def test_errors_are_measured_once_and_measured_again_when_the_weights_change(
     errors = opened.errors()
     assert errors is not None
     assert errors.error.shape == (100, 1, 8, 8)
-    monkeypatch.setattr("variational_diffusion.cli.chains.noise_errors", None)
+    monkeypatch.setattr("variational_diffusion.run.noise_errors.noise_errors", None)
     assert result(capsys, trained, *options)["bits_per_dim"] == found
     weights = opened.load()
     with torch.no_grad():
@@ -117,7 +118,7 @@ def test_the_optimal_grid_of_a_head_is_laid_for_what_the_head_predicts(capsys, t
     schedule = opened.load().schedule
     laid = bound_optimal(schedule, 5, errors, predicted)
     torch.testing.assert_close(
-        laid, grid_of(opened, opened.load(), "ema", "optimal", "predicted", 5)
+        laid, reverse_chain(Trained.open(opened), 5, "optimal", "predicted").gammas
     )
     head = opened.head()
     assert head is not None

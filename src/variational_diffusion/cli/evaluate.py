@@ -40,6 +40,7 @@ from variational_diffusion.model import VDM
 from variational_diffusion.run import evaluations
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import check_free, chosen_examples
+from variational_diffusion.run.trained import Trained
 from variational_diffusion.schedules import floor_note
 
 _MAPS = 64
@@ -108,9 +109,9 @@ def command(
         check_free(opened)
     examples = chosen_examples(opened, data, split, limit, condition=condition)
     with processes(target, DAYS) as place:
-        chosen = estimator_of(estimator, opened, vdm, weights, options)
+        model, chosen = estimator_of(estimator, Trained(opened, weights, vdm), options)
         done = evaluated(
-            vdm,
+            model,
             examples,
             chosen,
             rounds=rounds,
