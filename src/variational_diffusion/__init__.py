@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from variational_diffusion.objective import Bound as Bound
     from variational_diffusion.run.comparison import compare as compare
     from variational_diffusion.run.directory import Run as Run
+    from variational_diffusion.run.training import overfit_check as overfit_check
+    from variational_diffusion.run.training import train as train
+    from variational_diffusion.run.training import training_events as training_events
     from variational_diffusion.schedules import Adaptive as Adaptive
     from variational_diffusion.schedules import Cosine as Cosine
     from variational_diffusion.schedules import FixedLinear as FixedLinear
@@ -57,7 +60,7 @@ _HOMES = {
     "LearnedLinear": "schedules",
     "MLP": "networks",
     "Monotone": "schedules",
-    "Muon": "optimizers",
+    "Muon": "training.optimizers",
     "PaperUNet": "networks",
     "Run": "run.directory",
     "RunConfig": "config",
@@ -71,7 +74,10 @@ _HOMES = {
     "evaluate": "likelihood",
     "fit": "training",
     "open_dataset": "data",
+    "overfit_check": "run.training",
     "summarize": "likelihood",
+    "train": "run.training",
+    "training_events": "run.training",
 }
 
 __all__ = list(_HOMES)

@@ -20,10 +20,10 @@ from variational_diffusion.cli.estimators import (
 )
 from variational_diffusion.cli.examples import choice_options, condition_option
 from variational_diffusion.cli.options import device_options, weights_option
-from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import Comparison, check_comparable, compare_models
 from variational_diffusion.machine.distributed import DAYS, processes
+from variational_diffusion.machine.signals import stop_requested
 from variational_diffusion.run.comparison import common_examples, names_of
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import check_free

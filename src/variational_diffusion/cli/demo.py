@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import click
 
-from variational_diffusion.cli.console import print_table
+from variational_diffusion.cli.console import print_table, shown
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluate_split
 from variational_diffusion.cli.options import device_options
 from variational_diffusion.cli.sample import draw, write_samples
-from variational_diffusion.cli.session import Session
-from variational_diffusion.config import DataConfig
-from variational_diffusion.data import open_dataset
 from variational_diffusion.images.baselines import code_lengths
 from variational_diffusion.images.pictures import animation
-from variational_diffusion.presets import configure
-from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import own_data
+from variational_diffusion.run.training import finished, training_events
 from variational_diffusion.storage.files import unused
 
 
@@ -28,14 +25,19 @@ def command(directory: str, minutes: float, device: str, threads: int | None) ->
     # On images this small a second thread gains little, and loses nearly everything where another
     # program wants its core.
     target = use_device(device, threads or 1)
-    data = DataConfig(source="digits")
-    dataset = open_dataset(data)
-    config = configure(data, dataset, settings={"training.minutes": minutes})
-    session = Session(directory, config, dataset, target, every=30.0)
-    session.train()
-    state = session.state
+    events = training_events(
+        "digits",
+        directory,
+        minutes=minutes,
+        every=30.0,
+        precision="float32",
+        device=device,
+        threads=threads or 1,
+    )
+    end = finished(events, shown)
 
-    run = Run.open(directory)
+    run = end.run
+    dataset = own_data(run)
     vdm = run.load().to(target)
     test = dataset.splits["test"]
     summary = evaluate_split(vdm, test)
@@ -61,7 +63,7 @@ def command(directory: str, minutes: float, device: str, threads: int | None) ->
     )
     gamma_0, gamma_1 = vdm.schedule.end_points.tolist()
     click.echo(
-        f"{state.step} steps in {state.seconds / 60:.1f} minutes; "
+        f"{end.step} steps in {end.seconds / 60:.1f} minutes; "
         f"the learned noise schedule runs from γ = {gamma_0:.2f} to {gamma_1:.2f}"
     )
     click.echo(f"samples:             {sheet}")

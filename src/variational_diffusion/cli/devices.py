@@ -37,13 +37,15 @@ def training_speed_options(command: Command) -> Command:
         help="Of the network's products in training; auto: bfloat16 where the device has units or "
         "instructions for it.",
     )
-    return _compile_option(COMPILE_MODES)(_channels_last(precision(command)))
+    return _compile_option(COMPILE_MODES, "compile")(_channels_last(precision(command)))
 
 
-def _compile_option(modes: Sequence[str]) -> Callable[[Command], Command]:
+def _compile_option(
+    modes: Sequence[str], name: str = "compile_mode"
+) -> Callable[[Command], Command]:
     return click.option(
         "--compile",
-        "compile_mode",
+        name,
         type=click.Choice(modes),
         default="off",
         help="Compile the network: a minute at the start, faster steps (docs/performance.md).",

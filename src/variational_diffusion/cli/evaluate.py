@@ -20,7 +20,6 @@ from variational_diffusion.cli.estimators import (
 )
 from variational_diffusion.cli.examples import condition_option, examples_options
 from variational_diffusion.cli.options import command_line, device_options, weights_option
-from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.decoders import Discretized
@@ -36,6 +35,7 @@ from variational_diffusion.likelihood import (
     summary_rows,
 )
 from variational_diffusion.machine.distributed import ALONE, DAYS, Place, processes
+from variational_diffusion.machine.signals import stop_requested
 from variational_diffusion.model import VDM
 from variational_diffusion.run import evaluations
 from variational_diffusion.run.directory import Run

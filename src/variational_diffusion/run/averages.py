@@ -20,7 +20,7 @@ from torch import Tensor
 
 from variational_diffusion.errors import InputError
 from variational_diffusion.machine.distributed import gathered, here, largest_over_processes, local
-from variational_diffusion.model import VDM, build
+from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
 from variational_diffusion.training import TrainingState
@@ -105,7 +105,7 @@ def reconstruct(run: Run, width: float) -> Reconstruction:
     last = max(files)
     profiles = [Profile(step, kept) for step in files for kept in WIDTHS]
     coefficients, rest = mixture(profiles, Profile(last, width))
-    vdm = build(run.config.model)
+    vdm = run.build()
     sums = {name: p.detach().double().zero_() for name, p in vdm.named_parameters()}
     for path, shares in zip(files.values(), coefficients.reshape(len(files), -1), strict=True):
         try:
