@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from variational_diffusion.cli.console import Meter, print_json, print_table, shown
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import examples_options
-from variational_diffusion.cli.options import device_options, weights_option
+from variational_diffusion.cli.shared.console import Meter, print_json, print_table, shown
+from variational_diffusion.cli.shared.examples import examples_options
+from variational_diffusion.cli.shared.options import device_options, weights_option
 from variational_diffusion.compression import (
     MAX_IMAGES,
     MAX_VALUES,

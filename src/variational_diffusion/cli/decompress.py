@@ -9,9 +9,9 @@ import click
 import numpy as np
 import torch
 
-from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.options import device_options
+from variational_diffusion.cli.shared.console import Meter
+from variational_diffusion.cli.shared.options import device_options
 from variational_diffusion.compression import ChainCoder, Container, Image
 from variational_diffusion.errors import InputError
 from variational_diffusion.images.pictures import is_image, keeps_pixels, save_pixels

@@ -8,10 +8,10 @@ from typing import Any
 import click
 import torch
 
-from variational_diffusion.cli.console import print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluated
-from variational_diffusion.cli.options import device_options
+from variational_diffusion.cli.shared.console import print_json, print_table
+from variational_diffusion.cli.shared.options import device_options
 from variational_diffusion.data import Split
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import ContinuousBound, example_columns

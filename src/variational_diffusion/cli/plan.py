@@ -10,9 +10,14 @@ from typing import Any
 import click
 import torch
 
-from variational_diffusion.cli.console import print_json, print_table
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.options import Shape, data_config, data_options, device_options
+from variational_diffusion.cli.shared.console import print_json, print_table
+from variational_diffusion.cli.shared.options import (
+    Shape,
+    data_config,
+    data_options,
+    device_options,
+)
 from variational_diffusion.cli.train import parsed_settings
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig
 from variational_diffusion.data import open_dataset
