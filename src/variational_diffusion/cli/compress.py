@@ -28,11 +28,11 @@ from variational_diffusion.compression import (
     Writer,
     number_of_tiles,
 )
+from variational_diffusion.compression.baselines import code_length, code_lengths, picture_lengths
 from variational_diffusion.data import Originals, open_originals
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import VARIANCES, fewest_steps
-from variational_diffusion.images.baselines import code_length, code_lengths, picture_lengths
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import check_free, chosen_examples

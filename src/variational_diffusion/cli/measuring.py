@@ -20,9 +20,9 @@ from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.cli.sample import draw
 from variational_diffusion.cli.samplers import DEFAULTS, sampling_of
 from variational_diffusion.cli.schedule import measure_split
+from variational_diffusion.compression.baselines import code_lengths
 from variational_diffusion.data import Dataset, Split
 from variational_diffusion.errors import InputError
-from variational_diffusion.images.baselines import code_lengths
 from variational_diffusion.images.pictures import is_image
 from variational_diffusion.likelihood import Infinite, bits_of_entries, example_columns
 from variational_diffusion.likelihood.loss_profile import measured_variances, profile

@@ -25,10 +25,10 @@ from variational_diffusion.compression import (
     Writer,
     number_of_tiles,
 )
+from variational_diffusion.compression.baselines import picture_lengths
 from variational_diffusion.conditions import Labels, parted
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
-from variational_diffusion.images.baselines import picture_lengths
 from variational_diffusion.images.pictures import is_image
 from variational_diffusion.likelihood import Infinite, bits_of_entries, evaluate, example_columns
 from variational_diffusion.model import VDM
