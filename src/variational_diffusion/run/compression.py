@@ -54,7 +54,8 @@ class Compressed:
     """A file that `compress` wrote.
 
     path: the file. bytes: its size. examples: what it holds, as `Split.as_json`. images, values:
-    how many. beside_the_model: images that a classical coder coded, because it took fewer bits.
+    how many. by_model: values that the model coded. beside_the_model: images that a classical coder
+    coded, because it took fewer bits.
     bits_per_dim: of the file, for every value. bound: the bound of the chain of `steps` steps in
     bits per dimension, for the images that the model coded. overhead: what the file has above that,
     by cause, in bits per dimension. classical: bits per dimension of other coders by name, for the
@@ -66,6 +67,7 @@ class Compressed:
     examples: dict[str, Any]
     images: int
     values: int
+    by_model: int
     beside_the_model: int
     bits_per_dim: float
     bound: float
@@ -186,6 +188,7 @@ def compress(
         examples=originals.as_json(),
         images=totals.images,
         values=totals.values,
+        by_model=totals.by_model,
         beside_the_model=totals.beside_images,
         bits_per_dim=8 * size / totals.values,
         bound=totals.bound,
