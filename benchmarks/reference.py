@@ -28,8 +28,8 @@ from common import log_option, markdown, report, threads_option
 
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluated
+from variational_diffusion.compression.baselines import code_lengths
 from variational_diffusion.data import Split
-from variational_diffusion.images.baselines import code_lengths
 from variational_diffusion.likelihood import (
     ContinuousBound,
     DiscreteBound,

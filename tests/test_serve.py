@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from variational_diffusion import compress
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.compression import Container
 from variational_diffusion.errors import InputError
@@ -176,6 +177,15 @@ def test_decompressing_gives_the_image_back(studio, size):
     damaged[-60] ^= 1
     with pytest.raises(InputError, match="damaged"):
         studio.decompress(bytes(damaged))
+
+
+def test_the_page_the_command_and_python_write_the_same_file(studio, tmp_path):
+    x = np.random.default_rng(0).integers(0, 17, (1, 17, 30), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", x[None])
+    run, typed, written = studio.run, tmp_path / "typed.vdmz", tmp_path / "written.vdmz"
+    assert vdm(["compress", str(run.path), str(tmp_path / "x.npy"), "--out", str(typed)]) == 0
+    compress(run, x[None], written)
+    assert studio.compress(x).content == typed.read_bytes() == written.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from variational_diffusion.networks import UNet as UNet
     from variational_diffusion.objective import Bound as Bound
     from variational_diffusion.run.comparison import compare as compare
+    from variational_diffusion.run.compression import Compressed as Compressed
+    from variational_diffusion.run.compression import compress as compress
+    from variational_diffusion.run.compression import decompress as decompress
     from variational_diffusion.run.directory import Run as Run
     from variational_diffusion.run.evaluation import evaluate as evaluate
     from variational_diffusion.run.learned_schedule import schedule as schedule
@@ -52,6 +55,7 @@ _HOMES = {
     "Adaptive": "schedules",
     "Bound": "objective",
     "DiscreteBound": "likelihood",
+    "Compressed": "run.compression",
     "Cosine": "schedules",
     "Discretized": "decoders",
     "FixedLinear": "schedules",
@@ -75,6 +79,8 @@ _HOMES = {
     "VDM": "model",
     "build": "model",
     "compare": "run.comparison",
+    "compress": "run.compression",
+    "decompress": "run.compression",
     "fit": "training",
     "open_dataset": "data",
     "summarize": "likelihood",

@@ -43,6 +43,17 @@ class Originals:
         if isinstance(source, Decoded) and isinstance(source.decoder, Pictures):
             self.mode = source.decoder.mode
 
+    @classmethod
+    def of_array(cls, source: ArraySource) -> Originals:
+        """Return all examples of an array; raise InputError for floats, which do not come back."""
+        dtype, _ = source.stored
+        if dtype.kind not in "biu":
+            raise InputError(
+                f"data hold {dtype}: an array comes back with its type, which has to be bool or "
+                "integers; convert it with astype"
+            )
+        return cls(Split(source, np.arange(len(source))))
+
     @property
     def levels(self) -> int | None:
         """Number of values of integer data; None for real values."""

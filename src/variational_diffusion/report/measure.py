@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from variational_diffusion.compression.baselines import code_lengths
 from variational_diffusion.data import Dataset, Split
 from variational_diffusion.errors import InputError
-from variational_diffusion.images.baselines import code_lengths
 from variational_diffusion.images.pictures import is_image
 from variational_diffusion.likelihood import bits_of_entries
 from variational_diffusion.likelihood.loss_profile import measured_variances, profile

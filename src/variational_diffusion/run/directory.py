@@ -12,6 +12,7 @@
     errors-ema.safetensors    measured errors of ε̂ for these weights, once a command needed them
     predictions-ema.safetensors  the same, sorted by what the head predicts
     variance-ema.safetensors  a head that predicts these errors, where one was trained
+    kept/DIGEST.safetensors  what a compressed file needs of the model; see `compression`
     report/, report.html  what `vdm report` measured, and its page
     samples/
 
