@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from variational_diffusion.cli.console import print_json, print_table
-from variational_diffusion.training.overfit import SHARE, OverfitCheck
+from variational_diffusion.cli.shared.console import print_json, print_table
+
+if TYPE_CHECKING:
+    from variational_diffusion.training.overfit import OverfitCheck
 
 
 def report_overfit(found: OverfitCheck, *, as_json: bool) -> None:
     """Print what came of the check; exit with 1 if it failed."""
+    from variational_diffusion.training.overfit import SHARE
+
     if as_json:
         print_json(
             {

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from variational_diffusion.cli.console import print_json, print_table, shown
-from variational_diffusion.cli.devices import training_speed_options
-from variational_diffusion.cli.options import data_options, device_options, typed_options
 from variational_diffusion.cli.overfit import report_overfit
-from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood import summary_rows
-from variational_diffusion.machine.distributed import leads
-from variational_diffusion.run.training import (
-    End,
-    configuration,
-    finished,
-    overfit_check,
-    training_events,
+from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.options import (
+    data_options,
+    device_options,
+    json_option,
+    training_speed_options,
+    typed_options,
 )
-from variational_diffusion.schedules import floor_note
+from variational_diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from variational_diffusion.run.training import End
 
 _HOW = (
     "every",
@@ -122,7 +120,7 @@ _HOW = (
 @click.option(
     "--workers", type=click.IntRange(0), default=1, help="Threads that read ahead (default 1)."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 @data_options
 @training_speed_options
 @device_options
@@ -144,7 +142,12 @@ def command(
 
     DATA is digits, fashion-mnist, hf:NAME, a folder of images, of IDX files, of parquet or of tar
     files, or an .npy, .npz, .parquet or .tar file.
+
+    Example: vdm train photos --resize 32x32 --minutes 60 --run runs/photos
     """
+    from variational_diffusion.machine.distributed import leads
+    from variational_diffusion.run import training
+
     chosen = parsed_settings(settings)
     if end_points is not None:
         chosen["schedule.learn_end_points"] = end_points == "learned"
@@ -154,18 +157,23 @@ def command(
     how = {name: options.pop(name) for name in _HOW}
     choices = {"settings": chosen, **typed_options(options)}
     if dry_run:
-        click.echo(configuration(data, directory, **choices).config.to_json(), nl=False)
+        click.echo(training.configuration(data, directory, **choices).config.to_json(), nl=False)
     elif overfit:
         where = {name: how[name] for name in ("device", "threads")}
-        report_overfit(overfit_check(data, progress=shown, **where, **choices), as_json=as_json)
+        found = training.overfit_check(data, progress=shown, **where, **choices)
+        report_overfit(found, as_json=as_json)
     else:
-        end = finished(training_events(data, directory, **how, **choices), shown)
+        events = training.training_events(data, directory, **how, **choices)
+        end = training.finished(events, shown)
         if leads():
             _report(end, str(directory), as_json)
 
 
 def _report(end: End, directory: str, as_json: bool) -> None:
     """Print what a training came to."""
+    from variational_diffusion.likelihood import summary_rows
+    from variational_diffusion.schedules import floor_note
+
     summary, schedule = end.validation, end.run.load().schedule
     limited = floor_note(float(schedule.gamma_0), schedule.floor)
     if as_json:

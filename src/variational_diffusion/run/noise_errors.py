@@ -129,9 +129,10 @@ def measured_errors(
     if errors is not None and bool(errors.error.isfinite().all()):  # once, few examples left gaps
         return errors
     if not measure:
+        path = run.errors_path(weights)
+        gone = f"'{path}' is missing" if not path.exists() else f"'{path}' is of other weights"
         raise InputError(
-            f"'{run.path}' lacks the measured errors of its {weights} weights "
-            f"({run.errors_path(weights).name}); bring that file back to where the run was"
+            f"{gone}: the measured errors of the {weights} weights; bring that file back"
         )
     title = "measuring the model's errors"
     batches = to_measure(
