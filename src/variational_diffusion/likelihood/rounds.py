@@ -154,7 +154,7 @@ def enough(
         return finished >= count
     if finished < _LEAST_ROUNDS:
         return False
-    known = summary.degrees >= LEAST_DEGREES
+    known = summary.degrees >= LEAST_DEGREES or finished > LEAST_DEGREES
     if target is not None:
         return known and summary.draws_error <= target
     small = summary.draws_error <= LARGEST_SHARE * summary.standard_error
