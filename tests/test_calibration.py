@@ -60,7 +60,7 @@ def test_few_examples_have_honest_errors(of):
     """The draws' error of two rounds, by Student's t with its degrees, and the whole interval.
 
     88 % of 100 or more; sound ones of 95 % fail either in 0.3 %, seeded. With the degrees of normal
-    draws, n(R − 1), the first holds in 79, and without the correction for skewness the second in 82.
+    draws, n(R − 1), the first holds in 79; without a correction for skewness the second in 82.
     """
     truth = bits_per_dim(bound(of), of.model.dimensions).numpy()
     of_draws, inside = [], []
