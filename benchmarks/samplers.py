@@ -25,7 +25,6 @@ from common import log_option, markdown, median_ratio, report, threads_option
 from torch import Tensor
 
 from variational_diffusion import process
-from variational_diffusion.cli.chains import measured_errors
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.quality import features_for
 from variational_diffusion.cli.sample import draw
@@ -42,6 +41,8 @@ from variational_diffusion.grids import (
 from variational_diffusion.model import VDM
 from variational_diffusion.quality import Estimate, Reference, combined
 from variational_diffusion.run.directory import Run
+from variational_diffusion.run.noise_errors import measured_errors
+from variational_diffusion.run.trained import Trained
 from variational_diffusion.sampling import SAMPLERS, Multistep, Sampler
 
 _DRAWS_NOTHING = ["ddim", "dpmpp-2m", "dpmpp-3m", "unipc", "heun"]
@@ -92,7 +93,7 @@ def main(
     device = use_device("auto", threads)
     opened = Run.open(run)
     vdm = opened.load().to(device)
-    errors = measured_errors(opened, vdm, "ema")
+    errors = measured_errors(Trained(opened, "ema", vdm))
 
     def grid(name: str, steps: int, share: float) -> Gammas:
         assert isinstance(vdm.decoder, Discretized)

@@ -27,6 +27,7 @@ from variational_diffusion.machine.distributed import DAYS, processes
 from variational_diffusion.run.comparison import common_examples, names_of
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import check_free
+from variational_diffusion.run.trained import Trained
 
 
 @click.command()
@@ -91,15 +92,15 @@ def command(
     splits, notes = common_examples(runs, data, split, limit, condition=condition)
     with processes(target, DAYS) as place:
         meter = Meter("comparing", "examples") if place.leads else None
-        estimators = [
-            estimator_of(estimator, run, vdm, weights, options)
+        subjects = [
+            estimator_of(estimator, Trained(run, weights, vdm), options)
             for run, vdm in zip(runs, models, strict=True)
         ]
         with meter or nullcontext(), stop_requested() as stopped:
             found = compare_models(
-                models,
+                [model for model, _ in subjects],
                 splits,
-                estimators,
+                [estimator for _, estimator in subjects],
                 names=names,
                 rounds=rounds,
                 target_error=target_se,

@@ -11,8 +11,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from variational_diffusion.cli.chains import chain_of, expected_errors
-from variational_diffusion.cli.console import Meter, print_json, print_table
+from variational_diffusion.cli.console import Meter, print_json, print_table, shown
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import examples_options
 from variational_diffusion.cli.options import device_options, weights_option
@@ -37,6 +36,8 @@ from variational_diffusion.images.baselines import code_length, code_lengths, pi
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import check_free, chosen_examples
+from variational_diffusion.run.noise_errors import expected_errors, reverse_chain
+from variational_diffusion.run.trained import Trained
 from variational_diffusion.storage.files import atomic
 
 _COMPARED = 1000  # images that classical coders get
@@ -165,16 +166,9 @@ def command(
     for note in originals.notes:
         click.echo(f"note: {note}", err=True)
     variance = variance or _best_variance(opened, weights)
-    gammas = chain_of(
-        opened,
-        vdm,
-        weights,
-        {
-            "grid": "optimal",
-            "variance": variance,
-            "steps": steps or _default_steps(opened, vdm, weights, variance),
-        },
-    )
+    trained = Trained(opened, weights, vdm)
+    steps = steps or _default_steps(trained, variance)
+    vdm, gammas = reverse_chain(trained, steps, "optimal", variance, progress=shown)
     coder = ChainCoder(vdm, gammas.cpu().numpy(), portable=not fast)
     header = Header(
         model=coder.model,
@@ -285,8 +279,9 @@ def _best_variance(run: Run, weights: str) -> str:
     return "position" if run.head(weights) is None else "predicted"
 
 
-def _default_steps(run: Run, vdm: VDM, weights: str, variance: str) -> int:
-    return fewest_steps(vdm.schedule, *expected_errors(run, vdm, weights, variance))
+def _default_steps(trained: Trained, variance: str) -> int:
+    errors = expected_errors(trained, variance, progress=shown)
+    return fewest_steps(trained.vdm.schedule, *errors)
 
 
 def _check_target(out: str) -> None:

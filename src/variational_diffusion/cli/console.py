@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from variational_diffusion.machine.progress import Progress as Told
+
 _LINE_INTERVAL = 10.0  # seconds between two lines of progress in a pipe
 _BAR_INTERVAL = 0.2  # seconds between two changes of the bar
 
@@ -86,6 +88,33 @@ class Meter:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
             click.echo(text, err=True)
+
+
+class Shown:
+    """A listener that shows progress by a `Meter` for each piece of work, one after the other."""
+
+    def __init__(self) -> None:
+        self._meters: dict[str, Meter] = {}
+
+    def __call__(self, told: Told) -> None:
+        if told.ended:
+            meter = self._meters.pop(told.title, None)
+            if meter is not None:
+                meter.__exit__(None, None, None)
+            return
+        if told.title not in self._meters:
+            self._meters[told.title] = Meter(told.title, told.unit).__enter__()
+        self._meters[told.title].update(told.share, told.count, told.note)
+
+    def message(self, text: str) -> None:
+        """Print a line to standard error without breaking a bar."""
+        for meter in self._meters.values():
+            return meter.message(text)
+        click.echo(text, err=True)
+
+
+shown = Shown()
+"""What commands give as `progress`."""
 
 
 def print_table(

@@ -9,7 +9,6 @@ import click
 import numpy as np
 import torch
 
-from variational_diffusion.cli.chains import widen
 from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.options import device_options
@@ -17,6 +16,8 @@ from variational_diffusion.compression import ChainCoder, Container, Image
 from variational_diffusion.errors import InputError
 from variational_diffusion.images.pictures import is_image, keeps_pixels, save_pixels
 from variational_diffusion.run.directory import Run
+from variational_diffusion.run.noise_errors import widened
+from variational_diffusion.run.trained import Trained
 from variational_diffusion.storage.files import atomic, atomic_folder, unused
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -48,7 +49,7 @@ def _decompress(run: str, container: Container, path: Path, target: torch.device
     _check_target(path, mode, shape)
     opened = Run.open(run)
     vdm = opened.load(header.weights).to(target)
-    widen(opened, vdm, header.weights, header.variance)
+    vdm = widened(Trained(opened, header.weights, vdm), header.variance, measure=False)
     coder = ChainCoder(vdm, header.chain(), portable=header.precision == "portable")
     images = _with_progress(container, coder)
     if path.suffix == ".npy":

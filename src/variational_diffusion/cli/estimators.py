@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from variational_diffusion.cli.chains import chain_of, chain_options, is_chain_option_given
+from variational_diffusion.cli.chains import chain_options, is_chain_option_given
+from variational_diffusion.cli.console import shown
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import (
     DEQUANTISATIONS,
@@ -17,15 +18,16 @@ from variational_diffusion.likelihood import (
     LOOSEST,
     MOST_EVALUATIONS,
     PROBES,
-    Chain,
+    ContinuousBound,
+    DiscreteBound,
     Estimator,
-    Flow,
-    Importance,
-    Infinite,
+    ImportanceWeighted,
+    ODELikelihood,
     default_probes,
 )
 from variational_diffusion.model import VDM
-from variational_diffusion.run.directory import Run
+from variational_diffusion.run.noise_errors import reverse_chain
+from variational_diffusion.run.trained import Trained
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -98,19 +100,20 @@ def rounds_options(command: Command) -> Command:
     return command
 
 
-def estimator_of(name: str, run: Run, vdm: VDM, weights: str, options: dict[str, Any]) -> Estimator:
-    """Return what the options ask for; a model's reverse variance is set on the way."""
-    exact = options["exact"]
+def estimator_of(name: str, trained: Trained, options: dict[str, Any]) -> tuple[VDM, Estimator]:
+    """Return what the options ask for, and the model that it is called with."""
+    exact, vdm = options["exact"], trained.vdm
     if name == "vlb":
-        return Infinite(options["draws"])
+        return vdm, ContinuousBound(options["draws"])
     if name == "discrete":
-        gammas = chain_of(run, vdm, weights, options)
-        return Chain(gammas, None if exact else options["draws"])
+        grid, variance = options["grid"] or "time", options["variance"] or "posterior"
+        chain = reverse_chain(trained, options["steps"], grid, variance, progress=shown)
+        return chain.model, DiscreteBound(chain.gammas, None if exact else options["draws"])
     probes = options["probes"]
     if probes is None and not exact:
         probes = 1 if name == "ode" else default_probes(vdm.dimensions)
-    flow = Flow(options["dequantisation"], probes, options["tolerance"])
-    return flow if name == "ode" else Importance(options["samples"], flow)
+    flow = ODELikelihood(options["dequantisation"], probes, options["tolerance"])
+    return vdm, flow if name == "ode" else ImportanceWeighted(options["samples"], flow)
 
 
 def check_estimator(estimator: str, options: dict[str, Any]) -> None:

@@ -26,8 +26,8 @@ from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.images.pictures import save_sheet
 from variational_diffusion.likelihood import (
+    ContinuousBound,
     Estimator,
-    Infinite,
     Rounds,
     Summary,
     bits_of_entries,
@@ -40,6 +40,7 @@ from variational_diffusion.model import VDM
 from variational_diffusion.run import evaluations
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import check_free, chosen_examples
+from variational_diffusion.run.trained import Trained
 from variational_diffusion.schedules import floor_note
 
 _MAPS = 64
@@ -108,9 +109,9 @@ def command(
         check_free(opened)
     examples = chosen_examples(opened, data, split, limit, condition=condition)
     with processes(target, DAYS) as place:
-        chosen = estimator_of(estimator, opened, vdm, weights, options)
+        model, chosen = estimator_of(estimator, Trained(opened, weights, vdm), options)
         done = evaluated(
-            vdm,
+            model,
             examples,
             chosen,
             rounds=rounds,
@@ -200,7 +201,7 @@ def evaluate_split(
     seed: int = 0,
 ) -> Summary:
     """Return the bound for infinitely many steps of a split, with a progress bar."""
-    done = evaluated(vdm, split, Infinite(draws), batch_size=batch_size, seed=seed)
+    done = evaluated(vdm, split, ContinuousBound(draws), batch_size=batch_size, seed=seed)
     if done.stopped:
         raise KeyboardInterrupt
     return done.summary

@@ -11,12 +11,13 @@ import click
 import torch
 
 from variational_diffusion.cli.console import print_json, print_table
-from variational_diffusion.cli.devices import multiplies_bfloat16, use_device
+from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.options import Shape, data_config, data_options, device_options
 from variational_diffusion.cli.train import parsed_settings
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
+from variational_diffusion.machine.execution import multiplies_bfloat16
 from variational_diffusion.plan import (
     HARDWARE,
     Estimate,

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from variational_diffusion.cli.chains import grid_of
+from variational_diffusion.cli.console import shown
 from variational_diffusion.decoders import UNSEEN, Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import GRIDS, VARIANCES, Gammas
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
+from variational_diffusion.run.noise_errors import reverse_chain
+from variational_diffusion.run.trained import Trained
 from variational_diffusion.sampling import (
     DEFAULT_STEPS,
     SAMPLERS,
@@ -122,8 +124,11 @@ def sampling_of(run: Run, vdm: VDM, weights: str, options: dict[str, Any]) -> Sa
             f"variance = '{variance}': {name} does not draw with it; type --sampler ancestral"
         )
     stop = _stop(vdm, options["stop_early"], options["steps"])
-    gammas = grid_of(run, vdm, weights, options["grid"], variance, options["steps"], stop)
-    return Sampling(vdm if clip is None else vdm.clipped(clip), sampler, gammas)
+    trained = Trained(run, weights, vdm)
+    model, gammas = reverse_chain(
+        trained, options["steps"], options["grid"], variance, stop=stop, progress=shown
+    )
+    return Sampling(model if clip is None else model.clipped(clip), sampler, gammas)
 
 
 def _stop(vdm: VDM, share: float | None, steps: int) -> float | None:

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 import torch
 
-from variational_diffusion.cli.chains import to_measure
-from variational_diffusion.cli.console import print_json, print_table
+from variational_diffusion.cli.console import print_json, print_table, shown
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.examples import examples_options
 from variational_diffusion.cli.options import device_options, weights_option
@@ -22,6 +21,7 @@ from variational_diffusion.likelihood.loss_profile import (
 from variational_diffusion.report.figures import save_figure, schedule_figure
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples
+from variational_diffusion.run.noise_errors import to_measure
 from variational_diffusion.storage.files import unused
 
 _BATCH = 200
@@ -119,5 +119,7 @@ def measure_split(vdm: VDM, split: Split, *, evaluations: int, seed: int = 0) ->
     """Measure m(γ) on a split, with a progress bar, as `measured_variances` takes it."""
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(seed)
     size = min(_BATCH, -(-evaluations // GROUPS))
-    batches = to_measure(split, size, -(-evaluations // size), "measuring", seed, GROUPS)
+    batches = to_measure(
+        split, size, -(-evaluations // size), "measuring", seed, GROUPS, progress=shown
+    )
     return list(measure(vdm, batches, generator=generator))

@@ -7,14 +7,15 @@ from statistics import fmean as mean
 import click
 import torch
 
-from variational_diffusion.cli.chains import measured_errors, predictions_of
-from variational_diffusion.cli.console import Meter
+from variational_diffusion.cli.console import Meter, shown
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.data import open_dataset
 from variational_diffusion.data.loader import training_batches
 from variational_diffusion.networks import VarianceHead
 from variational_diffusion.run.directory import Run
+from variational_diffusion.run.noise_errors import measured_errors, predicted_errors
+from variational_diffusion.run.trained import Trained
 from variational_diffusion.training.variance_head import fit_head
 
 _BATCH = 32
@@ -36,8 +37,9 @@ def command(
     """
     target = use_device(device, threads)
     opened = Run.open(run)
-    vdm = opened.load(weights).to(target)
-    errors = measured_errors(opened, vdm, weights)
+    trained = Trained(opened, weights, opened.load(weights).to(target))
+    vdm = trained.vdm
+    errors = measured_errors(trained, progress=shown)
     gamma_min, gamma_max = vdm.schedule.end_points.tolist()
     levels = opened.config.data.levels
     with torch.random.fork_rng(devices=[]):
@@ -52,7 +54,7 @@ def command(
             losses.append(loss)
             meter.update(len(losses) / steps, len(losses), lambda: f"{mean(losses[-50:]):.4f} nats")
     opened.save_head(head, weights)
-    predictions_of(opened, vdm, weights)
+    predicted_errors(trained, progress=shown)
     begin, end = mean(losses[:50]), mean(losses[-50:])
     click.echo(f"the head's loss fell from {begin:.4f} to {end:.4f} nats an entry")
     click.echo(

@@ -286,10 +286,14 @@ class Run:
     def save_errors(self, errors: NoiseErrors, weights: str = "ema") -> None:
         """Write the measured errors of these weights, so that they need not be measured again."""
         write_tensors(
-            self.path / f"errors-{weights}.safetensors",
+            self.errors_path(weights),
             {"gamma": errors.gamma, "error": errors.error},
             {"weights": self._weights_digest(weights)},
         )
+
+    def errors_path(self, weights: str = "ema") -> Path:
+        """Return the file of the measured errors of these weights, there or not."""
+        return self.path / f"errors-{weights}.safetensors"
 
     def errors(self, weights: str = "ema") -> NoiseErrors | None:
         """Return the errors that `save_errors` wrote; None if the weights have changed since."""
