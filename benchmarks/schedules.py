@@ -72,8 +72,8 @@ def trained(config: RunConfig, dataset: Dataset) -> Result:
             curve.append(Validation(record.step, record.seconds, value))
     gamma_0, gamma_1 = average.schedule.end_points.tolist()
     measured = measure_split(average, test, evaluations=EVALUATIONS)
-    found, _ = measured_variances(measured, (gamma_0, gamma_1), average.schedule)
-    return Result(curve, evaluate_split(average, test), (gamma_0, gamma_1), found)
+    found = measured_variances(measured, (gamma_0, gamma_1), average.schedule)
+    return Result(curve, evaluate_split(average, test), (gamma_0, gamma_1), found.values)
 
 
 def reached(target: float, curve: list[Validation]) -> tuple[float, float]:

@@ -56,7 +56,9 @@ def test_variances_are_those_of_the_estimates(errors, generator):
     bent = Monotone(*ENDS, hidden=16).double()
     with torch.no_grad():
         bent.raw_weight_3 += 3 * torch.rand(16, dtype=torch.float64, generator=generator)
-    found, spread = measured_variances(errors, ENDS, bent, bins=100)
+    found, spread, low, high = measured_variances(errors, ENDS, bent, bins=100)
+    assert (np.array(low) < found).all()
+    assert (np.array(found) < high).all()
     for name, schedule in (
         ("learned", bent),
         ("linear", FixedLinear(*ENDS)),
@@ -86,12 +88,12 @@ def test_standard_errors_are_the_spread_of_repeated_measurements(errors):
     schedule = FixedLinear(*ENDS)
     parts = [errors[i : i + 5] for i in range(0, 100, 5)]
     measured = [measured_variances(p, ENDS, schedule, bins=20) for p in parts]
-    reported = np.mean([error for _, error in measured], axis=0)
-    found = np.std([value for value, _ in measured], axis=0, ddof=1)
+    reported = np.mean([error for _, error, *_ in measured], axis=0)
+    found = np.std([value for value, *_ in measured], axis=0, ddof=1)
     # A ratio of two independent spreads: the one of 20 is within 0.5 and 1.6 but for 1e-3
     assert (found / reported > 0.5).all()
     assert (found / reported < 1.6).all()
-    value, error_of_one = measured_variances(errors[:1], ENDS, schedule, bins=20)
+    value, error_of_one, *_ = measured_variances(errors[:1], ENDS, schedule, bins=20)
     assert np.isnan(error_of_one.learned)
     assert value == variances(profile(errors[:1], ENDS, bins=20), schedule)
 

@@ -42,8 +42,22 @@ def t_quantile(degrees: int | float, probability: float = 0.975) -> float:
     return float(stdtrit(degrees, probability))
 
 
+def skewness(values: Float[np.ndarray, " n"]) -> float:
+    """Return the skewness G_1 of the distribution that values were drawn from; 0 for two."""
+    n = len(values)
+    centred = values - values.mean()
+    square = float(np.square(centred).mean())
+    if n < 3 or not square:
+        return 0.0
+    return float((centred**3).mean()) / square**1.5 * math.sqrt(n * (n - 1)) / (n - 2)
+
+
 def mean_interval(
-    mean: float, error: float, degrees: float, skewness: float = 0.0, probability: float = 0.95
+    mean: float,
+    error: float,
+    degrees: int | float,
+    skewness: float = 0.0,
+    probability: float = 0.95,
 ) -> tuple[float, float]:
     """Return the interval of a mean: Student's, corrected for the skewness of the mean.
 

@@ -69,7 +69,8 @@ def command(
     errors = measure_split(vdm, examples, evaluations=evaluations, seed=seed)
     gamma_0, gamma_1 = vdm.schedule.end_points.tolist()
     found = profile(errors, (gamma_0, gamma_1), bins=_BINS)
-    values, spread = measured_variances(errors, (gamma_0, gamma_1), vdm.schedule, bins=_BINS)
+    measured = measured_variances(errors, (gamma_0, gamma_1), vdm.schedule, bins=_BINS)
+    values = measured.values
 
     figure = schedule_figure(vdm.schedule, found, values)
     description = f"The noise schedule of {run}: " + ", ".join(
@@ -88,7 +89,13 @@ def command(
                 "gamma_0": gamma_0,
                 "gamma_1": gamma_1,
                 "variance": values._asdict(),
-                "standard_error": spread._asdict(),
+                "standard_error": measured.errors._asdict(),
+                "interval": {
+                    name: [low, high]
+                    for name, low, high in zip(
+                        values._fields, measured.low, measured.high, strict=True
+                    )
+                },
                 "diffusion": found.diffusion,
                 "evaluations": found.evaluations,
                 "weights": weights,
@@ -100,15 +107,22 @@ def command(
     print_table(
         f"{run}: {opened.config.model.schedule.name} schedule from γ = {gamma_0:.3f} to "
         f"{gamma_1:.3f}; diffusion term {found.diffusion:.3f} bits/dim of {examples.description}",
-        ["schedule", "variance, (bits/dim)²", "of the optimum", f"evaluations for ± {_TARGET}"],
+        [
+            "schedule",
+            "variance, (bits/dim)²",
+            "95 % interval",
+            "of the optimum",
+            f"evaluations for ± {_TARGET}",
+        ],
         [
             (
                 name,
                 f"{value:.3f} ± {error:.3f}",
+                f"{low:.3f} to {high:.3f}",
                 f"{value / values.optimum:.2f}",
                 f"{value / _TARGET**2:,.0f}",
             )
-            for (name, value), error in zip(values._asdict().items(), spread, strict=True)
+            for name, value, error, low, high in zip(values._fields, *measured, strict=True)
         ],
     )
     for path in figures:

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood.estimators import Estimate
-from variational_diffusion.numerics import bits_per_dim, mean_interval
+from variational_diffusion.numerics import bits_per_dim, mean_interval, skewness
 
 LEAST_DEGREES = 8
 """Degrees of freedom from which on the variance between rounds is relied on."""
@@ -132,7 +132,7 @@ def summarize(*rounds: Iterable[Estimate], dimensions: int) -> Summary:
         ),
         degrees=errors.degrees,
         interval_degrees=errors.degrees_of_whole,
-        skewness=_skewness(examples) / math.sqrt(n),
+        skewness=skewness(examples.numpy()) / math.sqrt(n),
         failures=max(sum(e.failures for e in row) for row in table),
     )
 
@@ -230,16 +230,6 @@ def _told_by(variances: Float[Tensor, " examples"]) -> float:
     """Return the number of examples, all of one variance, that would tell their sum as well."""
     squares = float(variances.square().sum())
     return float(variances.sum()) ** 2 / squares if squares else math.inf
-
-
-def _skewness(values: Float[Tensor, " examples"]) -> float:
-    """Return the skewness G_1 of the distribution that the values were drawn from; 0 for two."""
-    n = len(values)
-    centred = values - values.mean()
-    square = float(centred.square().mean())
-    if n < 3 or not square:
-        return 0.0
-    return float(centred.pow(3).mean()) / square**1.5 * math.sqrt(n * (n - 1)) / (n - 2)
 
 
 def _is_nan(value: object) -> bool:
