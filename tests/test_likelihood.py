@@ -650,3 +650,22 @@ def test_columns_hold_every_example_of_rounds_that_may_end_early():
     assert columns["error"][:2].tolist() == pytest.approx([0.5, 0])
     assert columns["error"][2].isnan()
     assert example_columns([], dimensions=1)["example"].tolist() == []
+
+
+def test_a_figure_says_what_it_did_not_reach():
+    vdm, split = exact_vdm(dimensions=1), split_of(40)
+    assert evaluate_rounds(vdm, split, Known(0.01), batch_size=10).notes == []
+    spent = evaluate_rounds(vdm, split, Known(5.0, 30), batch_size=10)
+    (note,) = spent.notes
+    assert spent.spent
+    assert "after 120 network evaluations an example: give --rounds or --target-se" in note
+    part = spent.summary.draws_error / spent.summary.standard_error
+    assert note.startswith(f"the draws are still {part:.0%} of the standard error")
+    # as many as were asked for
+    assert evaluate_rounds(vdm, split, Known(5.0, 30), rounds=4, batch_size=10).notes == []
+    # 0.95 of 10 draws have one of a kind with a share of 26 %, since 0.741^10 = 0.05
+    (note,) = evaluate_rounds(vdm, split_of(10), Known(0.01), rounds=2).notes
+    assert note.endswith(
+        "10 examples if kinds of them are rare: one in twenty such sets lacks a "
+        "kind with a share of 26%"
+    )

@@ -151,6 +151,7 @@ def command(
         "weights": weights,
         "steps": steps,
         "rounds": len(done.rounds),
+        "notes": done.notes,
         "floor": vdm.schedule.floor if limited else None,
     }
     evaluations.record(
@@ -171,8 +172,8 @@ def command(
         ["", ""],
         summary_rows(summary, examples.description),
     )
-    if limited:
-        click.echo(limited)
+    for note in done.notes + ([limited] if limited else []):
+        click.echo(note)
 
 
 def evaluated(
