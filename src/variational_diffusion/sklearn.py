@@ -227,6 +227,8 @@ class VDMDensity(DensityMixin, BaseEstimator):
     def _configured(self, d: int, floor: float, seed: int) -> tuple[ModelConfig, TrainingConfig]:
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout = {self.dropout}: give a share of 0 or more and less than 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate = {self.learning_rate}: give a number above 0")
         return parts(
             (d,),
             None,
@@ -239,7 +241,7 @@ class VDMDensity(DensityMixin, BaseEstimator):
                 "network.dropout": float(self.dropout),
                 "training.steps": _whole("steps", self.steps),
                 "training.batch_size": _whole("batch_size", self.batch_size),
-                "training.matrix_learning_rate": self.learning_rate,
+                "training.matrix_learning_rate": float(self.learning_rate),
                 "training.seed": seed,
                 "training.posthoc_ema": False,
             },
