@@ -17,16 +17,14 @@ from itertools import product
 
 import click
 import torch
-from common import log_option, markdown, report, threads_option
+from common import device_of, log_option, markdown, report, threads_option
 
-from variational_diffusion.cli.chains import expected_errors, widen
-from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.grids import GRIDS, VARIANCES, expected_diffusion, step_grid
-from variational_diffusion.likelihood import Chain, Infinite
+from variational_diffusion.likelihood import ContinuousBound, DiscreteBound, evaluate_rounds
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples
+from variational_diffusion.run.noise_errors import expected_errors
 
 
 @click.command()
@@ -40,7 +38,7 @@ def main(
     run: str, counts: tuple[int, ...], laid: tuple[str, ...], limit: int, threads: int, log: bool
 ) -> None:
     """Compare the chains of a RUN."""
-    device = use_device("auto", threads)
+    device = device_of(threads)
     opened = Run.open(run)
     vdm = opened.load().to(device)
     variances = VARIANCES if opened.head() is not None else VARIANCES[:-1]
@@ -58,19 +56,21 @@ def bounds(
     """Return the table of chains with these numbers of steps, grids and reverse variances."""
     examples = chosen_examples(opened, None, "test", limit)
 
-    def bits(estimator: Infinite | Chain) -> tuple[float, float, dict[str, float]]:
-        done = evaluated(vdm, examples, estimator, rounds=1)
+    def bits(
+        model: VDM, estimator: ContinuousBound | DiscreteBound
+    ) -> tuple[float, float, dict[str, float]]:
+        done = evaluate_rounds(model, examples, estimator, rounds=1)
         found = done.summary
         return found.bits_per_dim, found.standard_error, found.terms
 
-    limit_bits, limit_error, terms = bits(Infinite(64))
+    trained = Trained(opened, "ema", vdm)
+    limit_bits, limit_error, terms = bits(vdm, ContinuousBound(64))
     ends = terms["prior"] + terms["reconstruction"]
     rows: list[list[object]] = []
     for steps, grid, variance in product(counts, laid, variances):
-        errors, assumed = expected_errors(opened, vdm, "ema", variance)
+        errors, assumed = expected_errors(trained, variance)
         gammas = step_grid(grid, vdm.schedule, steps, errors, assumed)
-        widen(opened, vdm, "ema", variance)
-        value, error, _ = bits(Chain(gammas))
+        value, error, _ = bits(widened(trained, variance), DiscreteBound(gammas=gammas, draws=None))
         expected = expected_diffusion(gammas, errors, assumed) / math.log(2)
         rows.append(
             [
@@ -83,7 +83,6 @@ def bounds(
             ]
         )
         print(rows[-1], flush=True)
-    vdm.reverse_errors = None
     header = ["T", "grid", "variance", "bits/dim", "over T → ∞", "expected"]
     note = f"{opened.config.data.source}, {limit} test images; T → ∞: {limit_bits:.3f} ± "
     return f"{note}{limit_error:.3f} bits/dim\n\n{markdown(header, rows)}"

@@ -24,23 +24,24 @@ from pathlib import Path
 
 import click
 import torch
-from common import log_option, markdown, report, threads_option
+from common import device_of, log_option, markdown, report, threads_option
 
-from variational_diffusion.cli.chains import grid_of
-from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.evaluate import evaluated
+from variational_diffusion.compression.baselines import code_lengths
 from variational_diffusion.data import Split
-from variational_diffusion.images.baselines import code_lengths
 from variational_diffusion.likelihood import (
-    Chain,
+    ContinuousBound,
+    DiscreteBound,
     Estimator,
-    Flow,
-    Importance,
-    Infinite,
+    ImportanceWeighted,
+    ODELikelihood,
+    evaluate_rounds,
     example_columns,
 )
+from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples
+from variational_diffusion.run.noise_errors import reverse_chain
+from variational_diffusion.run.trained import Trained
 
 PARTS = ("bound", "chain", "ode", "importance", "file")
 
@@ -74,16 +75,16 @@ def main(
     log: bool,
 ) -> None:
     """Measure the model in RUN on its test examples."""
-    device = use_device("auto", threads)
+    device = device_of(threads)
     opened = Run.open(run)
     vdm = opened.load().to(device)
     test = chosen_examples(opened, None, "test", None)
     rows: list[list[object]] = []
 
     def bits(
-        estimator: Estimator, examples: Split, rounds: int | None = None
+        estimator: Estimator, examples: Split, rounds: int | None = None, model: VDM = vdm
     ) -> tuple[torch.Tensor, float]:
-        done = evaluated(vdm, examples, estimator, rounds=rounds, batch_size=batch_size)
+        done = evaluate_rounds(model, examples, estimator, rounds=rounds, batch_size=batch_size)
         columns = example_columns(*done.rounds, dimensions=vdm.dimensions)
         return columns["bits_per_dim"], done.summary.standard_error
 
@@ -94,26 +95,25 @@ def main(
 
     def difference(name: str, estimator: Estimator, limit: int) -> None:
         begin, part = time.monotonic(), test.sample(limit)
-        beside, _ = bits(Infinite(DRAWS_BESIDE), part, 1)
+        beside, _ = bits(ContinuousBound(DRAWS_BESIDE), part, 1)
         found = bits(estimator, part, 1)[0] - beside
         row(name, part, float(found.mean()), float(found.std()) / math.sqrt(len(found)), begin)
 
     chosen = only or PARTS
     if "bound" in chosen:
         begin = time.monotonic()
-        found, error = bits(Infinite(2), test)
+        found, error = bits(ContinuousBound(2), test)
         row("bound, T → ∞", test, float(found.mean()), error, begin)
     if "chain" in chosen:
         begin = time.monotonic()
-        gammas = grid_of(opened, vdm, "ema", "optimal", "position", steps)
-        found, error = bits(Chain(gammas, 2), test)
+        model, gammas = reverse_chain(Trained(opened, "ema", vdm), steps, "optimal", "position")
+        found, error = bits(DiscreteBound(gammas=gammas, draws=2), test, model=model)
         row(f"bound, T = {steps}", test, float(found.mean()), error, begin)
-        vdm.reverse_errors = None
     if "ode" in chosen:
-        difference("ODE − bound, T → ∞", Flow(), flow_limit)
+        difference("ODE − bound, T → ∞", ODELikelihood(), flow_limit)
     if "importance" in chosen:
         name = f"importance, K = {samples} − bound, T → ∞"
-        difference(name, Importance(samples), importance_limit)
+        difference(name, ImportanceWeighted(samples), importance_limit)
     if "file" in chosen:
         rows.append(file_row(run, test.sample(file_limit), steps, threads))
     levels = opened.config.data.levels

@@ -31,10 +31,10 @@ from variational_diffusion.anomaly import (
     statistics,
 )
 from variational_diffusion.cli import run
+from variational_diffusion.compression.baselines import code_length
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.errors import InputError
-from variational_diffusion.images.baselines import code_length
 from variational_diffusion.images.pictures import sheet, shortened
 from variational_diffusion.report.figures import score_figure
 from variational_diffusion.run.directory import Run
@@ -547,7 +547,7 @@ def test_image_files_are_called_by_their_names(capsys, tmp_path, generator):
     )
     assert "b/line\\nand \\udcff.png" in {row["file"] for row in rows}
     assert "a/2.png" in capsys.readouterr().out
-    for command, option in (("evaluate", "--per-example"), ("classify", "--per-example")):
+    for command, option in (("evaluate", "--table"), ("classify", "--table")):
         table = tmp_path / f"{command}.csv"
         assert run([command, path, str(folder), option, str(table), "--limit", "9"]) == 0
         assert list(read_table(table)[0])[:2] == ["example", "file"]

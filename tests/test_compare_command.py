@@ -12,12 +12,12 @@ import torch
 import variational_diffusion as vd
 from commands import TRAIN, output, train_digits
 from variational_diffusion.cli import run
-from variational_diffusion.cli.measuring import PARTS
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import uniform_in_time
-from variational_diffusion.likelihood import Chain, Flow, compare_models
+from variational_diffusion.likelihood import DiscreteBound, ODELikelihood, compare_models
 from variational_diffusion.report import read_section
+from variational_diffusion.report.measure import PARTS
 from variational_diffusion.run.comparison import training_copies
 from variational_diffusion.run.directory import Run
 
@@ -68,10 +68,10 @@ def test_other_estimators_agree_too(capsys, runs):
     few = ["--limit", "3", "--rounds", "2"]
     ode = ["--estimator", "ode", "--tolerance", "1e-4"]
     found = compared(capsys, runs["a"], runs["b"], *few, *ode)
-    own = vd.compare(a, b, limit=3, rounds=2, estimator=Flow(tolerance=1e-4))
+    own = vd.compare(a, b, limit=3, rounds=2, estimator=ODELikelihood(tolerance=1e-4))
     assert found.items() >= figures(own).items()
     found = compared(capsys, runs["a"], runs["b"], *few, "--estimator", "discrete", "--steps", "5")
-    chains = [Chain(uniform_in_time(each.load().schedule, 5), 2) for each in (a, b)]
+    chains = [DiscreteBound(uniform_in_time(each.load().schedule, 5), 2) for each in (a, b)]
     own = vd.compare(a, b, limit=3, rounds=2, estimator=chains)
     assert found.items() >= figures(own).items()
     assert (found["estimator"], found["steps"]) == ("discrete", 5)
@@ -101,7 +101,7 @@ def test_the_tables_say_which_run_is_better_by_how_much(capsys, runs):
 
 def test_the_bits_of_every_example_are_written(capsys, runs, tmp_path):
     path = tmp_path / "bits.csv"
-    limited = ["--limit", "20", "--rounds", "2", "--per-example", str(path)]
+    limited = ["--limit", "20", "--rounds", "2", "--table", str(path)]
     found = compared(capsys, runs["a"], runs["b"], *limited)
     with path.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -216,7 +216,7 @@ def test_a_report_shows_a_comparison_and_what_the_user_named_as_text(
     capsys, runs, tmp_path, monkeypatch
 ):
     only = {"comparison": PARTS["comparison"]}
-    monkeypatch.setattr("variational_diffusion.cli.measuring.PARTS", only)
+    monkeypatch.setattr("variational_diffusion.report.measure.PARTS", only)
     two_rounds = "variational_diffusion.likelihood.paired.enough"  # instead of up to 64
     monkeypatch.setattr(two_rounds, lambda summary, finished, *_: finished == 2)
     one, two = tmp_path / HOSTILE, tmp_path / "two"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+import variational_diffusion as vd
 from variational_diffusion.cli import run
-from variational_diffusion.cli.decompress import _checked
+from variational_diffusion.compression.unpacking import checked_name
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import NoiseErrors
+from variational_diffusion.networks import VarianceHead
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples
 
@@ -210,8 +213,8 @@ def test_what_cannot_be_written_is_said_before_anything_is_decoded(
 )
 def test_names_that_lead_out_of_the_folder_are_refused(name):
     with pytest.raises(InputError, match="outside of a folder"):
-        _checked(name)
-    assert _checked("a/b c/é.png") == "a/b c/é.png"
+        checked_name(name)
+    assert checked_name("a/b c/é.png") == "a/b c/é.png"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -240,3 +243,163 @@ def test_killed_at_any_moment_no_file_is_under_the_name(capsys, trained, tmp_pat
         assert 0 < len(np.load(out)) < 3000
         Path(out).unlink()
         left.unlink()
+
+
+# by Python, and what of a run it takes
+
+
+def compressed(capsys, *arguments):
+    """Run vdm compress with --json; return what it told."""
+    capsys.readouterr()
+    assert run(["compress", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def contents(folder):
+    """What would change if anything in a folder did."""
+    paths = sorted(folder.rglob("*"))
+    return [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+
+
+def trained_on(path):
+    """Change the averaged weights of a run, as going on with its training does."""
+    run = Run.open(path)
+    state = run.resume().state
+    for parameter in state.average.module.parameters():
+        parameter.data += 0.01
+    run.write_weights(state)
+
+
+@pytest.mark.parametrize(
+    "options", [{"limit": 10}, {"steps": 5, "group": 20, "verify": False, "limit": 50}]
+)
+def test_the_command_and_the_function_give_the_same_bytes_and_figures(
+    capsys, trained, tmp_path, options
+):
+    typed = [f"--{name}={value}" for name, value in options.items() if name != "verify"]
+    typed += [] if options.get("verify", True) else ["--no-verify"]
+    told = compressed(capsys, trained, "--out", tmp_path / "a.vdmz", *typed)
+    found = vd.compress(vd.Run.open(trained), None, tmp_path / "b.vdmz", **options)
+    assert (tmp_path / "a.vdmz").read_bytes() == (tmp_path / "b.vdmz").read_bytes()
+    assert json.loads(json.dumps(found.as_json())) == told | {"file": str(tmp_path / "b.vdmz")}
+    assert capsys.readouterr().out == ""
+    assert str(found).startswith(f"{tmp_path / 'b.vdmz'}: {told['bytes']:,} bytes for ")
+
+
+def test_other_examples_have_another_identity(trained, tmp_path):
+    x = np.zeros((2, 8, 8), np.uint8)
+    files = []
+    for name, changed in (("a", x), ("b", x + np.uint8(1)), ("c", x)):
+        vd.compress(trained, changed, tmp_path / f"{name}.vdmz", steps=4, variance="posterior")
+        files.append((tmp_path / f"{name}.vdmz").read_bytes())
+    assert files[0] == files[2]
+    assert files[0][14:30] != files[1][14:30]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 9, 5)])
+def test_arrays_and_tensors_come_back_in_python(trained, tmp_path, dtype, shape):
+    x = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 16.99).to(dtype)
+    for name, data in (("t", x), ("a", x.numpy())):
+        file = tmp_path / f"{name}.vdmz"
+        vd.compress(trained, data, file, steps=4, variance="posterior")
+        back = vd.decompress(trained, file)
+        assert back.dtype == x.numpy().dtype
+        assert np.array_equal(back, x)
+        path = vd.decompress(trained, file, tmp_path / f"{name}.npy")
+        assert np.array_equal(np.load(path), back)
+
+
+def test_what_python_gives_wrong_is_told_in_one_line(trained, tmp_path):
+    file = tmp_path / "a.vdmz"
+    for data, message in (
+        (torch.zeros(2, 8, 8), "hold float32: .* convert it with astype"),
+        (np.full((2, 8, 8), 17), "17"),
+        (np.zeros((2, 3, 8, 8), np.uint8), r"shape \(3, 8, 8\): the model takes \(1, 8, 8\)"),
+    ):
+        with pytest.raises(InputError, match=message) as raised:
+            vd.compress(trained, data, file, steps=4)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match="of the run's own data"):
+        vd.compress(trained, np.zeros((2, 8, 8), np.uint8), file, split="test")
+    assert not file.exists()
+
+
+def test_an_example_that_cannot_be_coded_is_told_before_any_is(trained, tmp_path):
+    """The last of many: the first were coded for nothing."""
+    data = vd.open_dataset(vd.Run.open(trained).config.data).splits["test"]
+    told = []
+    wrong = np.concatenate([data.read(), np.full((1, 1, 8, 8), 0, np.uint8)])
+    with pytest.raises(InputError, match="example 0"):
+        vd.compress(trained, wrong.repeat(2, 1), tmp_path / "a.vdmz", steps=4, progress=told.append)
+    assert [one for one in told if one.title == "compressing" and not one.ended] == []
+
+
+def test_decompressing_takes_neither_data_nor_errors_and_leaves_the_run_as_it_is(
+    tmp_path,
+):
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for i in range(10):
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "in" / f"{i}.png")
+    model = train(tmp_path / "in", tmp_path / "run")
+    file = tmp_path / "a.vdmz"
+    vd.compress(model, tmp_path / "in", file, steps=4, variance="position")
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    (copy / "errors-ema.safetensors").unlink()
+    before = contents(copy)
+    shutil.move(tmp_path / "in", tmp_path / "gone")
+    back = vd.decompress(copy, file, tmp_path / "back")
+    for path in (tmp_path / "gone").iterdir():
+        assert np.array_equal(Image.open(path), Image.open(back / path.name))
+    assert contents(copy) == before
+    (kept,) = (copy / "kept").iterdir()
+    kept.unlink()
+    with pytest.raises(InputError, match=r"errors-ema.safetensors' is missing: .*") as raised:
+        vd.decompress(copy, file)
+    assert str(kept) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    (copy / "errors-ema.safetensors").write_bytes(
+        Path(model, "errors-ema.safetensors").read_bytes()
+    )
+    assert len(vd.decompress(copy, file)) == 10  # the run as it was does without what was kept
+
+
+@pytest.mark.parametrize("variance", ["posterior", "scalar", "position", "predicted"])
+def test_training_on_keeps_what_a_file_needs(trained, tmp_path, variance):
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    opened = Run.open(path)
+    if variance == "predicted":
+        head = VarianceHead((1, 8, 8), gamma_min=-13.0, gamma_max=5.0, width=4)
+        opened.save_head(head)
+        flat = NoiseErrors(torch.linspace(-13, 5, 10), torch.ones(10, 1, 1, 1))
+        opened.save_predictions(flat, NoiseErrors(flat.gamma, 0.9 * flat.error))
+    file, x = tmp_path / "a.vdmz", np.arange(192, dtype=np.uint8).reshape(3, 8, 8) % 17
+    vd.compress(path, x, file, steps=4, variance=variance)
+    trained_on(path)
+    assert np.array_equal(vd.decompress(path, file), x)
+    for kept in (path / "kept").iterdir():
+        kept.unlink()
+    gone = "is of other weights|has no head|another model"
+    with pytest.raises(InputError, match=gone) as raised:
+        vd.decompress(path, file)
+    assert f"{path}/kept/" in str(raised.value)
+
+
+def test_a_model_is_kept_once_and_a_run_that_cannot_be_written_is_told(trained, tmp_path, caplog):
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    shutil.rmtree(path / "kept", ignore_errors=True)
+    x = np.zeros((2, 8, 8), np.uint8)
+    for name in "ab":
+        vd.compress(path, x, tmp_path / f"{name}.vdmz", steps=4)
+    vd.compress(path, x, tmp_path / "c.vdmz", steps=4, variance="posterior")
+    assert len(list((path / "kept").iterdir())) == 2
+    shutil.rmtree(path / "kept")
+    (path / "kept").write_text("in the way")
+    with caplog.at_level("INFO", "variational_diffusion"):
+        vd.compress(path, x, tmp_path / "d.vdmz", steps=4)
+    assert "are not kept" in caplog.text
+    assert np.array_equal(vd.decompress(path, tmp_path / "d.vdmz"), x)

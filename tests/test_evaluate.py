@@ -12,18 +12,24 @@ import pytest
 import torch
 from PIL import Image
 
-from variational_diffusion.cli import estimators, run
-from variational_diffusion.cli.chains import grid_of
+from variational_diffusion.cli import run
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.grids import bound_optimal
-from variational_diffusion.likelihood import Flow, Infinite, evaluate_rounds, summarize
+from variational_diffusion.likelihood import (
+    ContinuousBound,
+    ODELikelihood,
+    evaluate_rounds,
+    summarize,
+)
 from variational_diffusion.machine.distributed import Place
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import UNet
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples
+from variational_diffusion.run.noise_errors import reverse_chain
+from variational_diffusion.run.trained import Trained
 from variational_diffusion.schedules import FixedLinear
 
 TRAIN = ["--steps", "3", "--batch-size", "8", "--set", "network.widths=[8,8]"]
@@ -84,7 +90,7 @@ def test_errors_are_measured_once_and_measured_again_when_the_weights_change(
     errors = opened.errors()
     assert errors is not None
     assert errors.error.shape == (100, 1, 8, 8)
-    monkeypatch.setattr("variational_diffusion.cli.chains.noise_errors", None)
+    monkeypatch.setattr("variational_diffusion.run.noise_errors.noise_errors", None)
     assert result(capsys, trained, *options)["bits_per_dim"] == found
     weights = opened.load()
     with torch.no_grad():
@@ -117,7 +123,7 @@ def test_the_optimal_grid_of_a_head_is_laid_for_what_the_head_predicts(capsys, t
     schedule = opened.load().schedule
     laid = bound_optimal(schedule, 5, errors, predicted)
     torch.testing.assert_close(
-        laid, grid_of(opened, opened.load(), "ema", "optimal", "predicted", 5)
+        laid, reverse_chain(Trained.open(opened), 5, "optimal", "predicted").gammas
     )
     head = opened.head()
     assert head is not None
@@ -157,7 +163,7 @@ def test_all_examples_of_other_data_are_taken_unless_a_split_is_named(trained, t
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_every_example_has_its_row(capsys, trained, tmp_path, ending):
     path = tmp_path / f"rows.{ending}"
-    found = result(capsys, trained, "--per-example", str(path))
+    found = result(capsys, trained, "--table", str(path))
     if ending == "csv":
         with path.open() as file:
             rows = list(csv.DictReader(file))
@@ -187,7 +193,7 @@ def test_a_stopped_evaluation_keeps_the_rows_that_it_has(capsys, trained, tmp_pa
     path = tmp_path / "rows.csv"
     seen = []
 
-    class Slow(Infinite):
+    class Slow(ContinuousBound):
         def __call__(self, vdm, x, generator=None):
             seen.append(len(x))
             if len(seen) == 3:
@@ -195,7 +201,7 @@ def test_a_stopped_evaluation_keeps_the_rows_that_it_has(capsys, trained, tmp_pa
             return super().__call__(vdm, x, generator)
 
     monkeypatch.setattr(estimators, "Infinite", Slow)
-    arguments = ["evaluate", trained, "--batch-size", "4", "--per-example", str(path)]
+    arguments = ["evaluate", trained, "--batch-size", "4", "--table", str(path)]
     assert run(arguments) == 1
     assert "stopped after 12 of 297 examples" in capsys.readouterr().err
     with path.open() as file:
@@ -213,7 +219,7 @@ def small_vdm():
 
 def rounds_of(place):
     digits = open_dataset(DataConfig(source="digits")).splits["test"].sample(9)
-    flow = Flow(tolerance=1e-4)
+    flow = ODELikelihood(tolerance=1e-4)
     done = evaluate_rounds(small_vdm(), digits, flow, rounds=2, batch_size=2, seed=3, place=place)
     assert not done.stopped
     return [torch.cat([e.total.double() for e in row]) for row in done.rounds], summarize(
@@ -250,8 +256,8 @@ def test_mistakes_are_named_before_any_work(capsys, trained, tmp_path):
     taken = tmp_path / "taken.csv"
     taken.write_text("mine")
     for options, message in (
-        (["--per-example", str(taken)], "exists and is not overwritten"),
-        (["--per-example", str(tmp_path / "rows.xls")], "ends in .csv or .parquet"),
+        (["--table", str(taken)], "exists and is not overwritten"),
+        (["--table", str(tmp_path / "rows.xls")], "ends in .csv or .parquet"),
         (["--maps", str(tmp_path / "maps.jpg")], "ends in .png or .webp"),
         (["--grid", "optimal"], "--grid and --variance go with --estimator discrete"),
         (["--estimator", "ode", "--dequantisation", "none"], "no density"),

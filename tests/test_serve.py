@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from variational_diffusion import compress
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.compression import Container
 from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood import Infinite
+from variational_diffusion.likelihood import ContinuousBound
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.run.directory import Run
 from variational_diffusion.web import MAX_BYTES, Studio, read_upload
@@ -146,7 +147,7 @@ def test_the_likelihood_is_the_bound(studio):
     found = studio.likelihood(x)
     batch = torch.from_numpy(x.astype(np.int64)).expand(200, *x.shape)
     generator = torch.Generator().manual_seed(9)
-    bits = bits_per_dim(Infinite(8)(studio.vdm, batch, generator).total, 64)
+    bits = bits_per_dim(ContinuousBound(8)(studio.vdm, batch, generator).total, 64)
     error = math.hypot(found.error, float(bits.std()) / math.sqrt(len(bits)))
     # 8 draws: a Student's t of 7 degrees beyond 7 has a chance of 2e-4; seeded
     assert abs(found.bits_per_dim - float(bits.mean())) < 7 * error
@@ -176,6 +177,15 @@ def test_decompressing_gives_the_image_back(studio, size):
     damaged[-60] ^= 1
     with pytest.raises(InputError, match="damaged"):
         studio.decompress(bytes(damaged))
+
+
+def test_the_page_the_command_and_python_write_the_same_file(studio, tmp_path):
+    x = np.random.default_rng(0).integers(0, 17, (1, 17, 30), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", x[None])
+    run, typed, written = studio.run, tmp_path / "typed.vdmz", tmp_path / "written.vdmz"
+    assert vdm(["compress", str(run.path), str(tmp_path / "x.npy"), "--out", str(typed)]) == 0
+    compress(run, x[None], written)
+    assert studio.compress(x).content == typed.read_bytes() == written.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from variational_diffusion.decoders import Discretized as Discretized
     from variational_diffusion.decoders import Gaussian as Gaussian
     from variational_diffusion.errors import InputError as InputError
-    from variational_diffusion.likelihood import Chain as Chain
-    from variational_diffusion.likelihood import Flow as Flow
-    from variational_diffusion.likelihood import Importance as Importance
-    from variational_diffusion.likelihood import Infinite as Infinite
-    from variational_diffusion.likelihood import evaluate as evaluate
+    from variational_diffusion.likelihood import ContinuousBound as ContinuousBound
+    from variational_diffusion.likelihood import DiscreteBound as DiscreteBound
+    from variational_diffusion.likelihood import ImportanceWeighted as ImportanceWeighted
+    from variational_diffusion.likelihood import Likelihood as Likelihood
+    from variational_diffusion.likelihood import ODELikelihood as ODELikelihood
     from variational_diffusion.likelihood import summarize as summarize
     from variational_diffusion.model import VDM as VDM
     from variational_diffusion.model import build as build
@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from variational_diffusion.networks import UNet as UNet
     from variational_diffusion.objective import Bound as Bound
     from variational_diffusion.run.comparison import compare as compare
+    from variational_diffusion.run.compression import Compressed as Compressed
+    from variational_diffusion.run.compression import compress as compress
+    from variational_diffusion.run.compression import decompress as decompress
     from variational_diffusion.run.directory import Run as Run
+    from variational_diffusion.run.evaluation import evaluate as evaluate
+    from variational_diffusion.run.learned_schedule import schedule as schedule
+    from variational_diffusion.run.scoring import score as score
     from variational_diffusion.schedules import Adaptive as Adaptive
     from variational_diffusion.schedules import Cosine as Cosine
     from variational_diffusion.schedules import FixedLinear as FixedLinear
@@ -42,16 +48,21 @@ if TYPE_CHECKING:
     from variational_diffusion.training.optimizers import Muon as Muon
 
 _HOMES = {
+    "Likelihood": "likelihood",
+    "schedule": "run.learned_schedule",
+    "score": "run.scoring",
+    "evaluate": "run.evaluation",
     "Adaptive": "schedules",
     "Bound": "objective",
-    "Chain": "likelihood",
+    "DiscreteBound": "likelihood",
+    "Compressed": "run.compression",
     "Cosine": "schedules",
     "Discretized": "decoders",
     "FixedLinear": "schedules",
-    "Flow": "likelihood",
+    "ODELikelihood": "likelihood",
     "Gaussian": "decoders",
-    "Importance": "likelihood",
-    "Infinite": "likelihood",
+    "ImportanceWeighted": "likelihood",
+    "ContinuousBound": "likelihood",
     "InputError": "errors",
     "Labels": "conditions",
     "LearnedLinear": "schedules",
@@ -68,7 +79,8 @@ _HOMES = {
     "VDM": "model",
     "build": "model",
     "compare": "run.comparison",
-    "evaluate": "likelihood",
+    "compress": "run.compression",
+    "decompress": "run.compression",
     "fit": "training",
     "open_dataset": "data",
     "summarize": "likelihood",

@@ -25,6 +25,7 @@ from variational_diffusion.conditions.guidance import EVERYWHERE, Guided
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import DECODERS, UNSEEN, Discretized, Gaussian
 from variational_diffusion.errors import InputError
+from variational_diffusion.machine.execution import Execution
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.numerics import Normal, expand, randn_like
@@ -78,6 +79,21 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         self.autocast: torch.dtype | None = None
         self.reverse_errors: grids.NoiseErrors | grids.PredictedErrors | None = None
         self.config: ModelConfig | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.schedule.initial_end_points.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the model's weights outside the network, and of z."""
+        return self.schedule.initial_end_points.dtype
+
+    @property
+    def levels(self) -> int | None:
+        """Number of values of integer data; None for real values."""
+        return self.decoder.levels if isinstance(self.decoder, Discretized) else None
 
     @property
     def dimensions(self) -> int:
@@ -261,6 +277,39 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         sigma = expand(process.sigma(gamma.expand(z.shape[0])), z)
         return 0.5 * sigma * (noise - sigma * z)
 
+    def widened(self, errors: grids.NoiseErrors | grids.PredictedErrors | None) -> VDM:
+        """Return this model with reverse steps as wide as these errors of ε̂ say; None: the paper's.
+
+        It shares its parts with this one.
+        """
+        model = self._around(self.network, self.condition)
+        model.reverse_errors = errors
+        return model
+
+    def in_precision(self, dtype: torch.dtype | None) -> VDM:
+        """Return this model with the network's products in a type; None: that of its weights.
+
+        It shares its parts with this one.
+        """
+        model = self._around(self.network, self.condition)
+        model.autocast = dtype
+        return model
+
+    def prepare(self, execution: Execution) -> VDM:
+        """Set this model up in place, as torch's `to` does, and return it.
+
+        The values of its parameters stay.
+        """
+        device = execution.target()
+        self.to(device)
+        self.autocast = execution.autocast(device)
+        if execution.channels_last:
+            # torch documents this call and leaves it out of its annotations
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if execution.compile != "off":
+            self.network.compile(dynamic=False)
+        return self
+
     def clipped(self, quantile: float = 0.0) -> VDM:
         """Return this model with x̂ kept in the range of its levels: see `sampling.Clipped`.
 
@@ -277,6 +326,8 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         parts = network, self.schedule, self.decoder, self.shape, self.prediction, condition
         model = VDM(*parts)
         model.autocast, model.reverse_errors = self.autocast, self.reverse_errors
+        if network is self.network:
+            model.config = self.config
         model.training = network.training = self.training  # and of the shared parts, their own
         return model
 

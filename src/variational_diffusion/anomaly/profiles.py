@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from variational_diffusion import objective, process
+from variational_diffusion.compression.baselines import code_length
 from variational_diffusion.conditions import Batch
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
-from variational_diffusion.images.baselines import code_length
 from variational_diffusion.model import VDM
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import bits_per_dim

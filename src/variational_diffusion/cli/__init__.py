@@ -7,6 +7,7 @@ a command's module is imported when the command runs, so that `vdm --help` is qu
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,18 @@ COMMANDS = {
     "doctor": "What is installed, which device there is, and what is missing.",
     "demo": "Train, evaluate and sample on handwritten digits, in a few minutes.",
 }
+
+
+LOG = logging.getLogger("variational_diffusion")
+
+
+class _Remarks(logging.Handler):
+    """Prints what the library remarks, a line each, to standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from variational_diffusion.cli.shared.console import shown
+
+        shown.message(record.getMessage())
 
 
 class _Commands(click.Group):
@@ -84,6 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code. Defects of ours are raised as they are."""
+    remarks = _Remarks()
+    LOG.addHandler(remarks)
+    LOG.setLevel(logging.INFO)
     try:
         code = vdm.main(args=arguments, prog_name="vdm", standalone_mode=False)
     except click.ClickException as error:
@@ -95,4 +111,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("vdm: interrupted", err=True)
         return 1
+    finally:
+        LOG.removeHandler(remarks)
     return code or 0  # a command returns none, or calls `ctx.exit`

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 import torch
 
-from variational_diffusion.errors import InputError
-from variational_diffusion.machine.distributed import local_device
+from variational_diffusion.machine.execution import COMPILE_MODES, PRECISIONS, Execution
 from variational_diffusion.machine.memory import keep_freed_memory
 from variational_diffusion.model import VDM
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-COMPILE_MODES = ["off", "default", "cuda-graphs"]
-"""What --compile stands for: nothing; torch.compile of the network; that, and a whole training
-step recorded as CUDA graphs."""
-
-PRECISIONS = ["auto", "float32", "bfloat16"]
 
 
 def use_device(name: str, threads: int | None) -> torch.device:
@@ -27,19 +20,7 @@ def use_device(name: str, threads: int | None) -> torch.device:
     keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(local_device(name))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device = {name!r} is not at hand ({str(error).splitlines()[0]}); "
-            "type --device cpu, or leave it out"
-        ) from error
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    return device
+    return Execution(name, threads).target()
 
 
 def speed_options(command: Command) -> Command:
@@ -59,7 +40,7 @@ def training_speed_options(command: Command) -> Command:
     return _compile_option(COMPILE_MODES)(_channels_last(precision(command)))
 
 
-def _compile_option(modes: list[str]) -> Callable[[Command], Command]:
+def _compile_option(modes: Sequence[str]) -> Callable[[Command], Command]:
     return click.option(
         "--compile",
         "compile_mode",
@@ -82,26 +63,11 @@ def speed_up(
 ) -> None:
     """Set up a model in place as the options say; its parameters keep their values."""
     device = vdm.schedule.initial_end_points.device
-    if precision == "auto":
-        precision = "bfloat16" if multiplies_bfloat16(device) else "float32"
-    vdm.autocast = torch.bfloat16 if precision == "bfloat16" else None
-    if compile_mode == "cuda-graphs" and device.type != "cuda":
-        raise InputError(
-            f"compile = 'cuda-graphs' is for a GPU, and the device is {device}: "
-            "type --compile default"
+    vdm.prepare(
+        Execution(
+            str(device),
+            precision=precision,
+            compile=compile_mode,
+            channels_last=channels_last,
         )
-    if channels_last:
-        # torch documents this call and leaves it out of its annotations
-        vdm.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if compile_mode != "off":
-        vdm.network.compile(dynamic=False)
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Return whether a device has units or vector instructions for products in bfloat16."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
-    return False
+    )

@@ -10,8 +10,7 @@ import click
 import psutil
 import torch
 
-from variational_diffusion.cli.console import print_json, print_table
-from variational_diffusion.cli.devices import multiplies_bfloat16
+from variational_diffusion.cli.shared.console import print_json, print_table
 from variational_diffusion.data import DATASETS
 from variational_diffusion.data.idx import FASHION_MNIST, is_idx_folder
 from variational_diffusion.machine.environment import (
@@ -22,6 +21,7 @@ from variational_diffusion.machine.environment import (
     processor,
     version,
 )
+from variational_diffusion.machine.execution import multiplies_bfloat16
 
 _GIB = 2**30
 

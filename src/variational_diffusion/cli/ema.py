@@ -8,13 +8,13 @@ from typing import Any
 import click
 import torch
 
-from variational_diffusion.cli.console import print_json, print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluated
-from variational_diffusion.cli.options import device_options
+from variational_diffusion.cli.shared.console import print_json, print_table
+from variational_diffusion.cli.shared.options import device_options
 from variational_diffusion.data import Split
 from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood import Infinite, example_columns
+from variational_diffusion.likelihood import ContinuousBound, example_columns
 from variational_diffusion.model import VDM
 from variational_diffusion.run import averages
 from variational_diffusion.run.directory import Run
@@ -109,7 +109,7 @@ def command(
 
 def _bits(vdm: VDM, examples: Split, draws: int, seed: int) -> torch.Tensor:
     """Return the bound of every example in bits per dimension, the same draws for all weights."""
-    done = evaluated(vdm, examples, Infinite(draws), rounds=1, seed=seed)
+    done = evaluated(vdm, examples, ContinuousBound(draws), rounds=1, seed=seed)
     if done.stopped:
         raise KeyboardInterrupt
     assert done.summary.examples == len(examples)  # and it refuses what is not finite

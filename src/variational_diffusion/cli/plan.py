@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import click
-import torch
 
-from variational_diffusion.cli.console import print_json, print_table
-from variational_diffusion.cli.devices import multiplies_bfloat16, use_device
-from variational_diffusion.cli.options import Shape, data_config, data_options, device_options
+from variational_diffusion.cli.shared.console import print_json, print_table
+from variational_diffusion.cli.shared.options import (
+    Shape,
+    data_config,
+    data_options,
+    device_options,
+)
 from variational_diffusion.cli.train import parsed_settings
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
-from variational_diffusion.plan import (
-    HARDWARE,
-    Estimate,
-    Footprint,
-    Hardware,
-    estimate,
-    footprint,
-    measured,
-    memory,
-    this_machine,
-)
+from variational_diffusion.plan import HARDWARE, Plan, plan
 from variational_diffusion.presets import configure, parts
 
 _STEPS = 100_000
@@ -75,53 +66,18 @@ def command(
     measured too.
     """
     model, training = _configured(data, options)
-    share = options["devices"] * options["accumulate"]
-    if share > training.batch_size:
-        raise InputError(
-            f"batch_size = {training.batch_size}: {options['devices']} devices with "
-            f"{options['accumulate']} passes take at least {share}; give --batch-size {share}"
-        )
-    batch = math.ceil(training.batch_size / share)
-
-    def counted(precision: str, batch: int, *, on_cpu: bool) -> Footprint:
-        return footprint(
-            model,
-            training,
-            batch,
-            precision=precision,
-            checkpointing=options["checkpointing"],
-            on_cpu=on_cpu,
-        )
-
-    def planned(hardware: Hardware, step: Footprint) -> Estimate:
-        return estimate(
-            step,
-            hardware,
-            devices=options["devices"],
-            sharding=_SHARDINGS[options["sharding"]],
-            passes=options["accumulate"],
-        )
-
-    precision = "bfloat16" if options["precision"] == "auto" else options["precision"]
-    step = counted(precision, batch, on_cpu=False)
-    found: dict[str, Any] = {
-        "parameters": step.parameters,
-        "flops": {"forward": step.forward_flops, "training": step.training_flops},
-        "batch_size": training.batch_size,
-        "batch_of_a_device": batch,
-        "precision": precision,
-        "memory": _by_batch(lambda n: counted(precision, n, on_cpu=False), step, options),
-        "hardware": {
-            name: _summary(planned(HARDWARE[name], step), HARDWARE[name], options["steps"])
-            for name in names or HARDWARE
-        },
-    }
-    if measure:
-        found["measured"] = _compared(
-            model, training, use_device(device, threads), options, counted
-        )
+    found = plan(
+        model,
+        training,
+        hardware=names or tuple(HARDWARE),
+        sharding=_SHARDINGS[options["sharding"]],
+        **{name: options[name] for name in ("devices", "accumulate", "precision", "checkpointing")},
+        measure=measure,
+        device=device,
+        threads=threads,
+    )
     if as_json:
-        print_json(found)
+        print_json(found.as_json())
     else:
         _print(found, options)
 
@@ -145,101 +101,22 @@ def _configured(data: str | None, options: dict[str, Any]) -> tuple[ModelConfig,
     return config.model, config.training
 
 
-def _by_batch(
-    counted: Callable[[int], Footprint], step: Footprint, options: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Return the memory of a device for a half, once, twice and four times the planned batch.
-
-    Activations grow in proportion to the batch, so two counts give all.
-    """
-
-    def of(step: Footprint) -> dict[str, float]:
-        used = memory(
-            step,
-            devices=options["devices"],
-            sharding=_SHARDINGS[options["sharding"]],
-            passes=options["accumulate"],
-        )
-        return dataclasses.asdict(used)
-
-    one, two = of(step), of(counted(2 * step.batch))
-    sizes = sorted({max(1, step.batch // 2), step.batch, 2 * step.batch, 4 * step.batch})
-    return [
-        {
-            "batch": size,
-            **{name: one[name] + (size / step.batch - 1) * (two[name] - one[name]) for name in one},
-        }
-        for size in sizes
-    ]
-
-
-def _summary(found: Estimate, hardware: Hardware, steps: int) -> dict[str, Any]:
-    hours = steps * found.seconds / 3600
-    watts = hardware.watts
-    return {
-        "memory": found.memory.total,
-        "fits": found.fits,
-        "steps_per_second": 1 / found.seconds,
-        "images_per_second": found.images_per_second,
-        "share_waiting": found.exchange / found.seconds,
-        "hours": hours,
-        "kilowatt_hours": None if watts is None else hours * watts * found.devices / 1000,
-    }
-
-
-def _compared(
-    model: ModelConfig,
-    training: TrainingConfig,
-    device: torch.device,
-    options: dict[str, Any],
-    counted: Callable[..., Footprint],
-) -> dict[str, Any]:
-    """Return estimate and measurement of a step of the whole batch on this machine."""
-    here = this_machine(device)
-    precision = options["precision"]
-    if precision == "auto":
-        precision = "bfloat16" if multiplies_bfloat16(device) else "float32"
-    step = counted(precision, training.batch_size, on_cpu=here.on_cpu)
-    plan = estimate(step, here)
-    found = measured(
-        model,
-        training,
-        device,
-        precision=precision,
-        threads=torch.get_num_threads(),
-        checkpointing=options["checkpointing"],
-    )
-    ends = step.end_passes * step.forward_flops  # which the measured step does not have
-    return {
-        "precision": precision,
-        "peak": here.peak[precision],
-        "achieved": here.achieved["tf32" if precision == "float32" else precision],
-        "bandwidth": here.bandwidth,
-        "estimate": {
-            "flops": step.batch * (step.training_flops - ends),
-            "memory": plan.memory.total,
-            "seconds": plan.seconds,
-        },
-        "measurement": dataclasses.asdict(found),
-    }
-
-
-def _print(found: dict[str, Any], options: dict[str, Any]) -> None:
-    flops = found["flops"]
+def _print(found: Plan, options: dict[str, Any]) -> None:
+    flops = found.flops
     print_table(
-        f"a step of {found['batch_size']} images",
+        f"a step of {found.batch_size} images",
         ["", ""],
         [
-            ("parameters", f"{found['parameters']:,}"),
+            ("parameters", f"{found.parameters:,}"),
             ("operations of sampling or evaluating, an image and pass", _si(flops["forward"])),
             ("operations of training, an image", _si(flops["training"])),
         ],
     )
     columns = ["weights", "gradients", "optimizer", "average", "activations", "total"]
     print_table(
-        f"memory of one device by its batch, with {found['precision']}",
+        f"memory of one device by its batch, with {found.precision}",
         ["batch", *columns],
-        [(str(row["batch"]), *(_size(row[name]) for name in columns)) for row in found["memory"]],
+        [(str(row["batch"]), *(_size(row[name]) for name in columns)) for row in found.memory],
     )
     print_table(
         f"{options['devices']} of each, {options['sharding']}, to {options['steps']:,} steps",
@@ -255,11 +132,11 @@ def _print(found: dict[str, Any], options: dict[str, Any]) -> None:
                 f"{row['hours']:.1f}",
                 f"{row['kilowatt_hours']:.1f}",
             )
-            for name, row in found["hardware"].items()
+            for name, row in found.hardware.items()
         ],
     )
-    if "measured" in found:
-        here = found["measured"]
+    here = found.measured
+    if here is not None:
         print_table(
             f"{_HERE}, one process, {here['precision']}: products of matrices "
             f"{_si(here['peak'])}/s, convolutions {here['achieved']:.0%} of that, "

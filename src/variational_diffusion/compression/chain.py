@@ -20,7 +20,6 @@ section 7.3, which uses the order from the top.
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from typing import NamedTuple
 
@@ -32,11 +31,11 @@ from variational_diffusion.compression import format2
 from variational_diffusion.compression.exact import OCTAVE, PER_OCTAVE, on_grid
 from variational_diffusion.compression.lattice import lattice_of
 from variational_diffusion.compression.levels import nearest_of, pop_levels, push_levels
+from variational_diffusion.compression.needed import converted, model_digest
 from variational_diffusion.compression.rounding import Rounding
 from variational_diffusion.compression.stack import UNIT, Stack
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
-from variational_diffusion.grids import NoiseErrors, PredictedErrors
 from variational_diffusion.lattice import log_lattice_sum
 from variational_diffusion.model import VDM
 
@@ -116,8 +115,8 @@ class ChainCoder:
         self.portable, self.version = portable, VERSION
         self.model = model_digest(vdm)
         self._dtype = torch.float64 if portable else torch.float32
-        self._vdm = _in_precision(vdm, self._dtype)
-        self._device = vdm.schedule.initial_end_points.device
+        self._vdm = converted(vdm, self._dtype)
+        self._device = vdm.device
         self.together = max(1, _EVALUATED.get(self._device.type, 1 << 16) // self.dimensions)
         self._gamma = torch.from_numpy(self.gammas[::-1].copy())
         self._lattice = lattice_of(self.gammas, self.levels)
@@ -248,46 +247,6 @@ class ChainCoder:
         mean, std = q.mean.numpy() / width, q.std.numpy() / width
         ratio = std / reverse.std
         return 0.5 * (ratio**2 + ((mean - reverse.mean) / reverse.std) ** 2 - 1) - np.log(ratio)
-
-
-def model_digest(vdm: VDM) -> str:
-    """Return 32 hexadecimal digits of all numbers that the reverse process depends on."""
-    tensors = dict(vdm.state_dict())
-    errors = vdm.reverse_errors
-    if isinstance(errors, PredictedErrors):
-        if isinstance(errors.head, torch.nn.Module):
-            tensors |= {f"head.{name}": value for name, value in errors.head.state_dict().items()}
-        errors = errors.mean
-        tensors["predicted"] = torch.ones(())
-    if errors is not None:
-        tensors |= {"errors.gamma": errors.gamma, "errors.error": errors.error}
-    digest = hashlib.sha256(f"{vdm.shape} {vdm.prediction}".encode())
-    for name in sorted(tensors):
-        values = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _in_precision(vdm: VDM, dtype: torch.dtype) -> VDM:
-    errors = vdm.reverse_errors
-    vdm.reverse_errors = None
-    try:
-        converted = copy.deepcopy(vdm).to(dtype).eval().requires_grad_(False)
-    finally:
-        vdm.reverse_errors = errors
-    if isinstance(errors, PredictedErrors):
-        head = errors.head
-        if isinstance(head, torch.nn.Module):
-            head = copy.deepcopy(head).to(dtype).eval().requires_grad_(False)
-        converted.reverse_errors = PredictedErrors(_cast(errors.mean, dtype), head)
-    elif errors is not None:
-        converted.reverse_errors = _cast(errors, dtype)
-    return converted
-
-
-def _cast(errors: NoiseErrors, dtype: torch.dtype) -> NoiseErrors:
-    return NoiseErrors(errors.gamma.to(dtype), errors.error.to(dtype))
 
 
 def _log_density(

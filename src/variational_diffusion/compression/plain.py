@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from variational_diffusion.compression.digests import value_type
-from variational_diffusion.images.baselines import mosaic
+from variational_diffusion.compression.mosaic import images_of, mosaic, size_of
 
 _WEBP_MAX_SIDE = 16_383
 _MAX_PIXELS = 1 << 26
@@ -77,20 +77,15 @@ def _inflated(coded: bytes, shape: tuple[int, ...], levels: int) -> np.ndarray:
 
 
 def _from_picture(coded: bytes, name: str, shape: tuple[int, ...], levels: int) -> np.ndarray:
-    n, channels, height, width = shape
-    columns = _columns(shape)
-    rows = math.ceil(n / columns)
     try:
         with Image.open(io.BytesIO(coded), formats=[name]) as file:
-            if file.size != (columns * width, rows * height):
+            if file.size != size_of(shape)[::-1]:
                 raise ValueError("it has a picture of another size")
-            mode = "I;16" if levels > 256 else _MODES[channels]
+            mode = "I;16" if levels > 256 else _MODES[shape[1]]
             picture = np.asarray(file if file.mode == mode else file.convert(mode))
     except _DECODING as error:
         raise ValueError(f"it has a damaged picture ({error})") from error
-    cells = picture.reshape(rows, height, columns, width, channels).transpose(0, 2, 4, 1, 3)
-    values = cells.reshape(-1, channels, height, width)[:n].astype(value_type(levels))
-    return values // _spread(levels)
+    return images_of(picture, shape).astype(value_type(levels)) // _spread(levels)
 
 
 def _fits(name: str, shape: tuple[int, ...], levels: int) -> bool:
@@ -99,15 +94,8 @@ def _fits(name: str, shape: tuple[int, ...], levels: int) -> bool:
         return False
     if levels > 256 and (name != "PNG" or shape[1] > 1):
         return False
-    columns = _columns(shape)
-    height, width = math.ceil(shape[0] / columns) * shape[2], columns * shape[3]
+    height, width = size_of(shape)
     return height * width <= _MAX_PIXELS and (name == "PNG" or max(height, width) <= _WEBP_MAX_SIDE)
-
-
-def _columns(shape: tuple[int, ...]) -> int:
-    """Return how many images `classical.mosaic` puts in a row."""
-    n, _, height, width = shape
-    return min(n, math.ceil(math.sqrt(n * height / width)))
 
 
 def _spread(levels: int) -> int:

@@ -61,7 +61,7 @@ class Origin(_Strict):
 class Header(_Strict):
     """What holds for the whole file.
 
-    model: digest of the model, from `chain.model_digest`. weights, variance: names under which a
+    model: digest of the model, from `needed.model_digest`. weights, variance: names under which a
     run has them. shape: of an example of the model. gammas: the chain from γ_1 down to γ_0 in units
     of 1/1024, as little-endian int16 in base64.
     """

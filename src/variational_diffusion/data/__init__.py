@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from variational_diffusion.config import DataConfig
-from variational_diffusion.data.arrays import array_source, open_array
+from variational_diffusion.data.arrays import ArraySource, array_source, open_array
 from variational_diffusion.data.augment import Augmentation
 from variational_diffusion.data.beside import DEGRADATIONS
 from variational_diffusion.data.dataset import SPLITS, Dataset
@@ -98,19 +99,27 @@ def open_dataset(config: DataConfig) -> Dataset:
     return dataset
 
 
-def open_originals(source: str, like: DataConfig, shape: tuple[int, ...]) -> Originals:
+def open_originals(
+    source: str | Path | np.ndarray | Tensor, like: DataConfig, shape: tuple[int, ...]
+) -> Originals:
     """Open all examples of what `source` names, as they are stored and at sizes of their own.
+
+    source: as at `open_dataset`, or an array or tensor with examples along its first axis.
 
     like: data whose levels, array and column these have, too. shape: of a model's examples; images
     are read with as many channels where that loses nothing. Of a source that has several parts, all
     are taken, the training part first.
     Raises InputError as `open_dataset` does, and for images that would not come back as they are.
     """
-    config = DataConfig(source=source, levels=like.levels, array=like.array, column=like.column)
+    if isinstance(source, np.ndarray | Tensor):
+        values = source if isinstance(source, np.ndarray) else source.detach().cpu().numpy()
+        return Originals.of_array(ArraySource(values, "the array", levels=like.levels))
+    config = DataConfig(
+        source=str(source), levels=like.levels, array=like.array, column=like.column
+    )
     opener, options = _kind(config)
     if opener is open_array:
-        array = array_source(config)
-        return Originals(Split(array, np.arange(len(array))))
+        return Originals.of_array(array_source(config))
     if "resize" in options:
         config = config.model_copy(update={"crop": (1, 1)})
     originals = _originals(config, opener)

@@ -14,6 +14,7 @@ from variational_diffusion.data.images import read_header, read_pixels
 from variational_diffusion.data.source import Joined, Split
 from variational_diffusion.data.stored import Stored
 from variational_diffusion.errors import InputError
+from variational_diffusion.storage.files import printable
 
 _LOOKED_AT = 64
 """Examples whose headers are read together."""
@@ -41,6 +42,17 @@ class Originals:
             self.dtype = dtype.str
         if isinstance(source, Decoded) and isinstance(source.decoder, Pictures):
             self.mode = source.decoder.mode
+
+    @classmethod
+    def of_array(cls, source: ArraySource) -> Originals:
+        """Return all examples of an array; raise InputError for floats, which do not come back."""
+        dtype, _ = source.stored
+        if dtype.kind not in "biu":
+            raise InputError(
+                f"data hold {dtype}: an array comes back with its type, which has to be bool or "
+                "integers; convert it with astype"
+            )
+        return cls(Split(source, np.arange(len(source))))
 
     @property
     def levels(self) -> int | None:
@@ -107,3 +119,12 @@ class Originals:
 
 def _is_opaque(stored: Stored) -> bool:
     return bool((read_pixels(stored, "RGBA", None)[3] == 255).all())
+
+
+def file_column(split: Split) -> dict[str, np.ndarray]:
+    """Return a column with the names of image files, as paths in their folder; none of others."""
+    originals = Originals(split)
+    if len(split) == 0 or originals.names(np.arange(1)) is None:
+        return {}
+    names = originals.names(np.arange(len(split))) or []
+    return {"file": np.array([printable(name) for name in names])}

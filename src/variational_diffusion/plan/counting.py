@@ -129,7 +129,7 @@ def footprint(
     stand_in = Component(name="discretized", options={"levels": 2})
     with FakeTensorMode():
         vdm = build(model.model_copy(update={"decoder": stand_in})).train()
-        vdm.autocast = torch.bfloat16 if precision == "bfloat16" else None
+        vdm = vdm.in_precision(torch.bfloat16 if precision == "bfloat16" else None)
         if not on_cpu and precision == "bfloat16":
             _normalise_in_float32(vdm.network)
         units = list(blocks(vdm.network)) or [vdm.network]

@@ -138,7 +138,7 @@ def _steps(
 ) -> Iterator[float]:
     """Train on one batch again and again; yield the seconds of every step."""
     vdm = build(model).to(device)
-    vdm.autocast = torch.bfloat16 if precision == "bfloat16" else None
+    vdm = vdm.in_precision(torch.bfloat16 if precision == "bfloat16" else None)
     if checkpointing:
         recompute_activations(vdm.network)
     x = vdm.decoder.decode(torch.zeros(batch, *model.shape, device=device))

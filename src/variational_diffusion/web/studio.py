@@ -5,10 +5,11 @@ An image is an array of the model's shape of integers 0 … levels − 1. Nothin
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -17,23 +18,21 @@ from jaxtyping import Bool, Integer, Shaped
 from torch import Tensor
 
 from variational_diffusion import editing, grids, process
-from variational_diffusion.compression import (
-    ChainCoder,
-    Container,
-    Header,
-    ImageCoding,
-    Writer,
-    number_of_tiles,
-)
+from variational_diffusion.compression import number_of_tiles
 from variational_diffusion.conditions import Labels, parted
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
-from variational_diffusion.images.baselines import picture_lengths
 from variational_diffusion.images.pictures import is_image
-from variational_diffusion.likelihood import Infinite, bits_of_entries, evaluate, example_columns
+from variational_diffusion.likelihood import (
+    ContinuousBound,
+    bits_of_entries,
+    evaluate,
+    example_columns,
+)
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, randn_like
 from variational_diffusion.report import read_section
+from variational_diffusion.run.compression import compress, decompress
 from variational_diffusion.run.directory import Run
 from variational_diffusion.sampling import named
 
@@ -45,7 +44,6 @@ MOST_TILES = 256
 _FRAMES = 24
 _DRAWS = 64
 _TEST_EXAMPLES = 128
-_CHAIN_STEPS = 100  # where no measured errors tell how many it takes
 
 
 class Noised(NamedTuple):
@@ -175,7 +173,7 @@ class Studio:
         model, generator = self.given(label), self._generator(seed)
         batch = self._batch(x).expand(8, *self.shape)
         with torch.no_grad():
-            nats = Infinite(_DRAWS // 8)(model, batch, generator).total
+            nats = ContinuousBound(_DRAWS // 8)(model, batch, generator).total
         bits = bits_per_dim(nats, model.dimensions)
         entries = bits_of_entries(model, self._batch(x), draws=_DRAWS, generator=generator)
         return Likelihood(
@@ -200,7 +198,9 @@ class Studio:
             return np.empty(0)
         batches = [test.__getitems__(part) for part in np.array_split(np.arange(len(test)), 4)]
         with torch.no_grad():
-            found = list(evaluate(self.vdm, batches, Infinite(8), generator=self._generator(0)))
+            found = list(
+                evaluate(self.vdm, batches, ContinuousBound(8), generator=self._generator(0))
+            )
         return example_columns(found, dimensions=self.vdm.dimensions)["bits_per_dim"].numpy()
 
     def test_example(self, number: int) -> Image:
@@ -223,7 +223,7 @@ class Studio:
         if not mask.any():
             raise InputError("mask = empty: paint over what is to be made anew")
         model = self.given(label)
-        hole = torch.from_numpy(mask).to(self._device).expand(self.shape)
+        hole = torch.from_numpy(mask).to(self.vdm.device).expand(self.shape)
         gammas = grids.uniform_in_time(model.schedule, steps).detach()
         path = editing.inpaint(
             model, self._batch(x), hole, gammas, repeats=3, generator=self._generator(seed)
@@ -231,20 +231,6 @@ class Studio:
         for done, z in enumerate(path, 1):
             if done == steps or done * _FRAMES // steps > (done - 1) * _FRAMES // steps:
                 yield done / steps, editing.to_data(model, z)[0].cpu().numpy()
-
-    @cached_property
-    def coder(self) -> ChainCoder:
-        """The coder of images; its chain is made of measured errors where the run has them."""
-        vdm = self.run.load(self.weights).to(self._device)
-        errors = self.run.errors(self.weights)
-        if errors is None:
-            gammas = grids.uniform_in_gamma(vdm.schedule, _CHAIN_STEPS)
-        else:
-            assumed = grids.assumed_errors("position", errors)
-            steps = grids.fewest_steps(vdm.schedule, errors, assumed)
-            gammas = grids.bound_optimal(vdm.schedule, steps, errors, assumed)
-            vdm.reverse_errors = assumed
-        return ChainCoder(vdm, gammas.detach().cpu().numpy())
 
     def compress(self, x: Shaped[np.ndarray, "channels height width"]) -> Compressed:
         """Compress an image of any size, as `vdm compress` does, without a condition."""
@@ -256,46 +242,32 @@ class Studio:
                 f"The image is {tiles:,} tiles of {height}x{width}: up to {MOST_TILES} are "
                 "compressed here, and any number by vdm compress"
             )
-        coding = ImageCoding(self.coder, [x])
-        for _ in coding.run():
-            pass
-        coded = coding.done()
-        variance = "posterior" if self.run.errors(self.weights) is None else "position"
-        header = Header(
-            model=self.coder.model,
-            weights=self.weights,
-            variance=variance,
-            shape=list(self.shape),
-            levels=self.levels,
-            precision="portable",
-            gammas=Header.of_chain(self.coder.gammas),
-        )
-        file = io.BytesIO()
-        with Writer(file, header) as writer:
-            writer.add(1, coded.table, coded.payload)
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "image.vdmz"
+            found = compress(
+                self.run, x[None], file, weights=self.weights, device=str(self.vdm.device)
+            )
+            content = file.read_bytes()
         pictures = {
             name.removesuffix(", one by one"): round(bits * x.size / 8)
-            for name, bits in picture_lengths(x[None], self.levels).items()
-            if "mosaic" not in name  # of one image
+            for name, bits in found.classical.items()
+            if name.endswith(", one by one")
         }
-        return Compressed(file.getvalue(), tiles, coded.by_model > 0, pictures)
+        return Compressed(content, tiles, found.by_model > 0, pictures)
 
     def decompress(self, content: bytes) -> Image:
         """Return the image that `compress` was given."""
-        container = Container(io.BytesIO(content), "the compressed image")
-        for image in container.decoded(self.coder):
-            return image.values
-        raise InputError("The compressed image is damaged: compress it again")
-
-    @property
-    def _device(self) -> torch.device:
-        return self.vdm.schedule.initial_end_points.device
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "image.vdmz"
+            file.write_bytes(content)
+            (image,) = decompress(self.run, file, device=str(self.vdm.device))
+        return image
 
     def _generator(self, seed: int) -> torch.Generator:
-        return torch.Generator(self._device).manual_seed(seed)
+        return torch.Generator(self.vdm.device).manual_seed(seed)
 
     def _batch(self, x: Image) -> Tensor:
-        return torch.from_numpy(x.astype(np.int64))[None].to(self._device)
+        return torch.from_numpy(x.astype(np.int64))[None].to(self.vdm.device)
 
     def _shown(self, z: Tensor) -> np.ndarray:
         return self.vdm.decoder.decode(z).cpu().numpy()

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from variational_diffusion.compression.baselines import code_lengths, picture_lengths
+from variational_diffusion.compression.mosaic import images_of, mosaic, size_of
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
-from variational_diffusion.images.baselines import code_lengths, mosaic, picture_lengths
 
 IMAGE_CODERS = {"PNG (one mosaic)", "WebP lossless (one mosaic)"}
 
@@ -81,6 +82,8 @@ def test_picture_formats_take_each_image_alone(channels):
 def test_the_mosaic_holds_every_image(channels):
     images = np.random.default_rng(0).integers(1, 17, (5, channels, 2, 3), dtype=np.uint8)
     picture = mosaic(images)
+    assert picture.shape[:2] == size_of(images.shape)
+    np.testing.assert_array_equal(images_of(picture, images.shape), images)
     picture = picture.reshape(*picture.shape[:2], channels)
     assert picture.shape == (3 * 2, 2 * 3, channels)
     for i, image in enumerate(images):

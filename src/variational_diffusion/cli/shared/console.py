@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from variational_diffusion.machine.progress import Progress as Told
 
 _LINE_INTERVAL = 10.0  # seconds between two lines of progress in a pipe
 _BAR_INTERVAL = 0.2  # seconds between two changes of the bar
@@ -25,6 +27,9 @@ class Meter:
     """
 
     def __init__(self, title: str, unit: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
         self.title, self.unit = title, unit
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
@@ -88,6 +93,33 @@ class Meter:
             click.echo(text, err=True)
 
 
+class Shown:
+    """A listener that shows progress by a `Meter` for each piece of work, one after the other."""
+
+    def __init__(self) -> None:
+        self._meters: dict[str, Meter] = {}
+
+    def __call__(self, told: Told) -> None:
+        if told.ended:
+            meter = self._meters.pop(told.title, None)
+            if meter is not None:
+                meter.__exit__(None, None, None)
+            return
+        if told.title not in self._meters:
+            self._meters[told.title] = Meter(told.title, told.unit).__enter__()
+        self._meters[told.title].update(told.share, told.count, told.note)
+
+    def message(self, text: str) -> None:
+        """Print a line to standard error without breaking a bar."""
+        for meter in self._meters.values():
+            return meter.message(text)
+        click.echo(text, err=True)
+
+
+shown = Shown()
+"""What commands give as `progress`."""
+
+
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True
 ) -> None:
@@ -95,6 +127,9 @@ def print_table(
 
     numbers: whether there are numbers in all columns but the first, which stand to the right.
     """
+    from rich.console import Console
+    from rich.table import Table
+
     click.echo(title)
     table = Table(show_header=any(columns))
     for i, column in enumerate(columns):

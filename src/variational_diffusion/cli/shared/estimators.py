@@ -7,41 +7,32 @@ from typing import Any, TypeVar
 
 import click
 
-from variational_diffusion.cli.chains import chain_of, chain_options, is_chain_option_given
-from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood import (
-    DEQUANTISATIONS,
-    ESTIMATORS,
-    EXACT_DIMENSIONS,
-    LARGEST_SHARE,
-    LOOSEST,
-    MOST_EVALUATIONS,
-    PROBES,
-    Chain,
-    Estimator,
-    Flow,
-    Importance,
-    Infinite,
-    default_probes,
-)
-from variational_diffusion.model import VDM
-from variational_diffusion.run.directory import Run
+from variational_diffusion.cli.shared.sampling import GRIDS, VARIANCES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+ESTIMATORS = {
+    "vlb": "the bound for infinitely many steps",
+    "discrete": "the bound of the model with --steps steps",
+    "ode": "the probability-flow ODE",
+    "importance": "the ODE with --samples weighted draws",
+}
+DEQUANTISATIONS = ("truncated-normal", "variational", "uniform", "none")
+LOOSEST, EXACT_DIMENSIONS, PROBES, LARGEST_SHARE, MOST_EVALUATIONS = 1e-4, 16, 4, 0.25, 128
+"""As in `likelihood`, which imports torch; a test compares them."""
+
 
 def estimator_options(command: Command) -> Command:
-    """Add --estimator and what its entries take; `estimator_of` acts on them."""
+    """Add --estimator and what its entries take, as `evaluate` takes them."""
     for option in (
         click.option(
             "--tolerance",
             type=click.FloatRange(1e-10, LOOSEST),
-            default=1e-5,
             help=f"ode, importance: error of the solver, at most {LOOSEST:g} (default 1e-5).",
         ),
         click.option(
             "--dequantisation",
-            type=click.Choice(list(DEQUANTISATIONS)),
+            type=click.Choice(DEQUANTISATIONS),
             help="ode, importance; default: truncated-normal for discrete data.",
         ),
         click.option(
@@ -50,9 +41,7 @@ def estimator_options(command: Command) -> Command:
             help="Of the divergence. ode: default 1. importance: 3 or more; default: the exact "
             f"divergence up to {EXACT_DIMENSIONS} entries an example, else {PROBES}.",
         ),
-        click.option(
-            "--samples", type=click.IntRange(1), default=8, help="K of importance (default 8)."
-        ),
+        click.option("--samples", type=click.IntRange(1), help="K of importance (default 8)."),
         click.option(
             "--exact",
             is_flag=True,
@@ -61,10 +50,23 @@ def estimator_options(command: Command) -> Command:
         click.option(
             "--draws",
             type=click.IntRange(1),
-            default=2,
             help="vlb, discrete: network evaluations for each example in a round (default 2).",
         ),
-        chain_options,
+        click.option(
+            "--variance",
+            type=click.Choice(VARIANCES),
+            help="discrete: of the reverse steps: as in the paper (posterior, default), or widened "
+            "by the measured error, one number a step (scalar), for each position, or predicted "
+            "from z (after vdm variance).",
+        ),
+        click.option(
+            "--grid",
+            type=click.Choice(GRIDS),
+            help="discrete: of the steps: uniform in time (default), in gamma, in a power of "
+            "sigma/alpha (karras), for equal errors along the flow, or for the least bound "
+            "(optimal).",
+        ),
+        click.option("--steps", type=click.IntRange(1), help="discrete: steps T of the chain."),
         click.option(
             "--estimator",
             type=click.Choice(list(ESTIMATORS)),
@@ -96,37 +98,3 @@ def rounds_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
-
-
-def estimator_of(name: str, run: Run, vdm: VDM, weights: str, options: dict[str, Any]) -> Estimator:
-    """Return what the options ask for; a model's reverse variance is set on the way."""
-    exact = options["exact"]
-    if name == "vlb":
-        return Infinite(options["draws"])
-    if name == "discrete":
-        gammas = chain_of(run, vdm, weights, options)
-        return Chain(gammas, None if exact else options["draws"])
-    probes = options["probes"]
-    if probes is None and not exact:
-        probes = 1 if name == "ode" else default_probes(vdm.dimensions)
-    flow = Flow(options["dequantisation"], probes, options["tolerance"])
-    return flow if name == "ode" else Importance(options["samples"], flow)
-
-
-def check_estimator(estimator: str, options: dict[str, Any]) -> None:
-    """Raise InputError for options that do not go with the estimator."""
-    steps = options["steps"]
-    if (estimator == "discrete") != (steps is not None):
-        raise InputError(
-            f"estimator = {estimator!r}, steps = {steps}: --steps goes with "
-            "--estimator discrete, and is needed there"
-        )
-    if options["exact"] and options["probes"] is not None:
-        raise InputError(
-            f"exact, probes = {options['probes']}: the exact divergence takes no probes; give one "
-            "of the two"
-        )
-    if estimator != "discrete" and is_chain_option_given(options):
-        raise InputError(
-            f"estimator = {estimator!r}: --grid and --variance go with --estimator discrete"
-        )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import lzma
-import math
 import zlib
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from variational_diffusion.compression.mosaic import mosaic
 
 _WEBP_MAX_SIDE = 16_383
 
@@ -91,22 +92,6 @@ def picture_lengths(images: np.ndarray, levels: int) -> dict[str, float]:
         lengths["JPEG XL, one by one"] = float(np.mean([_jpeg_xl_bits(p, p) for p in pictures]))
         lengths["JPEG XL (one mosaic)"] = _jpeg_xl_bits(mosaic(spread), images)
     return lengths
-
-
-def mosaic(images: np.ndarray) -> np.ndarray:
-    """Put images, shape (n, channels, height, width), into one picture, about square.
-
-    Return shape (rows·height, columns·width) for one channel, else (…, …, channels); the places
-    that are left over in the last row are zero.
-    """
-    n, channels, height, width = images.shape
-    columns = min(n, math.ceil(math.sqrt(n * height / width)))
-    rows = math.ceil(n / columns)
-    cells = np.zeros((rows * columns, *images.shape[1:]), images.dtype)
-    cells[:n] = images
-    cells = cells.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    picture = cells.reshape(rows * height, columns * width, channels)
-    return picture[..., 0] if channels == 1 else picture
 
 
 def _entropy(images: np.ndarray) -> float:

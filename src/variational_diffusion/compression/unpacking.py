@@ -1,0 +1,164 @@
+"""The examples of a compressed file, brought back: a folder of images, an array, a file of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+
+from variational_diffusion.compression.chain import ChainCoder
+from variational_diffusion.compression.container import Container, Image
+from variational_diffusion.errors import InputError
+from variational_diffusion.images.pictures import is_image, keeps_pixels, save_pixels
+from variational_diffusion.machine.progress import Listener, nothing, telling
+from variational_diffusion.storage.files import atomic, atomic_folder, unused
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+class Unpacking:
+    """A file on its way back: to `path`, a new folder or a new .npy file; None: to an array.
+
+    renamed: images that have another name than they had, because their own kind of file would not
+    keep them; known once they are written.
+    Raises InputError for what the file cannot be brought back as.
+    """
+
+    def __init__(self, container: Container, path: Path | None) -> None:
+        self.path = path
+        self.renamed: list[str] = []
+        self._container = container
+        self._shape, self._mode = _common_shape(container), _mode_of(container)
+        if path is None:
+            if self._shape is None:
+                raise InputError(f"'{container.name}' has images of several sizes; name a folder")
+        elif path.suffix == ".npy":
+            if self._shape is None:
+                raise InputError(f"out = '{path}': the images have several sizes; give a folder")
+            if path.exists():
+                raise InputError(f"out = '{path}' exists: give another --out")
+        elif path.suffix:
+            raise InputError(f"out = '{path}': give an .npy array or a folder")
+        elif self._mode is None:
+            raise InputError(
+                f"out = '{path}': these examples are no images of 256 levels; give --out FILE.npy"
+            )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"out = '{path}' exists and is not empty: give another --out")
+
+    def array(self, coder: ChainCoder, progress: bool | Listener = False) -> np.ndarray:
+        """Return all examples, with the type and the axes that they came from.
+
+        Raises InputError where any of them is damaged.
+        """
+        shape, dtype = self._array_shape()
+        array = np.zeros(shape, dtype)
+        self._fill(array, coder, progress)
+        self._complain("name a folder or an .npy file, and all others are written there")
+        return array
+
+    def write(self, coder: ChainCoder, progress: bool | Listener = False) -> Path:
+        """Write the examples; return where.
+
+        Images that are damaged are left out, in an array they are zero, and told at the end by an
+        `InputError`.
+        """
+        assert self.path is not None
+        if self._container.header.precision == "fast":
+            rest = (
+                "; it was compressed with --fast, which only the same machine with as many threads "
+                "decodes"
+            )
+        else:
+            rest = ""
+        if self.path.suffix == ".npy":
+            self._write_array(self.path, coder, progress)
+        else:
+            self._write_images(self.path, coder, progress)
+        self._complain(f"all others are in '{self.path}'{rest}")
+        return self.path
+
+    def _write_array(self, path: Path, coder: ChainCoder, progress: bool | Listener) -> None:
+        shape, dtype = self._array_shape()
+        with atomic(path) as temporary:
+            if shape[0] == 0:
+                with temporary.open("wb") as file:
+                    np.save(file, np.zeros(shape, dtype))
+                return
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+            self._fill(array, coder, progress)
+            array.flush()
+            del array
+
+    def _write_images(self, path: Path, coder: ChainCoder, progress: bool | Listener) -> None:
+        assert self._mode is not None
+        with atomic_folder(path) as folder:
+            for image in self._images(coder, progress):
+                name = f"{image.number:05}.png" if image.name is None else checked_name(image.name)
+                kept = name if keeps_pixels(name, self._mode) else f"{name}.png"
+                target = unused(folder / kept)
+                if target != folder / name:
+                    self.renamed.append(name)
+                try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise InputError(
+                        f"the file names an image '{name}', whose folder is an image, too; give "
+                        "--out FILE.npy"
+                    ) from error
+                save_pixels(image.values, self._mode, target)
+
+    def _array_shape(self) -> tuple[tuple[int, ...], np.dtype]:
+        origin, shape = self._container.header.origin, self._shape
+        assert shape is not None
+        if origin.axes == "grey":
+            shape = shape[1:]
+        elif origin.axes == "last":
+            shape = (*shape[1:], shape[0])
+        dtype = np.dtype(origin.dtype or np.min_scalar_type(self._container.header.levels - 1))
+        return (self._container.images, *shape), dtype
+
+    def _fill(self, array: np.ndarray, coder: ChainCoder, progress: bool | Listener) -> None:
+        last = self._container.header.origin.axes == "last"
+        for image in self._images(coder, progress):
+            values = np.moveaxis(image.values, 0, -1) if last else image.values
+            array[image.number] = values.reshape(array.shape[1:])
+
+    def _images(self, coder: ChainCoder, progress: bool | Listener) -> Iterator[Image]:
+        with telling(progress, "decompressing", "images") as tell:
+            for count, image in enumerate(self._container.decoded(coder), 1):
+                yield image
+                tell(count / self._container.images, count, nothing)
+
+    def _complain(self, rest: str) -> None:
+        if self._container.damaged:
+            lost = "; ".join(self._container.damaged)
+            raise InputError(f"'{self._container.name}' is damaged: {lost}; {rest}")
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a file in a folder; raise InputError for what leads out of it."""
+    pure, windows = PurePosixPath(name), PureWindowsPath(name)
+    outside = pure.is_absolute() or windows.drive or ".." in pure.parts
+    if outside or not pure.name or set(name) & set("\\\0"):
+        raise InputError(f"the file names an image {name!r}, which lies outside of a folder")
+    return name
+
+
+def _mode_of(container: Container) -> str | None:
+    """Return pillow's mode of the images; None for what is no image whose pixels files keep."""
+    header = container.header
+    if header.origin.mode is not None:
+        return header.origin.mode
+    if not is_image(tuple(header.shape)):
+        return None
+    if header.levels == 65_536 and header.shape[0] == 1:
+        return "I;16"
+    return _MODES[header.shape[0]] if header.levels == 256 else None
+
+
+def _common_shape(container: Container) -> tuple[int, ...] | None:
+    """Return the shape of all images; None where they have several."""
+    shapes = container.shapes() or {tuple(container.header.shape)}
+    return shapes.pop() if len(shapes) == 1 else None

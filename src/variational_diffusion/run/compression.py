@@ -1,0 +1,362 @@
+"""Examples compressed by the model of a run, and brought back.
+
+    kept/DIGEST.safetensors    the weights that a file was made with, and the errors of its chain
+
+A file needs the numbers that its model had when it was made. Training on changes them, so they are
+kept in the run, once for each model that anything was compressed with, under the digest that the
+file names. Decompressing takes them from there, opens no data, measures nothing and writes nothing
+into the run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from torch import Tensor
+
+from variational_diffusion.compression import ChainCoder, Container
+from variational_diffusion.compression.archive import COMPARED, check_new, classical_lengths, pack
+from variational_diffusion.compression.needed import model_digest, model_state, with_state
+from variational_diffusion.compression.unpacking import Unpacking
+from variational_diffusion.data import Dataset, Originals, Split, open_originals
+from variational_diffusion.decoders import Discretized
+from variational_diffusion.errors import InputError
+from variational_diffusion.grids import PredictedErrors, fewest_steps
+from variational_diffusion.machine.execution import Execution
+from variational_diffusion.machine.progress import Listener
+from variational_diffusion.model import VDM, build
+from variational_diffusion.networks import VarianceHead
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import check_free, chosen_examples
+from variational_diffusion.run.noise_errors import expected_errors, reverse_chain, widened
+from variational_diffusion.run.trained import Trained
+from variational_diffusion.storage.tensors import read_tensors, write_tensors
+
+LOG = logging.getLogger(__name__)
+
+GROUP = 10_000
+"""Images that share a stack at most, if nothing else is asked for."""
+
+_KEPT = "kept"
+
+Compressible = str | Path | np.ndarray | Tensor | Split | Dataset
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A file that `compress` wrote.
+
+    path: the file. bytes: its size. examples: what it holds, as `Split.as_json`. images, values:
+    how many. by_model: values that the model coded. beside_the_model: images that a classical coder
+    coded, because it took fewer bits.
+    bits_per_dim: of the file, for every value. bound: the bound of the chain of `steps` steps in
+    bits per dimension, for the images that the model coded. overhead: what the file has above that,
+    by cause, in bits per dimension. classical: bits per dimension of other coders by name, for the
+    first `compared` images. model: digest of the model that decodes it.
+    """
+
+    path: Path
+    bytes: int
+    examples: dict[str, Any]
+    images: int
+    values: int
+    by_model: int
+    beside_the_model: int
+    bits_per_dim: float
+    bound: float
+    steps: int
+    overhead: dict[str, float]
+    classical: dict[str, float]
+    compared: int
+    model: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the figures for a JSON object."""
+        values = asdict(self)
+        path, examples = str(values.pop("path")), values.pop("examples")
+        return {"file": path, **examples, **values}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.bytes:,} bytes for {self.examples['description']}, "
+            f"{self.bits_per_dim:.4f} bits/dim (bound {self.bound:.4f}, T = {self.steps})"
+        )
+
+
+def compress(
+    run: Run | str | Path,
+    data: Compressible | None,
+    path: str | Path,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    steps: int | None = None,
+    variance: str | None = None,
+    group: int = GROUP,
+    fast: bool = False,
+    verify: bool = True,
+    weights: str = "ema",
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool | Listener = False,
+) -> Compressed:
+    """Compress examples without loss by the model of a run: `vdm compress`.
+
+    The same examples, model and options give the same file. The model is not in it: `decompress`
+    takes the run again. A model with conditions compresses without them. Errors of the model that
+    its chain needs are measured the first time, and kept in the run.
+
+    Args:
+        run: The run, or its directory.
+        data: What the command line calls DATA, images of any size; or an array or tensor of
+            integers with examples along its first axis; or a `Dataset` or `Split`. None: the run's
+            own data.
+        path: The file to write; its name ends in .vdmz.
+        split: Which of the run's own examples; None: the test examples.
+        limit: Only so many examples, drawn at random with seed 0.
+        steps: Steps T of the chain; None: the fewest whose diffusion loss is expected to be at most
+            5 % above that of infinitely many.
+        variance: Of the reverse steps, an entry of `grids.VARIANCES`; None: "predicted" where the
+            run has a variance head, otherwise "position".
+        group: Images that share a stack; smaller groups are decoded on their own, and cost more.
+        fast: Compute in float32: about twice as fast, and only the same machine with as many
+            threads decodes the file.
+        verify: Decode the file and compare before it gets its name.
+        weights: "ema", "raw", or a name that `vdm ema` gave.
+        device: "cpu", "cuda", "cuda:1", …; "auto": cuda if there is any.
+        threads: CPU threads; None: as torch has them.
+        progress: True for a bar, or a callable that is given `Progress`.
+
+    Returns:
+        Where the file is, its size, and where its bits went.
+
+    Raises:
+        InputError: For a path that exists, a model of real values, and examples that the model
+            cannot code or that would not come back as they are.
+
+    Example:
+        >>> import variational_diffusion as vd
+        >>> vd.compress("runs/first", "photos", "photos.txt")
+        Traceback (most recent call last):
+        ...
+        variational_diffusion.errors.InputError: out = 'photos.txt': the name of the file ends in \
+.vdmz; give --out FILE.vdmz
+    """
+    path = Path(path)
+    check_new(path)
+    run = run if isinstance(run, Run) else Run.open(run)
+    execution = Execution(device, threads)
+    with execution.begun():
+        trained = Trained.open(run, weights, execution)
+        if not isinstance(trained.vdm.decoder, Discretized):
+            raise InputError(
+                f"run = '{run.path}' is a model of real values: lossless compression is for "
+                "integers"
+            )
+        check_free(run)
+        originals = _originals(run, trained.vdm, data, split, limit)
+        for note in originals.notes:
+            LOG.info("note: %s", note)
+        variance = variance or ("position" if run.head(weights) is None else "predicted")
+        if steps is None:
+            errors = expected_errors(trained, variance, progress=progress)
+            steps = fewest_steps(trained.vdm.schedule, *errors)
+        vdm, gammas = reverse_chain(trained, steps, "optimal", variance, progress=progress)
+        coder = ChainCoder(vdm, gammas.cpu().numpy(), portable=not fast)
+        _keep(run, vdm, coder.model, weights, variance)
+        totals = pack(
+            path,
+            coder,
+            originals,
+            weights=weights,
+            variance=variance,
+            group=group,
+            verify=verify,
+            progress=progress,
+        )
+    size = path.stat().st_size
+    return Compressed(
+        path=path,
+        bytes=size,
+        examples=originals.as_json(),
+        images=totals.images,
+        values=totals.values,
+        by_model=totals.by_model,
+        beside_the_model=totals.beside_images,
+        bits_per_dim=8 * size / totals.values,
+        bound=totals.bound,
+        steps=coder.steps,
+        overhead=totals.overhead(size),
+        classical=classical_lengths(originals, coder.levels),
+        compared=min(COMPARED, totals.images),
+        model=coder.model,
+    )
+
+
+@overload
+def decompress(
+    run: Run | str | Path,
+    file: str | Path,
+    path: None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool | Listener = False,
+) -> np.ndarray: ...
+
+
+@overload
+def decompress(
+    run: Run | str | Path,
+    file: str | Path,
+    path: str | Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool | Listener = False,
+) -> Path: ...
+
+
+def decompress(
+    run: Run | str | Path,
+    file: str | Path,
+    path: str | Path | None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool | Listener = False,
+) -> Path | np.ndarray:
+    """Bring back what `compress` wrote, exact to the bit: `vdm decompress`.
+
+    Nothing is measured, no data are opened, and nothing is written into the run.
+
+    Args:
+        run: The run that the file was compressed by, or its directory.
+        file: The .vdmz file.
+        path: A new folder for single images, or a new .npy file; None: return an array.
+        device: As at `compress`.
+        threads: As at `compress`; a file of `fast` needs as many as it was made with.
+        progress: As at `compress`.
+
+    Returns:
+        The path; without one, the array, with the type and the axes that it came from.
+
+    Raises:
+        InputError: Where the run has not the model that the file needs, with what is missing; for
+            images of several sizes without a folder; and, after all others were written, where
+            some are damaged.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    execution = Execution(device, threads)
+    with _opened(Path(file)) as container, execution.begun():
+        unpacking = Unpacking(container, None if path is None else Path(path))
+        header = container.header
+        vdm = _needed(run, container, execution)
+        coder = ChainCoder(vdm, header.chain(), portable=header.precision == "portable")
+        if path is None:
+            return unpacking.array(coder, progress)
+        written = unpacking.write(coder, progress)
+    if unpacking.renamed:
+        more = ", …" if len(unpacking.renamed) > 3 else ""
+        LOG.info(
+            "note: %d images come back under another name, as .png where their own kind of file "
+            "would not keep them: %s%s",
+            len(unpacking.renamed),
+            ", ".join(unpacking.renamed[:3]),
+            more,
+        )
+    return written
+
+
+def _originals(
+    run: Run, vdm: VDM, data: Compressible | None, split: str | None, limit: int | None
+) -> Originals:
+    if data is None:
+        return Originals(chosen_examples(run, None, split, limit, condition="none"))
+    if split is not None:
+        raise InputError(
+            f"split = '{split}' is of the run's own data: DATA is compressed as a whole; leave out "
+            "--split, or DATA"
+        )
+    if isinstance(data, Dataset):
+        data = data.everything()
+    if isinstance(data, Split):
+        originals, name = Originals(data), data.description
+    else:
+        config = run.config.data.model_copy(update={"condition": None})
+        originals = open_originals(data, config, vdm.shape)
+        name = str(data) if isinstance(data, str | Path) else f"array of shape {tuple(data.shape)}"
+    if originals.levels != vdm.levels:
+        raise InputError(
+            f"data = '{name}' has levels {originals.levels}: the model in '{run.path}' takes "
+            f"levels {vdm.levels}"
+        )
+    return originals if limit is None else originals.sample(limit)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Container]:
+    try:
+        stream = file.open("rb")
+    except OSError as error:
+        reason = str(error.strerror or error).lower()
+        raise InputError(f"'{file}' cannot be read: {reason}") from error
+    with stream:
+        yield Container(stream, str(file))
+
+
+def _kept_path(run: Run, digest: str) -> Path:
+    return run.path / _KEPT / f"{digest}.safetensors"
+
+
+def _keep(run: Run, vdm: VDM, digest: str, weights: str, variance: str) -> None:
+    """Keep the model of a chain in the run, where it is not kept yet and the run can be written."""
+    path = _kept_path(run, digest)
+    if path.exists():
+        return
+    errors = vdm.reverse_errors
+    head = errors.head if isinstance(errors, PredictedErrors) else None
+    about = {"weights": weights, "variance": variance}
+    if isinstance(head, VarianceHead):
+        about["head"] = json.dumps(head.options)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_tensors(path, model_state(vdm), about)
+    except (InputError, OSError):
+        LOG.info(
+            "'%s' cannot be written, so these weights are not kept: once the run was trained on, "
+            "the file is not decoded any more",
+            run.path,
+        )
+
+
+def _needed(run: Run, container: Container, execution: Execution) -> VDM:
+    """Return the model that a file names: what was kept of it, or else what the run has now."""
+    header, kept = container.header, _kept_path(run, container.header.model)
+    if kept.exists():
+        tensors, about = read_tensors(kept)
+        model = build(run.config.model).eval().requires_grad_(False).prepare(execution)
+        head = None
+        if "head" in about:
+            head = VarianceHead(run.config.model.shape, **json.loads(about["head"]))
+            head = head.eval().requires_grad_(False).to(model.device)
+        return with_state(model, tensors, head)
+    try:
+        trained = Trained.open(run, header.weights, execution)
+        vdm = widened(trained, header.variance, measure=False)
+    except InputError as error:
+        raise InputError(f"{error}; '{container.name}' needs that, or '{kept}'") from error
+    if model_digest(vdm) != header.model:
+        raise InputError(
+            f"'{container.name}' was compressed by another model than the {header.weights} weights "
+            f"and the variance '{header.variance}' of '{run.path}' are now, and '{kept}' is "
+            "missing; give the run it was compressed by, or bring that file back"
+        )
+    return vdm
