@@ -29,11 +29,11 @@ from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.grids import Gammas, uniform_in_time
 from variational_diffusion.likelihood import (
     DEQUANTISATIONS,
-    Chain,
+    ContinuousBound,
+    DiscreteBound,
     Estimator,
-    Flow,
-    Importance,
-    Infinite,
+    ImportanceWeighted,
+    ODELikelihood,
     evaluate_rounds,
 )
 from variational_diffusion.likelihood.classification import (
@@ -195,15 +195,15 @@ def grid(vdm: VDM) -> Gammas:
     return uniform_in_time(vdm.schedule, 20)
 
 
-VLB = Evaluation("vlb", lambda vdm: Infinite(2), bound)
+VLB = Evaluation("vlb", lambda vdm: ContinuousBound(2), bound)
 SORTED = replace(VLB, in_order=True)
 CHAIN = Evaluation(
-    "discrete", lambda vdm: Chain(grid(vdm), 2), lambda of: bound(of, grid(of.model))
+    "discrete", lambda vdm: DiscreteBound(grid(vdm), 2), lambda of: bound(of, grid(of.model))
 )
-ODE = Evaluation("ode", lambda vdm: Flow(), density, 50, rare=0.5)
+ODE = Evaluation("ode", lambda vdm: ODELikelihood(), density, 50, rare=0.5)
 IMPORTANCE = Evaluation(
     "importance, 4 samples",
-    lambda vdm: Importance(4, Flow(probes=None)),
+    lambda vdm: ImportanceWeighted(4, ODELikelihood(probes=None)),
     lambda of: density(of, 4),
     50,
     rare=0.5,
@@ -224,7 +224,12 @@ EVALUATIONS = {
     "discrete": [
         replace(CHAIN, rounds=2),
         replace(CHAIN, in_order=True, rounds=2),
-        replace(CHAIN, name="discrete, exact", estimator=lambda vdm: Chain(grid(vdm)), rounds=2),
+        replace(
+            CHAIN,
+            name="discrete, exact",
+            estimator=lambda vdm: DiscreteBound(grid(vdm), None),
+            rounds=2,
+        ),
     ],
     "ode": [ODE, replace(ODE, in_order=True), replace(ODE, examples=5)],
     "importance": [IMPORTANCE],
@@ -368,7 +373,7 @@ def classify(repeats: int, seed: int) -> Iterator[Row]:
         def found(n: int, *seeds: int, vdm: VDM = vdm, std: float = std) -> Accuracy:
             x, label = labelled(n, np.random.default_rng([seed, *seeds]), std)
             bounds = [
-                class_bounds(vdm, part, Infinite(4), seed=derived_seed(seed, *seeds, i))
+                class_bounds(vdm, part, ContinuousBound(4), seed=derived_seed(seed, *seeds, i))
                 for i, part in enumerate(x.split(100))
             ]
             return accuracy(confusion(label, torch.cat(bounds).argmin(1), 3))

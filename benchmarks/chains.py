@@ -22,7 +22,7 @@ from common import log_option, markdown, report, threads_option
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.grids import GRIDS, VARIANCES, expected_diffusion, step_grid
-from variational_diffusion.likelihood import Chain, Infinite
+from variational_diffusion.likelihood import ContinuousBound, DiscreteBound
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples
@@ -58,19 +58,21 @@ def bounds(
     """Return the table of chains with these numbers of steps, grids and reverse variances."""
     examples = chosen_examples(opened, None, "test", limit)
 
-    def bits(model: VDM, estimator: Infinite | Chain) -> tuple[float, float, dict[str, float]]:
+    def bits(
+        model: VDM, estimator: ContinuousBound | DiscreteBound
+    ) -> tuple[float, float, dict[str, float]]:
         done = evaluated(model, examples, estimator, rounds=1)
         found = done.summary
         return found.bits_per_dim, found.standard_error, found.terms
 
     trained = Trained(opened, "ema", vdm)
-    limit_bits, limit_error, terms = bits(vdm, Infinite(64))
+    limit_bits, limit_error, terms = bits(vdm, ContinuousBound(64))
     ends = terms["prior"] + terms["reconstruction"]
     rows: list[list[object]] = []
     for steps, grid, variance in product(counts, laid, variances):
         errors, assumed = expected_errors(trained, variance)
         gammas = step_grid(grid, vdm.schedule, steps, errors, assumed)
-        value, error, _ = bits(widened(trained, variance), Chain(gammas))
+        value, error, _ = bits(widened(trained, variance), DiscreteBound(gammas=gammas, draws=None))
         expected = expected_diffusion(gammas, errors, assumed) / math.log(2)
         rows.append(
             [

@@ -21,7 +21,7 @@ from variational_diffusion import VDM, Discretized, FixedLinear, flow
 from variational_diffusion.likelihood import (
     DEQUANTISATIONS,
     Estimate,
-    Flow,
+    ODELikelihood,
     log_mean,
     stratified_times,
     summarize,
@@ -110,7 +110,7 @@ def bounds(n: int, samples: int, generator: torch.Generator) -> str:
     rows: list[list[object]] = []
     for dequantisation in ("truncated-normal", "uniform", "variational"):
         for probes in (None, 3, 4, 8):
-            estimator = Flow(dequantisation, probes, tolerance=1e-4)
+            estimator = ODELikelihood(dequantisation, probes, tolerance=1e-4)
             weights, _, _ = estimator.log_weights(vdm, x, samples, generator)
             row: list[object] = [dequantisation, probes or "exact"]
             for k in (1, 8, samples):

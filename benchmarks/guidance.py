@@ -30,7 +30,7 @@ from variational_diffusion.cli.samplers import sampling_of, sampling_options
 from variational_diffusion.conditions import parted
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.loader import batch_positions, ordered_batches
-from variational_diffusion.likelihood import Infinite
+from variational_diffusion.likelihood import ContinuousBound
 from variational_diffusion.likelihood.classification import class_bounds, labels_of, probabilities
 from variational_diffusion.quality.features import in_unit_range
 from variational_diffusion.run.directory import Run
@@ -103,7 +103,7 @@ def main(
     found = []
     for b, batch in enumerate(ordered_batches(dataset.splits["test"].sample(classified), 100)):
         x, label = parted(batch)
-        bounds = class_bounds(vdm, x.to(device), Infinite(draws), seed=b).cpu()
+        bounds = class_bounds(vdm, x.to(device), ContinuousBound(draws), seed=b).cpu()
         found.append(
             (probabilities(bounds, labels_of(vdm).shares.cpu()).argmax(1) == label).float()
         )

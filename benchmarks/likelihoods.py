@@ -21,7 +21,13 @@ from common import log_option, markdown, report, threads_option
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.data.loader import ordered_batches
-from variational_diffusion.likelihood import Estimator, Flow, Infinite, default_probes, log_mean
+from variational_diffusion.likelihood import (
+    ContinuousBound,
+    Estimator,
+    ODELikelihood,
+    default_probes,
+    log_mean,
+)
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples
@@ -63,12 +69,12 @@ def main(
         rows.append([name, len(found), mean_and_error(found), f"{evaluations:.0f}", seconds])
         return found
 
-    bound = bits(Infinite(draws), "bound, T → ∞")
-    ode = bits(Flow(), "ODE")
+    bound = bits(ContinuousBound(draws), "bound, T → ∞")
+    ode = bits(ODELikelihood(), "ODE")
     rows.append(["ODE − bound", len(ode), mean_and_error(ode - bound), "", 0.0])
     begin = time.monotonic()
     few = examples.sample(importance_limit)
-    flow = Flow(probes=default_probes(vdm.dimensions))
+    flow = ODELikelihood(probes=default_probes(vdm.dimensions))
     parts = []
     for number, x in enumerate(ordered_batches(few, batch_size)):
         generator = torch.Generator(device).manual_seed(number)

@@ -22,7 +22,7 @@ import torch
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.data.loader import training_batches
-from variational_diffusion.likelihood import Infinite, evaluate, summarize
+from variational_diffusion.likelihood import ContinuousBound, evaluate, summarize
 from variational_diffusion.model import build
 from variational_diffusion.presets import configure
 from variational_diffusion.training import TrainingState, fit
@@ -89,7 +89,9 @@ def trained(draw: Draw, steps: int, floor: bool, folder: Path) -> tuple[float, f
     model = state.average.module
     new = torch.from_numpy(draw(np.random.default_rng(1))).split(500)
     generator = torch.Generator().manual_seed(0)
-    found = summarize(evaluate(model, new, Infinite(8), generator=generator), dimensions=COLUMNS)
+    found = summarize(
+        evaluate(model, new, ContinuousBound(8), generator=generator), dimensions=COLUMNS
+    )
     return found.bits_per_dim, found.standard_error, float(model.schedule.gamma_0)
 
 

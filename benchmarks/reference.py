@@ -31,11 +31,11 @@ from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.compression.baselines import code_lengths
 from variational_diffusion.data import Split
 from variational_diffusion.likelihood import (
-    Chain,
+    ContinuousBound,
+    DiscreteBound,
     Estimator,
-    Flow,
-    Importance,
-    Infinite,
+    ImportanceWeighted,
+    ODELikelihood,
     example_columns,
 )
 from variational_diffusion.model import VDM
@@ -96,25 +96,25 @@ def main(
 
     def difference(name: str, estimator: Estimator, limit: int) -> None:
         begin, part = time.monotonic(), test.sample(limit)
-        beside, _ = bits(Infinite(DRAWS_BESIDE), part, 1)
+        beside, _ = bits(ContinuousBound(DRAWS_BESIDE), part, 1)
         found = bits(estimator, part, 1)[0] - beside
         row(name, part, float(found.mean()), float(found.std()) / math.sqrt(len(found)), begin)
 
     chosen = only or PARTS
     if "bound" in chosen:
         begin = time.monotonic()
-        found, error = bits(Infinite(2), test)
+        found, error = bits(ContinuousBound(2), test)
         row("bound, T → ∞", test, float(found.mean()), error, begin)
     if "chain" in chosen:
         begin = time.monotonic()
         model, gammas = reverse_chain(Trained(opened, "ema", vdm), steps, "optimal", "position")
-        found, error = bits(Chain(gammas, 2), test, model=model)
+        found, error = bits(DiscreteBound(gammas=gammas, draws=2), test, model=model)
         row(f"bound, T = {steps}", test, float(found.mean()), error, begin)
     if "ode" in chosen:
-        difference("ODE − bound, T → ∞", Flow(), flow_limit)
+        difference("ODE − bound, T → ∞", ODELikelihood(), flow_limit)
     if "importance" in chosen:
         name = f"importance, K = {samples} − bound, T → ∞"
-        difference(name, Importance(samples), importance_limit)
+        difference(name, ImportanceWeighted(samples), importance_limit)
     if "file" in chosen:
         rows.append(file_row(run, test.sample(file_limit), steps, threads))
     levels = opened.config.data.levels

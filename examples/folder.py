@@ -19,7 +19,7 @@ from variational_diffusion import TrainingState, build, evaluate, fit, open_data
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.loader import training_batches
 from variational_diffusion.images.pictures import save_sheet
-from variational_diffusion.likelihood import Infinite
+from variational_diffusion.likelihood import ContinuousBound
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.presets import configure
 from variational_diffusion.storage.files import atomic
@@ -61,7 +61,7 @@ def main(folder: Path | None, out: Path, minutes: float, steps: int) -> None:
     vdm = state.average.module.eval()
 
     test = torch.from_numpy(dataset.splits["test"].read())
-    estimates = list(evaluate(vdm, test.split(100), Infinite(4)))
+    estimates = list(evaluate(vdm, test.split(100), ContinuousBound(4)))
     summary = summarize(estimates, dimensions=vdm.dimensions)
     print(f"test: {summary.bits_per_dim:.3f} ± {summary.standard_error:.3f} bits/dim")
 

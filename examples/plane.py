@@ -26,7 +26,7 @@ from variational_diffusion.data import Dataset
 from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.data.loader import training_batches
 from variational_diffusion.data.splits import random_splits
-from variational_diffusion.likelihood import Flow
+from variational_diffusion.likelihood import ODELikelihood
 from variational_diffusion.model import VDM
 from variational_diffusion.presets import configure
 from variational_diffusion.report.figures import save_figure
@@ -58,7 +58,7 @@ def density(vdm: VDM, points: int) -> np.ndarray:
     """Return the density at the middles of points × points cells, rows from the lowest."""
     axis = (torch.arange(points) + 0.5) / points * 2 * HALF - HALF
     grid = torch.cartesian_prod(axis, axis).flip(1)
-    flow = Flow(probes=None, tolerance=1e-4)
+    flow = ODELikelihood(probes=None, tolerance=1e-4)
     parts = evaluate(vdm, grid.split(4096), flow)
     log_p = -torch.cat([part.total for part in parts])
     return log_p.exp().reshape(points, points).numpy()

@@ -21,7 +21,7 @@ from variational_diffusion.cli.console import Meter
 from variational_diffusion.compression.baselines import code_lengths
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.loader import training_batches
-from variational_diffusion.likelihood import Infinite
+from variational_diffusion.likelihood import ContinuousBound
 from variational_diffusion.presets import configure
 
 LEVELS = 4096
@@ -86,7 +86,7 @@ def _bits(vdm: torch.nn.Module, scan: np.ndarray) -> np.ndarray:
     """Return the bits per dimension of every scan; the same noise for every call."""
     x = torch.from_numpy(scan.astype(np.int32))
     generator = torch.Generator().manual_seed(0)
-    estimates = list(evaluate(vdm, x.split(100), Infinite(8), generator=generator))
+    estimates = list(evaluate(vdm, x.split(100), ContinuousBound(8), generator=generator))
     summary = summarize(estimates, dimensions=x[0].numel())
     assert summary.examples == len(x)
     nats = torch.cat([estimate.total for estimate in estimates])

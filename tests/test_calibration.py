@@ -6,7 +6,7 @@ import torch
 from calibration import bound, population, rows_of
 
 from variational_diffusion import process
-from variational_diffusion.likelihood import Infinite, evaluate_rounds
+from variational_diffusion.likelihood import ContinuousBound, evaluate_rounds
 from variational_diffusion.numerics import bits_per_dim, derived_seed
 
 REPEATS = 100
@@ -29,7 +29,9 @@ def test_the_interval_of_evaluate_holds_the_population_s_bound_in_95_percent(of,
     for repeat in range(REPEATS):
         drawn = of.draw(100, np.random.default_rng([7, repeat]), in_order=in_order)
         seed = derived_seed(7, repeat)
-        found = evaluate_rounds(of.model, of.split(drawn), Infinite(2), rounds=2, seed=seed).summary
+        found = evaluate_rounds(
+            of.model, of.split(drawn), ContinuousBound(2), rounds=2, seed=seed
+        ).summary
         low, high = found.interval
         inside.append(low <= truth <= high)
         assert found.draws_error <= found.standard_error

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from known_answers import exact_vdm
 from test_conditions import MEANS, STD, of_classes
 from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood import Chain, Infinite
+from variational_diffusion.likelihood import ContinuousBound, DiscreteBound
 from variational_diffusion.likelihood.classification import (
     accuracy,
     class_bounds,
@@ -35,7 +35,7 @@ def exact_log_ratio(x):
 def test_the_difference_of_bounds_is_the_log_ratio_and_the_accuracy_is_bayes():
     vdm = of_classes(dimensions=1)
     x, label = examples()
-    bounds = class_bounds(vdm, x, Infinite(64), seed=1)
+    bounds = class_bounds(vdm, x, ContinuousBound(64), seed=1)
     difference = bounds[:, 0] - bounds[:, 1]
     exact = exact_log_ratio(x)
     error = difference - exact
@@ -64,7 +64,7 @@ def test_the_difference_of_bounds_is_the_log_ratio_and_the_accuracy_is_bayes():
 def test_sharing_the_noise_takes_most_of_it_out_of_the_difference():
     vdm = of_classes(dimensions=1)
     x = torch.zeros(400, 1, dtype=torch.float64)
-    seeds = [class_bounds(vdm, x, Infinite(4), seed=seed) for seed in (1, 2)]
+    seeds = [class_bounds(vdm, x, ContinuousBound(4), seed=seed) for seed in (1, 2)]
     shared = (seeds[0][:, 0] - seeds[0][:, 1]).var()
     apart = (seeds[0][:, 0] - seeds[1][:, 1]).var()
     assert float(shared) < 0.8 * float(apart)
@@ -74,7 +74,7 @@ def test_any_estimator_will_do():
     vdm = of_classes(dimensions=1)
     x, _ = examples()
     gammas = torch.linspace(4, -6, 65, dtype=torch.float64)
-    bounds = class_bounds(vdm, x[:200], Chain(gammas), seed=0)
+    bounds = class_bounds(vdm, x[:200], DiscreteBound(gammas=gammas, draws=None), seed=0)
     right = (bounds[:, 0] - bounds[:, 1]) * exact_log_ratio(x[:200]) > 0
     assert float(right.double().mean()) > 0.9
 

@@ -12,11 +12,11 @@ from variational_diffusion.data.values import examples_of
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import (
-    Chain,
+    ContinuousBound,
+    DiscreteBound,
     Estimate,
-    Flow,
-    Importance,
-    Infinite,
+    ImportanceWeighted,
+    ODELikelihood,
     compare_models,
     evaluate_rounds,
     summarize,
@@ -70,7 +70,7 @@ def test_the_difference_is_that_of_the_closed_form_and_covers_it_as_often_as_it_
     truth = true_difference(0.5, 0.6)
     scores, covered = [], 0
     for seed in range(120):
-        found = compare_models(models, gaussian(30, seed), Infinite(1), rounds=1, seed=seed)
+        found = compare_models(models, gaussian(30, seed), ContinuousBound(1), rounds=1, seed=seed)
         scores.append((found.difference - truth) / found.standard_error)
         low, high = found.interval
         covered += low < truth < high
@@ -110,11 +110,11 @@ def coupled(by, decoder=None):
 
 
 ESTIMATORS = {
-    "vlb": Infinite(2),
-    "discrete": Chain(torch.linspace(4, -6, 11, dtype=torch.float64), 3),
-    "exact": Chain(torch.linspace(4, -6, 6, dtype=torch.float64)),
-    "ode": Flow(tolerance=1e-4),
-    "importance": Importance(2, Flow("variational", probes=3, tolerance=1e-4)),
+    "vlb": ContinuousBound(2),
+    "discrete": DiscreteBound(torch.linspace(4, -6, 11, dtype=torch.float64), 3),
+    "exact": DiscreteBound(torch.linspace(4, -6, 6, dtype=torch.float64), None),
+    "ode": ODELikelihood(tolerance=1e-4),
+    "importance": ImportanceWeighted(2, ODELikelihood("variational", probes=3, tolerance=1e-4)),
 }
 
 
@@ -185,7 +185,7 @@ def test_the_figures_of_each_model_are_those_of_evaluate():
     models, x = [exact_vdm(), exact_vdm(std=0.6)], gaussian(50, 4)
     found = compare_models(models, x, rounds=3, batch_size=20, seed=7)
     for vdm, summary in zip(models, found.summaries, strict=True):
-        done = evaluate_rounds(vdm, x, Infinite(2), rounds=3, batch_size=20, seed=7)
+        done = evaluate_rounds(vdm, x, ContinuousBound(2), rounds=3, batch_size=20, seed=7)
         assert summary == summarize(*done.rounds, dimensions=D)
     assert found.bits.mean(1).tolist() == [s.bits_per_dim for s in found.summaries]
 

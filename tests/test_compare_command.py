@@ -16,7 +16,7 @@ from variational_diffusion.cli.measuring import PARTS
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import uniform_in_time
-from variational_diffusion.likelihood import Chain, Flow, compare_models
+from variational_diffusion.likelihood import DiscreteBound, ODELikelihood, compare_models
 from variational_diffusion.report import read_section
 from variational_diffusion.run.comparison import training_copies
 from variational_diffusion.run.directory import Run
@@ -68,10 +68,10 @@ def test_other_estimators_agree_too(capsys, runs):
     few = ["--limit", "3", "--rounds", "2"]
     ode = ["--estimator", "ode", "--tolerance", "1e-4"]
     found = compared(capsys, runs["a"], runs["b"], *few, *ode)
-    own = vd.compare(a, b, limit=3, rounds=2, estimator=Flow(tolerance=1e-4))
+    own = vd.compare(a, b, limit=3, rounds=2, estimator=ODELikelihood(tolerance=1e-4))
     assert found.items() >= figures(own).items()
     found = compared(capsys, runs["a"], runs["b"], *few, "--estimator", "discrete", "--steps", "5")
-    chains = [Chain(uniform_in_time(each.load().schedule, 5), 2) for each in (a, b)]
+    chains = [DiscreteBound(uniform_in_time(each.load().schedule, 5), 2) for each in (a, b)]
     own = vd.compare(a, b, limit=3, rounds=2, estimator=chains)
     assert found.items() >= figures(own).items()
     assert (found["estimator"], found["steps"]) == ("discrete", 5)

@@ -19,7 +19,7 @@ from variational_diffusion.data.loader import training_batches
 from variational_diffusion.decoders import Gaussian
 from variational_diffusion.errors import InputError
 from variational_diffusion.images import pictures
-from variational_diffusion.likelihood import Flow, Infinite, evaluate, summarize
+from variational_diffusion.likelihood import ContinuousBound, ODELikelihood, evaluate, summarize
 from variational_diffusion.model import VDM, build
 from variational_diffusion.networks import MLP, NETWORKS
 from variational_diffusion.presets import configure
@@ -81,7 +81,7 @@ def test_the_model_given_a_class_is_the_model_of_the_class(generator):
         alone, given = exact_vdm(mean=mean, std=STD, dimensions=3), vdm.given(torch.tensor([label]))
         found, expected = given.vlb(x, draws=draws), alone.vlb(x, draws=draws)
         torch.testing.assert_close(found.total, expected.total, rtol=0, atol=1e-12)
-        flows = [Flow(probes=None)(model, x).total for model in (given, alone)]
+        flows = [ODELikelihood(probes=None)(model, x).total for model in (given, alone)]
         torch.testing.assert_close(*flows, rtol=0, atol=1e-9)
         samples = [
             model.sample(4, steps=3, generator=torch.Generator().manual_seed(1))
@@ -114,7 +114,9 @@ def test_the_conditional_bound_is_lower_by_the_information_in_the_class():
     x = MEANS[label][:, None] + STD * noise
     pairs = [(x, label)]
     given, free = (
-        next(evaluate(vdm, batches, Infinite(4), generator=torch.Generator().manual_seed(1))).total
+        next(
+            evaluate(vdm, batches, ContinuousBound(4), generator=torch.Generator().manual_seed(1))
+        ).total
         for batches in (pairs, [x])
     )
     difference = free - given
@@ -243,7 +245,7 @@ def test_a_model_learns_what_the_class_says():
             evaluate(
                 state.average.module,
                 [batch],
-                Infinite(32),
+                ContinuousBound(32),
                 generator=torch.Generator().manual_seed(1),
             ),
             dimensions=4,

@@ -17,7 +17,12 @@ from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.grids import bound_optimal
-from variational_diffusion.likelihood import Flow, Infinite, evaluate_rounds, summarize
+from variational_diffusion.likelihood import (
+    ContinuousBound,
+    ODELikelihood,
+    evaluate_rounds,
+    summarize,
+)
 from variational_diffusion.machine.distributed import Place
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import UNet
@@ -188,7 +193,7 @@ def test_a_stopped_evaluation_keeps_the_rows_that_it_has(capsys, trained, tmp_pa
     path = tmp_path / "rows.csv"
     seen = []
 
-    class Slow(Infinite):
+    class Slow(ContinuousBound):
         def __call__(self, vdm, x, generator=None):
             seen.append(len(x))
             if len(seen) == 3:
@@ -214,7 +219,7 @@ def small_vdm():
 
 def rounds_of(place):
     digits = open_dataset(DataConfig(source="digits")).splits["test"].sample(9)
-    flow = Flow(tolerance=1e-4)
+    flow = ODELikelihood(tolerance=1e-4)
     done = evaluate_rounds(small_vdm(), digits, flow, rounds=2, batch_size=2, seed=3, place=place)
     assert not done.stopped
     return [torch.cat([e.total.double() for e in row]) for row in done.rounds], summarize(

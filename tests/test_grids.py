@@ -18,7 +18,7 @@ from variational_diffusion.grids import (
     assumed_errors,
     bound_optimal,
 )
-from variational_diffusion.likelihood import Chain, evaluate
+from variational_diffusion.likelihood import DiscreteBound, evaluate
 from variational_diffusion.likelihood.loss_profile import noise_errors, predictions
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import VarianceHead
@@ -88,13 +88,13 @@ def test_with_the_best_variance_few_steps_lose_nothing_on_gaussian_data(steps, g
     gammas = grids.uniform_in_gamma(vdm.schedule, steps)
     exact = DIMENSIONS * (entropy(STD) + gap(-6.0, 4.0, MEAN, STD))
     vdm.reverse_errors = known_errors()
-    (estimate,) = evaluate(vdm, [x], Chain(gammas), generator=generator)
+    (estimate,) = evaluate(vdm, [x], DiscreteBound(gammas=gammas, draws=None), generator=generator)
     excess = estimate.total - exact
     # Two-sided at 4 standard errors: false alarm 6e-5 for each of three
     noise = 4 * float(excess.std()) / math.sqrt(len(x))
     assert abs(float(excess.mean())) < noise < 0.2
     vdm.reverse_errors = None
-    (estimate,) = evaluate(vdm, [x], Chain(gammas), generator=generator)
+    (estimate,) = evaluate(vdm, [x], DiscreteBound(gammas=gammas, draws=None), generator=generator)
     assert float(estimate.total.mean()) - exact > 0.2
 
 
@@ -106,7 +106,7 @@ def test_what_a_chain_is_expected_to_cost_is_what_it_costs(grid, variance, gener
     errors = known_errors()
     vdm.reverse_errors = assumed_errors(variance, errors)
     gammas = grids.step_grid(grid, vdm.schedule, 6, errors, vdm.reverse_errors)
-    (estimate,) = evaluate(vdm, [x], Chain(gammas), generator=generator)
+    (estimate,) = evaluate(vdm, [x], DiscreteBound(gammas=gammas, draws=None), generator=generator)
     expected = DIMENSIONS * grids.expected_diffusion(gammas, errors, vdm.reverse_errors)
     total = DIMENSIONS * (prior(4.0, MEAN, STD) + reconstruction(-6.0)) + expected
     for value, known in ((estimate.terms["diffusion"], expected), (estimate.total, total)):
@@ -326,7 +326,7 @@ def test_a_head_learns_what_z_says_of_the_error(generator):
     totals = []
     for assumed in (None, errors, PredictedErrors(errors, head)):
         vdm.reverse_errors = assumed
-        chain = Chain(grids.uniform_in_gamma(vdm.schedule, 4))
+        chain = DiscreteBound(grids.uniform_in_gamma(vdm.schedule, 4), None)
         (estimate,) = evaluate(vdm, [x], chain, generator=torch.Generator().manual_seed(0))
         totals.append(float(estimate.terms["diffusion"].mean()))
     assert totals[0] > totals[1] > totals[2]

@@ -25,11 +25,11 @@ from variational_diffusion.likelihood import (
     DEQUANTISATIONS,
     LARGEST_SHARE,
     MOST_EVALUATIONS,
-    Chain,
+    ContinuousBound,
+    DiscreteBound,
     Estimate,
-    Flow,
-    Importance,
-    Infinite,
+    ImportanceWeighted,
+    ODELikelihood,
     bits_of_entries,
     evaluate,
     evaluate_rounds,
@@ -56,7 +56,7 @@ def test_the_bound_is_met_within_the_reported_error(generator):
     vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
     batches = gaussian(4000, generator).split(300)
     summary = summarize(
-        evaluate(vdm, batches, Infinite(4), generator=generator), dimensions=DIMENSIONS
+        evaluate(vdm, batches, ContinuousBound(4), generator=generator), dimensions=DIMENSIONS
     )
     terms = (prior(4.0, MEAN, STD), reconstruction(-6.0), diffusion(-6.0, 4.0, STD))
     expected = sum(terms) / math.log(2)
@@ -74,7 +74,7 @@ def test_the_bound_is_met_within_the_reported_error(generator):
 def test_the_bound_of_t_steps_is_met_within_the_reported_error(steps, generator):
     vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
     batches = gaussian(4000, generator).split(500)
-    chain = Chain(uniform_in_time(vdm.schedule, steps), draws=2)
+    chain = DiscreteBound(uniform_in_time(vdm.schedule, steps), draws=2)
     bounds = evaluate(vdm, batches, chain, generator=generator)
     summary = summarize(bounds, dimensions=DIMENSIONS)
     gammas = torch.linspace(-6, 4, steps + 1).double().tolist()
@@ -99,7 +99,7 @@ def test_more_draws_spread_less(generator):
     x = gaussian(1, generator).expand(2000, -1)
     spread = {}
     for draws in (1, 4, 16):
-        (bound,) = evaluate(vdm, [x], Infinite(draws), generator=generator)
+        (bound,) = evaluate(vdm, [x], ContinuousBound(draws), generator=generator)
         spread[draws] = float(bound.terms["diffusion"].std())
     assert spread[4] < 0.55 * spread[1]
     assert spread[16] < 0.55 * spread[4]
@@ -144,17 +144,17 @@ def test_nothing_to_evaluate_is_said():
     with pytest.raises(InputError, match="no examples"):
         summarize([], dimensions=2)
     with pytest.raises(InputError, match="draws = 0"):
-        Infinite(0)
+        ContinuousBound(0)
     with pytest.raises(InputError, match="samples = 0"):
-        Importance(0)
+        ImportanceWeighted(0)
     with pytest.raises(InputError, match="probes = 0"):
-        Flow(probes=0)
+        ODELikelihood(probes=0)
     with pytest.raises(InputError, match=r"tolerance = 0.01: more than 0 and at most 0.0001"):
-        Flow(tolerance=1e-2)
+        ODELikelihood(tolerance=1e-2)
     with pytest.raises(InputError, match=r"probes = 2: .* give 3 or more, or --exact"):
-        Importance(2, Flow(probes=2))
+        ImportanceWeighted(2, ODELikelihood(probes=2))
     with pytest.raises(InputError, match="dequantisation = 'half': known are truncated-normal"):
-        Flow("half")
+        ODELikelihood("half")
     values = Estimate({"a": torch.tensor([1.0, math.nan, 2.0])})
     with pytest.raises(InputError, match="1 of 3 examples are not finite"):
         summarize([values], dimensions=2)
@@ -185,7 +185,9 @@ def test_the_reported_error_is_honest_and_smaller_under_the_learned_schedule(dra
         vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS, schedule=schedule)
         summaries = [
             summarize(
-                evaluate(vdm, [gaussian(200, generator)], Infinite(draws), generator=generator),
+                evaluate(
+                    vdm, [gaussian(200, generator)], ContinuousBound(draws), generator=generator
+                ),
                 dimensions=DIMENSIONS,
             )
             for _ in range(200)
@@ -210,10 +212,14 @@ def test_a_chain_sums_over_all_its_steps_exactly(generator, monkeypatch):
 
     gammas = uniform_in_time(vdm.schedule, steps).detach()
     monkeypatch.setattr(VDM, "vlb", vlb)
-    (estimate,) = evaluate(vdm, [torch.zeros(3, 1)], Chain(gammas), generator=generator)
+    (estimate,) = evaluate(
+        vdm, [torch.zeros(3, 1)], DiscreteBound(gammas=gammas, draws=None), generator=generator
+    )
     assert estimate.evaluations == steps
     assert torch.equal(torch.stack(taken), torch.arange(steps)[:, None].expand(steps, 3))
-    (sampled,) = evaluate(vdm, [torch.zeros(3, 1)], Chain(gammas, 2), generator=generator)
+    (sampled,) = evaluate(
+        vdm, [torch.zeros(3, 1)], DiscreteBound(gammas=gammas, draws=2), generator=generator
+    )
     assert sampled.evaluations == 2
 
 
@@ -221,7 +227,12 @@ def test_an_exact_chain_is_the_sum_of_its_steps(generator):
     """Against the closed form, whose mean has no error by the choice of steps."""
     vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS)
     gammas = uniform_in_time(vdm.schedule, 5).detach()
-    (estimate,) = evaluate(vdm, [gaussian(4000, generator)], Chain(gammas), generator=generator)
+    (estimate,) = evaluate(
+        vdm,
+        [gaussian(4000, generator)],
+        DiscreteBound(gammas=gammas, draws=None),
+        generator=generator,
+    )
     found = estimate.terms["diffusion"] / DIMENSIONS
     expected = diffusion_discrete(gammas.flip(0).tolist(), STD)
     # Two-sided at 4.5 standard errors: false alarm 7e-6
@@ -235,12 +246,12 @@ def test_a_grid_of_another_range_is_refused(generator):
     for wrong in (good[1:], good[:-1], good.flip(0), good + 1e-6, good[[0, 2, 1, 3, 4]]):
         for estimate in (
             lambda wrong: vdm.vlb(x, gammas=wrong),
-            lambda wrong: list(evaluate(vdm, [x], Chain(wrong, 1))),
+            lambda wrong: list(evaluate(vdm, [x], DiscreteBound(wrong, 1))),
         ):
             with pytest.raises(InputError, match="gammas: from"):
                 estimate(wrong)
     with pytest.raises(InputError, match="they do not fall"):
-        Chain(good[[0, 0, 4]])
+        DiscreteBound(good[[0, 0, 4]])
     vdm.vlb(x, gammas=good)
 
 
@@ -250,7 +261,9 @@ def test_the_error_of_the_draws_is_honest(generator):
     batches = gaussian(200, generator).split(25)
     reported, found = [], []
     for _ in range(200):
-        rounds = [list(evaluate(vdm, batches, Infinite(1), generator=generator)) for _ in range(2)]
+        rounds = [
+            list(evaluate(vdm, batches, ContinuousBound(1), generator=generator)) for _ in range(2)
+        ]
         summary = summarize(*rounds, dimensions=DIMENSIONS)
         reported.append(summary.draws_error)
         found.append(summary.bits_per_dim)
@@ -397,7 +410,7 @@ def test_the_weights_of_a_bin_average_to_its_mass(dequantisation, generator):
     vdm = discrete_vdm()
     draws = 4000
     x = torch.arange(4)[:, None].repeat_interleave(draws, dim=0)
-    flow = Flow(dequantisation, probes=None, tolerance=1e-7)
+    flow = ODELikelihood(dequantisation, probes=None, tolerance=1e-7)
     ((weights,),), evaluations, failures = flow.log_weights(vdm, x, 1, generator)
     each = weights.exp().reshape(4, draws)
     error = each.std(1) / math.sqrt(draws)
@@ -413,7 +426,7 @@ def test_variational_weights_average_to_the_probability(generator):
     vdm = discrete_vdm()
     draws = 4000
     x = torch.arange(4)[:, None].repeat_interleave(draws, dim=0)
-    flow = Flow("variational", probes=None, tolerance=1e-7)
+    flow = ODELikelihood("variational", probes=None, tolerance=1e-7)
     ((weights,),), _, _ = flow.log_weights(vdm, x, 1, generator)
     each = weights.exp().reshape(4, draws)
     error = float((each.var(1) / draws).sum().sqrt())
@@ -443,9 +456,9 @@ def test_the_estimates_are_ordered_as_theory_says(generator):
     vdm = discrete_vdm()
     x = torch.randint(0, 4, (3000, 1), generator=generator)
     exact = -bin_masses(vdm).log()[x[:, 0]]
-    flow = Flow(probes=None, tolerance=1e-6)
+    flow = ODELikelihood(probes=None, tolerance=1e-6)
     means = []
-    for estimator in (flow, Importance(2, flow), Importance(16, flow)):
+    for estimator in (flow, ImportanceWeighted(2, flow), ImportanceWeighted(16, flow)):
         (estimate,) = evaluate(vdm, [x], estimator, generator=generator)
         above = estimate.total - exact
         means.append(float(above.mean()))
@@ -463,14 +476,14 @@ def test_real_values_have_the_density_of_the_flow(generator):
     u = gaussian(5, generator)
     known = torch.distributions.Normal(MEAN, math.sqrt(STD**2 + math.exp(-6)))
     expected = -(known.log_prob(u) - math.log(3.0)).sum(1)
-    (estimate,) = evaluate(vdm, [10 + 3 * u], Flow(probes=None), generator=generator)
+    (estimate,) = evaluate(vdm, [10 + 3 * u], ODELikelihood(probes=None), generator=generator)
     torch.testing.assert_close(estimate.total, expected, rtol=0, atol=1e-4 * DIMENSIONS)
     with pytest.raises(InputError, match="'none': there is nothing to draw"):
-        list(evaluate(vdm, [u], Importance(2)))
+        list(evaluate(vdm, [u], ImportanceWeighted(2)))
     with pytest.raises(InputError, match="no bins to draw from"):
-        list(evaluate(vdm, [u], Flow("uniform")))
+        list(evaluate(vdm, [u], ODELikelihood("uniform")))
     with pytest.raises(InputError, match="discrete levels have no density"):
-        list(evaluate(discrete_vdm(), [torch.zeros(1, 1).long()], Flow("none")))
+        list(evaluate(discrete_vdm(), [torch.zeros(1, 1).long()], ODELikelihood("none")))
 
 
 class PatternDenoiser(nn.Module):
@@ -510,9 +523,9 @@ def patterns(n, dimensions, levels, generator):
 @pytest.mark.parametrize(
     ("samples", "flow"),
     [
-        (1, Flow(probes=3, tolerance=1e-4)),
-        (8, Flow(probes=3, tolerance=1e-4)),
-        (8, Flow("uniform", probes=4, tolerance=1e-4)),
+        (1, ODELikelihood(probes=3, tolerance=1e-4)),
+        (8, ODELikelihood(probes=3, tolerance=1e-4)),
+        (8, ODELikelihood("uniform", probes=4, tolerance=1e-4)),
         (8, None),
     ],
 )
@@ -523,7 +536,7 @@ def test_importance_is_an_upper_bound_whatever_the_probes(samples, flow, generat
     """
     vdm, x, shares, exact = patterns(12, 9, 3, generator)
     rows = torch.multinomial(shares, 60, replacement=True, generator=generator)
-    (estimate,) = evaluate(vdm, [x[rows]], Importance(samples, flow), generator=generator)
+    (estimate,) = evaluate(vdm, [x[rows]], ImportanceWeighted(samples, flow), generator=generator)
     above = estimate.total - exact[rows]
     error = float(above.std()) / math.sqrt(60)
     assert float(above.mean()) > -3 * error - 0.01  # false alarm 1e-3 for a bound that is tight
@@ -555,10 +568,10 @@ def test_noisy_weights_never_gain_what_is_not_there(samples, noise, generator):
         assert noise == 0 or float(summed.mean()) > best + 0.02 * noise  # what was done before
 
 
-ROUGH = Flow(probes=3, tolerance=1e-4)
+ROUGH = ODELikelihood(probes=3, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("estimator", [Infinite(2), ROUGH, Importance(2, ROUGH)])
+@pytest.mark.parametrize("estimator", [ContinuousBound(2), ROUGH, ImportanceWeighted(2, ROUGH)])
 def test_an_estimate_is_a_function_of_its_generator(estimator):
     torch.manual_seed(0)
     network = UNet((1, 6, 6), levels=16, widths=[8])
@@ -581,7 +594,7 @@ def test_the_bits_of_entries_add_up_to_the_bound(generator):
     x = torch.randint(0, 16, (300, 3, 6, 5), generator=generator)
     bits = bits_of_entries(vdm, x, draws=8, generator=generator)
     assert bits.shape == x.shape
-    (bound,) = evaluate(vdm, [x], Infinite(8), generator=generator)
+    (bound,) = evaluate(vdm, [x], ContinuousBound(8), generator=generator)
     a, b = bits.flatten(1).mean(1), bound.total / (90 * math.log(2))
     # Two-sided at 4.5 standard errors: false alarm 7e-6
     error = math.sqrt(float(a.var() + b.var()) / 300)

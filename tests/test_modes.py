@@ -10,10 +10,10 @@ from variational_diffusion.decoders import Discretized
 from variational_diffusion.editing.operators import Measurement
 from variational_diffusion.grids import uniform_in_gamma
 from variational_diffusion.likelihood import (
-    Chain,
-    Flow,
-    Importance,
-    Infinite,
+    ContinuousBound,
+    DiscreteBound,
+    ImportanceWeighted,
+    ODELikelihood,
     bits_of_entries,
     classification,
     evaluate,
@@ -80,10 +80,12 @@ USES = {
     "sample of a label": lambda vdm, g: vdm.given(torch.tensor([1])).sample(
         2, steps=2, generator=g
     ),
-    "infinite": lambda vdm, g: Infinite(2)(vdm, X, g).total,
-    "chain": lambda vdm, g: Chain(grid(vdm))(vdm, X, g).total,
-    "flow": lambda vdm, g: Flow(tolerance=1e-4)(vdm, X, g).total,
-    "importance": lambda vdm, g: Importance(2, Flow(probes=3, tolerance=1e-4))(vdm, X, g).total,
+    "infinite": lambda vdm, g: ContinuousBound(2)(vdm, X, g).total,
+    "chain": lambda vdm, g: DiscreteBound(grid(vdm), None)(vdm, X, g).total,
+    "flow": lambda vdm, g: ODELikelihood(tolerance=1e-4)(vdm, X, g).total,
+    "importance": lambda vdm, g: (
+        ImportanceWeighted(2, ODELikelihood(probes=3, tolerance=1e-4))(vdm, X, g).total
+    ),
     "evaluate": lambda vdm, g: last(evaluate(vdm, [X, X], generator=g)).total,
     "entries": lambda vdm, g: bits_of_entries(vdm, X, draws=2, generator=g),
     "classes": lambda vdm, g: classification.class_bounds(vdm, X, seed=3),

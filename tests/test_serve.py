@@ -16,7 +16,7 @@ from variational_diffusion import compress
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.compression import Container
 from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood import Infinite
+from variational_diffusion.likelihood import ContinuousBound
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.run.directory import Run
 from variational_diffusion.web import MAX_BYTES, Studio, read_upload
@@ -147,7 +147,7 @@ def test_the_likelihood_is_the_bound(studio):
     found = studio.likelihood(x)
     batch = torch.from_numpy(x.astype(np.int64)).expand(200, *x.shape)
     generator = torch.Generator().manual_seed(9)
-    bits = bits_per_dim(Infinite(8)(studio.vdm, batch, generator).total, 64)
+    bits = bits_per_dim(ContinuousBound(8)(studio.vdm, batch, generator).total, 64)
     error = math.hypot(found.error, float(bits.std()) / math.sqrt(len(bits)))
     # 8 draws: a Student's t of 7 degrees beyond 7 has a chance of 2e-4; seeded
     assert abs(found.bits_per_dim - float(bits.mean())) < 7 * error

@@ -13,7 +13,13 @@ from variational_diffusion.anomaly import profiles
 from variational_diffusion.conditions import Arrays
 from variational_diffusion.editing import decode, encode
 from variational_diffusion.grids import uniform_in_time
-from variational_diffusion.likelihood import Chain, Flow, Importance, Infinite, maps
+from variational_diffusion.likelihood import (
+    ContinuousBound,
+    DiscreteBound,
+    ImportanceWeighted,
+    ODELikelihood,
+    maps,
+)
 
 UNITS = [(1e6, 0.0), (1.0, 1e6), (60.0, 1.7e9), (1e-9, 0.0), (1e-9, -1e-3), (1e9, -1e12)]
 """a and b of a x + b. float64 holds a x + b to 2e-8 of a or better, which is all that is lost."""
@@ -74,12 +80,12 @@ def test_conditions_keep_their_digits(a, b):
 
 
 ESTIMATORS = {
-    "bound": Infinite(2),
-    "chain": Chain(uniform_in_time(FixedLinear(-6.0, 4.0), 5).double()),
-    "ode": Flow(),
-    "ode, exact": Flow(probes=None),
-    "variational": Flow("variational"),
-    "importance": Importance(2, Flow("variational", probes=3)),
+    "bound": ContinuousBound(2),
+    "chain": DiscreteBound(uniform_in_time(FixedLinear(-6.0, 4.0), 5).double(), None),
+    "ode": ODELikelihood(),
+    "ode, exact": ODELikelihood(probes=None),
+    "variational": ODELikelihood("variational"),
+    "importance": ImportanceWeighted(2, ODELikelihood("variational", probes=3)),
 }
 
 
@@ -104,7 +110,7 @@ def test_units_change_the_likelihood_by_log_scale_alone(name, a, b, generator):
 def test_units_change_the_likelihood_in_float32_by_log_scale_alone(a, b, generator):
     vdm, x = exact_vdm().float(), standard_normal(50, generator)
     estimates = [
-        Infinite(2)(model, data, torch.Generator().manual_seed(1)).total.double()
+        ContinuousBound(2)(model, data, torch.Generator().manual_seed(1)).total.double()
         for model, data in ((vdm, x), (in_units(vdm, a, b), a * x + b))
     ]
     # a sum of some hundred nats in float32, to 6e-8 of it, and u rounded anew

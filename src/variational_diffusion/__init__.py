@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from variational_diffusion.decoders import Discretized as Discretized
     from variational_diffusion.decoders import Gaussian as Gaussian
     from variational_diffusion.errors import InputError as InputError
-    from variational_diffusion.likelihood import Chain as Chain
-    from variational_diffusion.likelihood import Flow as Flow
-    from variational_diffusion.likelihood import Importance as Importance
-    from variational_diffusion.likelihood import Infinite as Infinite
+    from variational_diffusion.likelihood import ContinuousBound as ContinuousBound
+    from variational_diffusion.likelihood import DiscreteBound as DiscreteBound
+    from variational_diffusion.likelihood import ImportanceWeighted as ImportanceWeighted
+    from variational_diffusion.likelihood import ODELikelihood as ODELikelihood
     from variational_diffusion.likelihood import evaluate as evaluate
     from variational_diffusion.likelihood import summarize as summarize
     from variational_diffusion.model import VDM as VDM
@@ -47,15 +47,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "Adaptive": "schedules",
     "Bound": "objective",
-    "Chain": "likelihood",
     "Compressed": "run.compression",
+    "DiscreteBound": "likelihood",
     "Cosine": "schedules",
     "Discretized": "decoders",
     "FixedLinear": "schedules",
-    "Flow": "likelihood",
+    "ODELikelihood": "likelihood",
     "Gaussian": "decoders",
-    "Importance": "likelihood",
-    "Infinite": "likelihood",
+    "ImportanceWeighted": "likelihood",
+    "ContinuousBound": "likelihood",
     "InputError": "errors",
     "Labels": "conditions",
     "LearnedLinear": "schedules",

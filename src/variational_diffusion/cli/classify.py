@@ -16,7 +16,7 @@ from variational_diffusion.cli.options import device_options, weights_option
 from variational_diffusion.conditions import parted
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
-from variational_diffusion.likelihood import Infinite
+from variational_diffusion.likelihood import ContinuousBound
 from variational_diffusion.likelihood.classification import (
     accuracy,
     class_bounds,
@@ -88,7 +88,9 @@ def command(
         done = 0
         for b, batch in enumerate(ordered_batches(examples, batch_size)):
             x, label = parted(batch)
-            bounds = class_bounds(vdm, x.to(target), Infinite(draws), seed=derived_seed(seed, b))
+            bounds = class_bounds(
+                vdm, x.to(target), ContinuousBound(draws), seed=derived_seed(seed, b)
+            )
             found.append(bounds.cpu())
             if label is not None:
                 truth.append(label)

@@ -18,11 +18,11 @@ from variational_diffusion.likelihood import (
     LOOSEST,
     MOST_EVALUATIONS,
     PROBES,
-    Chain,
+    ContinuousBound,
+    DiscreteBound,
     Estimator,
-    Flow,
-    Importance,
-    Infinite,
+    ImportanceWeighted,
+    ODELikelihood,
     default_probes,
 )
 from variational_diffusion.model import VDM
@@ -104,16 +104,16 @@ def estimator_of(name: str, trained: Trained, options: dict[str, Any]) -> tuple[
     """Return what the options ask for, and the model that it is called with."""
     exact, vdm = options["exact"], trained.vdm
     if name == "vlb":
-        return vdm, Infinite(options["draws"])
+        return vdm, ContinuousBound(options["draws"])
     if name == "discrete":
         grid, variance = options["grid"] or "time", options["variance"] or "posterior"
         chain = reverse_chain(trained, options["steps"], grid, variance, progress=shown)
-        return chain.model, Chain(chain.gammas, None if exact else options["draws"])
+        return chain.model, DiscreteBound(chain.gammas, None if exact else options["draws"])
     probes = options["probes"]
     if probes is None and not exact:
         probes = 1 if name == "ode" else default_probes(vdm.dimensions)
-    flow = Flow(options["dequantisation"], probes, options["tolerance"])
-    return vdm, flow if name == "ode" else Importance(options["samples"], flow)
+    flow = ODELikelihood(options["dequantisation"], probes, options["tolerance"])
+    return vdm, flow if name == "ode" else ImportanceWeighted(options["samples"], flow)
 
 
 def check_estimator(estimator: str, options: dict[str, Any]) -> None:

@@ -26,8 +26,8 @@ from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.images.pictures import save_sheet
 from variational_diffusion.likelihood import (
+    ContinuousBound,
     Estimator,
-    Infinite,
     Rounds,
     Summary,
     bits_of_entries,
@@ -201,7 +201,7 @@ def evaluate_split(
     seed: int = 0,
 ) -> Summary:
     """Return the bound for infinitely many steps of a split, with a progress bar."""
-    done = evaluated(vdm, split, Infinite(draws), batch_size=batch_size, seed=seed)
+    done = evaluated(vdm, split, ContinuousBound(draws), batch_size=batch_size, seed=seed)
     if done.stopped:
         raise KeyboardInterrupt
     return done.summary

@@ -24,7 +24,7 @@ from variational_diffusion.compression.baselines import code_lengths
 from variational_diffusion.data import Dataset, Split
 from variational_diffusion.errors import InputError
 from variational_diffusion.images.pictures import is_image
-from variational_diffusion.likelihood import Infinite, bits_of_entries, example_columns
+from variational_diffusion.likelihood import ContinuousBound, bits_of_entries, example_columns
 from variational_diffusion.likelihood.loss_profile import measured_variances, profile
 from variational_diffusion.machine.environment import processor, version
 from variational_diffusion.model import VDM
@@ -195,7 +195,7 @@ def _samples(subject: Subject, options: Options, before: Before) -> Section:
 
 def _likelihood(subject: Subject, options: Options, before: Before) -> Section:
     split = subject.data.splits["test"].sample(options["examples"])
-    done = evaluated(subject.vdm, split, Infinite(2), seed=_SEED)
+    done = evaluated(subject.vdm, split, ContinuousBound(2), seed=_SEED)
     if done.stopped:
         raise KeyboardInterrupt
     dimensions = subject.vdm.dimensions

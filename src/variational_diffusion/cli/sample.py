@@ -23,7 +23,7 @@ from variational_diffusion.conditions import Batch, Labels
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import Gammas, uniform_in_time
 from variational_diffusion.images.pictures import animation, check_animation, save_image, save_sheet
-from variational_diffusion.likelihood import Infinite, evaluate, example_columns
+from variational_diffusion.likelihood import ContinuousBound, evaluate, example_columns
 from variational_diffusion.machine.distributed import (
     ALONE,
     DAYS,
@@ -201,7 +201,7 @@ def likelihoods(
     parts: Sequence[Batch] = examples
     if condition is not None:
         parts = list(zip(examples, condition.split(_BATCH), strict=True))
-    rounds = [list(evaluate(vdm, parts, Infinite(8), generator=generator)) for _ in range(2)]
+    rounds = [list(evaluate(vdm, parts, ContinuousBound(8), generator=generator)) for _ in range(2)]
     columns = example_columns(*rounds, dimensions=vdm.dimensions)
     return {name: column.numpy() for name, column in columns.items()}
 

@@ -23,7 +23,7 @@ from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset
 from variational_diffusion.data.loader import Batches, joined_positions, training_batches
 from variational_diffusion.errors import DivergedError, InputError
-from variational_diffusion.likelihood import Infinite, Summary, evaluate_rounds
+from variational_diffusion.likelihood import ContinuousBound, Summary, evaluate_rounds
 from variational_diffusion.machine.distributed import (
     ALONE,
     Place,
@@ -261,7 +261,7 @@ class Session:
         done = evaluate_rounds(
             average,
             split,
-            Infinite(2),
+            ContinuousBound(2),
             rounds=1,
             batch_size=_VALIDATION_BATCH,
             place=self.place,

@@ -1,18 +1,17 @@
 """Likelihoods of data under a trained model, in bits per dimension, with error bars."""
 
 from variational_diffusion.likelihood.dequantisation import DEQUANTISATIONS as DEQUANTISATIONS
-from variational_diffusion.likelihood.estimators import ESTIMATORS as ESTIMATORS
 from variational_diffusion.likelihood.estimators import LOOSEST as LOOSEST
-from variational_diffusion.likelihood.estimators import Chain as Chain
+from variational_diffusion.likelihood.estimators import ContinuousBound as ContinuousBound
+from variational_diffusion.likelihood.estimators import DiscreteBound as DiscreteBound
 from variational_diffusion.likelihood.estimators import Estimate as Estimate
 from variational_diffusion.likelihood.estimators import Estimator as Estimator
-from variational_diffusion.likelihood.estimators import Flow as Flow
-from variational_diffusion.likelihood.estimators import Infinite as Infinite
+from variational_diffusion.likelihood.estimators import ODELikelihood as ODELikelihood
 from variational_diffusion.likelihood.estimators import evaluate as evaluate
 from variational_diffusion.likelihood.estimators import stratified_times as stratified_times
 from variational_diffusion.likelihood.importance import EXACT_DIMENSIONS as EXACT_DIMENSIONS
 from variational_diffusion.likelihood.importance import PROBES as PROBES
-from variational_diffusion.likelihood.importance import Importance as Importance
+from variational_diffusion.likelihood.importance import ImportanceWeighted as ImportanceWeighted
 from variational_diffusion.likelihood.importance import default_probes as default_probes
 from variational_diffusion.likelihood.importance import log_mean as log_mean
 from variational_diffusion.likelihood.maps import bits_of_entries as bits_of_entries
@@ -29,3 +28,6 @@ from variational_diffusion.likelihood.summary import Summary as Summary
 from variational_diffusion.likelihood.summary import example_columns as example_columns
 from variational_diffusion.likelihood.summary import summarize as summarize
 from variational_diffusion.likelihood.summary import summary_rows as summary_rows
+from variational_diffusion.likelihood.table import ESTIMATORS as ESTIMATORS
+from variational_diffusion.likelihood.table import estimator_named as estimator_named
+from variational_diffusion.likelihood.table import name_of as name_of

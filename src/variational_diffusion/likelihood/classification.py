@@ -16,7 +16,7 @@ from torch import Tensor
 
 from variational_diffusion.conditions import Labels
 from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood import Estimator, Infinite
+from variational_diffusion.likelihood import ContinuousBound, Estimator
 from variational_diffusion.model import VDM
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import t_quantile
@@ -35,7 +35,7 @@ def class_bounds(
     estimator: by default the bound for infinitely many steps with 16 draws. seed: of its draws,
     which are the same for all classes.
     """
-    estimator = estimator or Infinite(16)
+    estimator = estimator or ContinuousBound(16)
     device = vdm.schedule.initial_end_points.device
     bounds = []
     for label in range(len(labels_of(vdm).names)):

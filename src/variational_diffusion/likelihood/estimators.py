@@ -1,14 +1,14 @@
 """Estimators of −log p(x) for every example, in nats: three ways from one model.
 
-    Infinite     the variational bound for infinitely many steps
-    Chain        the bound of the model with T steps on a grid of γ
-    Flow         the density along the probability-flow ODE, and a dequantisation
-    Importance   the same with K draws (`importance`): tighter, and tight for K → ∞
+    ContinuousBound      the variational bound for infinitely many steps
+    DiscreteBound        the bound of the model with T steps on a grid of γ
+    ODELikelihood        the density along the probability-flow ODE, and a dequantisation
+    ImportanceWeighted   the same with K draws (`importance`): tighter, and tight for K → ∞
 
 An estimator is called with a model, examples and a generator and returns an `Estimate`. Its mean
 over the draws is an upper bound on −log p(x) under its own model (T → ∞, T steps, or the ODE, which
-are not the same distribution), but for the density of real-valued data by `Flow`, whose mean is
-−log p(x) itself. The ODE's are so up to the error of the solver.
+are not the same distribution), but for the density of real-valued data by `ODELikelihood`, whose
+mean is −log p(x) itself. The ODE's are so up to the error of the solver.
 
 Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models" (2021), eq. 11 to 17; Song et
 al., "Score-Based Generative Modeling through Stochastic Differential Equations" (2021), section
@@ -29,7 +29,14 @@ from variational_diffusion import flow
 from variational_diffusion.conditions import Batch
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
-from variational_diffusion.grids import Gammas, check_falling
+from variational_diffusion.grids import (
+    GRIDS,
+    MEASURED,
+    VARIANCES,
+    Gammas,
+    check_falling,
+    step_grid,
+)
 from variational_diffusion.likelihood.dequantisation import DEQUANTISATIONS
 from variational_diffusion.machine.distributed import is_sharded
 from variational_diffusion.model import VDM
@@ -70,14 +77,14 @@ TERMS = ("prior", "reconstruction", "diffusion")
 
 
 @dataclass(frozen=True)
-class Infinite:
+class ContinuousBound:
     """The bound for infinitely many steps, with `draws` evaluations of the network an example.
 
     The times of one example are spread evenly over [0, 1], and those of a batch are spread evenly
     between them, in random order, so more draws reduce the variance faster than their number.
     """
 
-    draws: int = 1
+    draws: int = 2
     terms: ClassVar[tuple[str, ...]] = TERMS
 
     def __post_init__(self) -> None:
@@ -88,30 +95,55 @@ class Infinite:
 
 
 @dataclass(frozen=True)
-class Chain:
-    """The bound of the model with T steps, with the variance that `vdm.reverse` has.
+class DiscreteBound:
+    """The bound of the model with T steps.
 
     gammas: T + 1 values that fall from γ_1 to γ_0 of the model, see `grids`; anything else is an
-        `InputError`.
+        `InputError`. The variance is then that of `vdm.reverse`.
     draws: steps sampled for each example, evenly spread; None: every step once, an exact sum.
+    steps, grid, variance: T, a name of `grids.GRIDS` and one of `grids.VARIANCES`, in place of
+        `gammas`. What needs measured errors of the model is for the model of a run.
     """
 
-    gammas: Gammas
-    draws: int | None = None
+    gammas: Gammas | None = None
+    draws: int | None = 2
+    steps: int | None = None
+    grid: str = "time"
+    variance: str = "posterior"
     terms: ClassVar[tuple[str, ...]] = TERMS
 
     def __post_init__(self) -> None:
-        check_falling(self.gammas)
+        if (self.gammas is None) == (self.steps is None):
+            raise InputError(
+                f"estimator = 'discrete', steps = {self.steps}: the bound of T steps takes the "
+                "number of steps, or a grid in gammas; give --steps 50"
+            )
+        if self.gammas is not None:
+            check_falling(self.gammas)
         if self.draws is not None:
             at_least_one("draws", self.draws)
+        for name, known in (("grid", GRIDS), ("variance", VARIANCES)):
+            if getattr(self, name) not in known:
+                value = getattr(self, name)
+                raise InputError(f"{name} = {value!r}: known are {', '.join(known)}")
 
     def __call__(self, vdm: VDM, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
+        gammas = self.gammas if self.gammas is not None else self._grid(vdm)
         if self.draws is not None:
-            return _bound(vdm, x, self.draws, self.gammas, generator)
-        steps = len(self.gammas) - 1
+            return _bound(vdm, x, self.draws, gammas, generator)
+        steps = len(gammas) - 1
         # the middle of every step: no rounding takes it into another one
         middles = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
-        return _bound(vdm, x, steps, self.gammas, generator, middles)
+        return _bound(vdm, x, steps, gammas, generator, middles)
+
+    def _grid(self, vdm: VDM) -> Gammas:
+        assert self.steps is not None
+        if self.grid in (*MEASURED, "optimal") or self.variance != "posterior":
+            raise InputError(
+                f"grid = {self.grid!r}, variance = {self.variance!r}: these take measured errors "
+                "of the model; give the run it is of, or gammas and vdm.widened(errors)"
+            )
+        return step_grid(self.grid, vdm.schedule, self.steps).detach()
 
 
 LOOSEST = 1e-4
@@ -120,7 +152,7 @@ at 1e-4 and 0.0002 at 1e-5 (benchmarks/exact_likelihoods.py)."""
 
 
 @dataclass(frozen=True)
-class Flow:
+class ODELikelihood:
     """The density by the probability-flow ODE at one draw of the dequantisation.
 
     dequantisation: a name of `DEQUANTISATIONS`; None: truncated-normal for discrete data, none for
@@ -209,7 +241,7 @@ def evaluate(
     The model is in evaluation mode while it works, and the batches are moved to its device. Of a
     batch with conditions, it is the estimate of −log p(x|c).
     """
-    estimator = estimator or Infinite()
+    estimator = estimator or ContinuousBound(1)
     for batch in batches:
         model, x = vdm.given_in(batch)
         yield estimator(model, x, generator)
@@ -229,14 +261,6 @@ def stratified_times(
     column = torch.randperm(count, generator=generator, device=device)
     order = column + count * torch.arange(draws, device=device)[:, None]
     return (u + order.to(u.dtype) / (count * draws)) % 1
-
-
-ESTIMATORS = {
-    "vlb": "the bound for infinitely many steps",
-    "discrete": "the bound of the model with --steps steps",
-    "ode": "the probability-flow ODE",
-    "importance": "the ODE with --samples weighted draws",
-}
 
 
 @in_evaluation_mode

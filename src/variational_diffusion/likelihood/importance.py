@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood.estimators import Estimate, Flow, at_least_one
+from variational_diffusion.likelihood.estimators import Estimate, ODELikelihood, at_least_one
 from variational_diffusion.model import VDM
 
 EXACT_DIMENSIONS = 16
@@ -46,20 +46,20 @@ LEAST_PROBES = 3
 
 
 @dataclass(frozen=True)
-class Importance:
+class ImportanceWeighted:
     """An upper bound on −log p(x) by K = `samples` draws of a dequantisation.
 
-    flow: the ODE, with the exact divergence or three or more probes; None: the exact divergence up
+    ode: with the exact divergence or three or more probes; None: the exact divergence up
         to `EXACT_DIMENSIONS` entries, else `PROBES` probes.
     """
 
     samples: int = 8
-    flow: Flow | None = None
+    ode: ODELikelihood | None = None
     terms: ClassVar[tuple[str, ...]] = ("importance",)
 
     def __post_init__(self) -> None:
         at_least_one("samples", self.samples)
-        probes = None if self.flow is None else self.flow.probes
+        probes = None if self.ode is None else self.ode.probes
         if probes is not None and probes < LEAST_PROBES:
             raise InputError(
                 f"estimator = 'importance', probes = {probes}: the draws are weighted by some "
@@ -68,7 +68,7 @@ class Importance:
 
     @torch.no_grad()
     def __call__(self, vdm: VDM, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        flow = self.flow or Flow(probes=default_probes(vdm.dimensions))
+        flow = self.ode or ODELikelihood(probes=default_probes(vdm.dimensions))
         if flow.name(vdm) == "none":
             raise InputError(
                 "estimator = 'importance', dequantisation = 'none': there is nothing to draw; "
@@ -79,7 +79,7 @@ class Importance:
 
 
 def default_probes(dimensions: int) -> int | None:
-    """Return how many probes `Importance` takes for examples of d entries; None: exact."""
+    """Return how many probes `ImportanceWeighted` takes for examples of d entries; None: exact."""
     return None if dimensions <= EXACT_DIMENSIONS else PROBES
 
 

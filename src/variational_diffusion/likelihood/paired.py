@@ -32,7 +32,7 @@ from torch import Tensor
 from variational_diffusion.data import Split
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood.estimators import Estimate, Estimator, Infinite
+from variational_diffusion.likelihood.estimators import ContinuousBound, Estimate, Estimator
 from variational_diffusion.likelihood.rounds import (
     LARGEST_SHARE,
     MOST_EVALUATIONS,
@@ -256,7 +256,7 @@ def compare_models(
     check_rounds(rounds, target_error)
     splits = [examples] * count if isinstance(examples, Split) else list(examples)
     estimators = list(estimator) if isinstance(estimator, Sequence) else [estimator] * count
-    chosen = [Infinite(2) if each is None else each for each in estimators]
+    chosen = [ContinuousBound(2) if each is None else each for each in estimators]
     if len(splits) != count or len(chosen) != count or len(names) != count:
         raise InputError(
             f"{count} models, {len(splits)} splits, {len(chosen)} estimators, {len(names)} names: "

@@ -9,7 +9,7 @@ import torch
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood.estimators import Estimate, Estimator, Infinite
+from variational_diffusion.likelihood.estimators import ContinuousBound, Estimate, Estimator
 from variational_diffusion.likelihood.summary import LEAST_DEGREES, Summary, summarize
 from variational_diffusion.machine.distributed import ALONE, Place, sum_over_processes
 from variational_diffusion.model import VDM
@@ -68,7 +68,7 @@ def evaluate_rounds(
     progress: Progress | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Rounds:
-    """Evaluate a split round by round; by default the bound for infinitely many steps, `Infinite`.
+    """Evaluate a split round by round; by default the `ContinuousBound`.
 
     Batch b of round r has its own generator, seeded by (seed, r, b), so the figures do not depend
     on the number of processes. By default there are two rounds, which the error of the draws takes
@@ -82,7 +82,7 @@ def evaluate_rounds(
     two batches; where it is true, what was estimated so far is the result.
     """
     check_rounds(rounds, target_error)
-    estimator = estimator or Infinite()
+    estimator = estimator or ContinuousBound(1)
     device = vdm.schedule.gamma_0.device
     done = Rounds(vdm.dimensions)
     sizes = [min(batch_size, len(split) - i) for i in range(0, len(split), batch_size)]

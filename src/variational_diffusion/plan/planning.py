@@ -33,7 +33,7 @@ class Plan:
     """
 
     parameters: int
-    flops: dict[str, int]
+    flops: dict[str, float | int]
     batch_size: int
     batch_of_a_device: int
     precision: str

@@ -17,7 +17,7 @@ from torch import Tensor
 from variational_diffusion.conditions import Batch, parted
 from variational_diffusion.config import TrainingConfig
 from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood import Infinite, Summary, evaluate, summarize
+from variational_diffusion.likelihood import ContinuousBound, Summary, evaluate, summarize
 from variational_diffusion.model import VDM
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.training import TrainingState, fit
@@ -96,7 +96,7 @@ def overfit(
 
 def _bound(vdm: VDM, batch: Batch) -> Summary:
     generator = torch.Generator(vdm.schedule.gamma_0.device).manual_seed(0)
-    bounds = evaluate(vdm, [batch], Infinite(_DRAWS), generator=generator)
+    bounds = evaluate(vdm, [batch], ContinuousBound(_DRAWS), generator=generator)
     return summarize(bounds, dimensions=vdm.dimensions)
 
 

@@ -23,7 +23,12 @@ from variational_diffusion.conditions import Labels, parted
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
 from variational_diffusion.images.pictures import is_image
-from variational_diffusion.likelihood import Infinite, bits_of_entries, evaluate, example_columns
+from variational_diffusion.likelihood import (
+    ContinuousBound,
+    bits_of_entries,
+    evaluate,
+    example_columns,
+)
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, randn_like
 from variational_diffusion.report import read_section
@@ -168,7 +173,7 @@ class Studio:
         model, generator = self.given(label), self._generator(seed)
         batch = self._batch(x).expand(8, *self.shape)
         with torch.no_grad():
-            nats = Infinite(_DRAWS // 8)(model, batch, generator).total
+            nats = ContinuousBound(_DRAWS // 8)(model, batch, generator).total
         bits = bits_per_dim(nats, model.dimensions)
         entries = bits_of_entries(model, self._batch(x), draws=_DRAWS, generator=generator)
         return Likelihood(
@@ -193,7 +198,9 @@ class Studio:
             return np.empty(0)
         batches = [test.__getitems__(part) for part in np.array_split(np.arange(len(test)), 4)]
         with torch.no_grad():
-            found = list(evaluate(self.vdm, batches, Infinite(8), generator=self._generator(0)))
+            found = list(
+                evaluate(self.vdm, batches, ContinuousBound(8), generator=self._generator(0))
+            )
         return example_columns(found, dimensions=self.vdm.dimensions)["bits_per_dim"].numpy()
 
     def test_example(self, number: int) -> Image:
