@@ -17,7 +17,7 @@ import click
 import torch
 
 from variational_diffusion.cli.devices import training_speed_options
-from variational_diffusion.cli.options import data_config, data_options
+from variational_diffusion.cli.shared.options import data_config, data_options
 from variational_diffusion.cli.train import parsed_settings
 from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset, open_dataset

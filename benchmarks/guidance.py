@@ -21,12 +21,12 @@ from common import log_option, markdown, report, threads_option
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-
 from variational_diffusion.cli.conditioning import Given
+
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluate_split
 from variational_diffusion.cli.sample import draw
-from variational_diffusion.cli.samplers import sampling_of, sampling_options
+from variational_diffusion.cli.shared.sampling import sampling_of, sampling_options
 from variational_diffusion.conditions import parted
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.loader import batch_positions, ordered_batches

@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 
 from variational_diffusion import TrainingState, build, evaluate, fit
-from variational_diffusion.cli.console import Meter
+from variational_diffusion.cli.shared.console import Meter
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Dataset
 from variational_diffusion.data.arrays import ArraySource

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from variational_diffusion import TrainingState, build, evaluate, fit, open_dataset, summarize
-from variational_diffusion.cli.console import Meter
+from variational_diffusion.cli.shared.console import Meter
 from variational_diffusion.compression.baselines import code_lengths
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.loader import training_batches

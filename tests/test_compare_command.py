@@ -12,12 +12,12 @@ import torch
 import variational_diffusion as vd
 from commands import TRAIN, output, train_digits
 from variational_diffusion.cli import run
-from variational_diffusion.cli.measuring import PARTS
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import uniform_in_time
 from variational_diffusion.likelihood import DiscreteBound, ODELikelihood, compare_models
 from variational_diffusion.report import read_section
+from variational_diffusion.report.measure import PARTS
 from variational_diffusion.run.comparison import training_copies
 from variational_diffusion.run.directory import Run
 
@@ -216,7 +216,7 @@ def test_a_report_shows_a_comparison_and_what_the_user_named_as_text(
     capsys, runs, tmp_path, monkeypatch
 ):
     only = {"comparison": PARTS["comparison"]}
-    monkeypatch.setattr("variational_diffusion.cli.measuring.PARTS", only)
+    monkeypatch.setattr("variational_diffusion.report.measure.PARTS", only)
     two_rounds = "variational_diffusion.likelihood.paired.enough"  # instead of up to 64
     monkeypatch.setattr(two_rounds, lambda summary, finished, *_: finished == 2)
     one, two = tmp_path / HOSTILE, tmp_path / "two"

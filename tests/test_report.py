@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from variational_diffusion.cli import run as vdm
-from variational_diffusion.cli.measuring import PARTS
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.presets import configure
@@ -22,6 +21,7 @@ from variational_diffusion.report import read_section, render, write_section
 from variational_diffusion.report.commands import training_command
 from variational_diffusion.report.curves import Curve, settled_range, thinned, training_curves
 from variational_diffusion.report.images import as_colour, heat_maps
+from variational_diffusion.report.measure import PARTS
 from variational_diffusion.report.published import published
 from variational_diffusion.report.stored import Section
 from variational_diffusion.report.svg import COLOURS, inline_svg
@@ -238,7 +238,7 @@ def test_other_options_and_damage_are_measured_again(capsys, hostile, tmp_path, 
 def test_other_weights_are_measured_again(capsys, hostile, tmp_path, no_page, monkeypatch):
     left_out = {"profile", "comparison"}  # the slowest, and what was not asked for
     parts = {name: part for name, part in PARTS.items() if name not in left_out}
-    monkeypatch.setattr("variational_diffusion.cli.measuring.PARTS", parts)
+    monkeypatch.setattr("variational_diffusion.report.measure.PARTS", parts)
     few = ["--examples", "4", "--samples", "4", "--steps", "1"]
     run = tmp_path / "run"
     shutil.copytree(hostile, run)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from variational_diffusion.likelihood import ContinuousBound as ContinuousBound
     from variational_diffusion.likelihood import DiscreteBound as DiscreteBound
     from variational_diffusion.likelihood import ImportanceWeighted as ImportanceWeighted
+    from variational_diffusion.likelihood import Likelihood as Likelihood
     from variational_diffusion.likelihood import ODELikelihood as ODELikelihood
-    from variational_diffusion.likelihood import evaluate as evaluate
     from variational_diffusion.likelihood import summarize as summarize
     from variational_diffusion.model import VDM as VDM
     from variational_diffusion.model import build as build
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from variational_diffusion.run.compression import compress as compress
     from variational_diffusion.run.compression import decompress as decompress
     from variational_diffusion.run.directory import Run as Run
+    from variational_diffusion.run.evaluation import evaluate as evaluate
+    from variational_diffusion.run.learned_schedule import schedule as schedule
+    from variational_diffusion.run.scoring import score as score
     from variational_diffusion.schedules import Adaptive as Adaptive
     from variational_diffusion.schedules import Cosine as Cosine
     from variational_diffusion.schedules import FixedLinear as FixedLinear
@@ -45,10 +48,14 @@ if TYPE_CHECKING:
     from variational_diffusion.training.optimizers import Muon as Muon
 
 _HOMES = {
+    "Likelihood": "likelihood",
+    "schedule": "run.learned_schedule",
+    "score": "run.scoring",
+    "evaluate": "run.evaluation",
     "Adaptive": "schedules",
     "Bound": "objective",
-    "Compressed": "run.compression",
     "DiscreteBound": "likelihood",
+    "Compressed": "run.compression",
     "Cosine": "schedules",
     "Discretized": "decoders",
     "FixedLinear": "schedules",
@@ -74,7 +81,6 @@ _HOMES = {
     "compare": "run.comparison",
     "compress": "run.compression",
     "decompress": "run.compression",
-    "evaluate": "likelihood",
     "fit": "training",
     "open_dataset": "data",
     "summarize": "likelihood",

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from variational_diffusion.anomaly.conformal import check_rate, discoveries, is_at_most
+from variational_diffusion.anomaly.conformal import (
+    calibration_needed,
+    check_rate,
+    discoveries,
+    fewest_discoveries,
+    is_at_most,
+    rounded_up,
+)
+from variational_diffusion.anomaly.conformal import false_alarms as expected_rate
 from variational_diffusion.anomaly.profiles import Profiles, measured
 from variational_diffusion.anomaly.reference import Reference, check_reference, is_possible
 from variational_diffusion.anomaly.scores import SCORES
@@ -19,11 +28,14 @@ Progress = Callable[[int, int, float], None]
 """Told how many examples of how many are measured, and the last batch's mean bound in bits/dim."""
 
 
+_TRAINED_ON = "train"
+
+
 @dataclass(frozen=True)
 class Scored:
     """Examples with anomaly scores and p-values; all arrays have one entry an example.
 
-    score: the name of the score that p-values and marks are of.
+    name: of the score that p-values and marks are of.
     parts: the examples, by the name of their split. split, number: the name of an example's
     split, and its number there. names: of image files, printable; None for other data.
     profiles: their losses. scores: by name, all of `SCORES` that these data have.
@@ -33,7 +45,7 @@ class Scored:
     calibrate the score.
     """
 
-    score: str
+    name: str
     parts: dict[str, Split]
     split: np.ndarray
     number: np.ndarray
@@ -50,10 +62,18 @@ class Scored:
     def __len__(self) -> int:
         return len(self.p_value)
 
+    def __str__(self) -> str:
+        return self.title
+
+    @property
+    def score(self) -> np.ndarray:
+        """The score that p-values and marks are of, shape (n,)."""
+        return self.scores[self.name]
+
     @property
     def order(self) -> np.ndarray:
         """The examples' rows, the most anomalous first, shape (n,)."""
-        return np.argsort(-self.scores[self.score], kind="stable")
+        return np.argsort(-self.score, kind="stable")
 
     @property
     def smallest_p(self) -> float:
@@ -63,7 +83,7 @@ class Scored:
     @property
     def threshold(self) -> float | None:
         """The smallest score that is marked; None where none is."""
-        scores = self.scores[self.score][self.marked]
+        scores = self.score[self.marked]
         return float(scores.min()) if len(scores) else None
 
     def read(self, rows: np.ndarray) -> np.ndarray:
@@ -92,6 +112,92 @@ class Scored:
         }
         order = self.order
         return {name: column[order] for name, column in columns.items()}
+
+    @property
+    def title(self) -> str:
+        """Return what was scored, and how many are marked by which rule."""
+        rule = f"p ≤ {self.false_alarms:g}"
+        if self.fdr is not None:
+            rule = f"Benjamini-Hochberg at {self.fdr:g}"
+        parts = [
+            f"{int(self.marked[self.split == label].sum()):,} among {part.description}"
+            for label, part in self.parts.items()
+        ]
+        return f"marked by '{self.name}' ({rule}): {', '.join(parts)}; the most anomalous first"
+
+    def notes(self) -> list[str]:
+        """Return what a reader has to know of the p-values, a line each."""
+        n = len(self.calibration)
+        notes = [
+            f"p-values: against {n:,} of {self.held_out:,} held-out examples, so the smallest is "
+            f"{self.smallest_p:.2g}"
+            + (f"; the other {self.held_out - n:,} fit the score" if n < self.held_out else "")
+        ]
+        needed = calibration_needed(self.false_alarms)
+        fewest = 0 if self.fdr is None else fewest_discoveries(len(self), n, self.fdr)
+        if fewest > 1:
+            notes.append(
+                f"--fdr {self.fdr:g}: {fewest:,} examples have to have the smallest p-value before "
+                "any is marked; a larger --reference allows fewer"
+            )
+        elif self.fdr is None and n < needed:
+            notes.append(
+                f"no example can be marked at {self.false_alarms:g}: that takes "
+                f"{needed + self.held_out - n:,} held-out examples; type --false-alarms "
+                f"{rounded_up(self.smallest_p)} or more, or train with a larger share for "
+                "--validation"
+            )
+        elif self.fdr is None:
+            expected = expected_rate(n, self.false_alarms)
+            mean, low, high = (f"{100 * rate:.2g} %" for rate in expected)
+            notes.append(
+                f"false alarms: {mean} of new normal examples on average, {low} to {high} for 95 % "
+                "of the calibration sets of this size"
+            )
+        if _TRAINED_ON in self.parts:
+            notes.append(
+                "train: the model was trained on these examples. They look more normal than new "
+                "ones, and their p-values have no guarantee"
+            )
+        if "validation" in self.parts:
+            notes.append(
+                "validation: an example that calibrates the score is compared with the others only"
+            )
+        return notes
+
+    def as_json(self, most: int = 10) -> dict[str, Any]:
+        """Return what `vdm score --json` prints; most: how many of the most anomalous."""
+        expected = expected_rate(len(self.calibration), self.false_alarms)
+        return {
+            "score": self.name,
+            "examples": len(self),
+            "held_out": self.held_out,
+            "calibration": len(self.calibration),
+            "smallest_p": self.smallest_p,
+            "false_alarms": self.false_alarms if self.fdr is None else None,
+            "expected": expected._asdict() if self.fdr is None else None,
+            "fdr": self.fdr,
+            "marked": int(self.marked.sum()),
+            "parts": [
+                {
+                    **part.as_json(),
+                    "marked": int(self.marked[self.split == label].sum()),
+                    "trained_on": label == _TRAINED_ON,
+                }
+                for label, part in self.parts.items()
+            ],
+            "most_anomalous": [
+                {
+                    **({"split": str(self.split[i])} if self.split[i] else {}),
+                    "example": int(self.number[i]),
+                    **({} if self.names is None else {"file": str(self.names[i])}),
+                    "score": float(self.score[i]),
+                    "p_value": float(self.p_value[i]),
+                    "marked": bool(self.marked[i]),
+                }
+                for i in self.order[:most]
+            ],
+        }
 
 
 def score(
@@ -138,7 +244,7 @@ def score(
     }
     p_value = judged[name][1]
     return Scored(
-        score=name,
+        name=name,
         parts=parts,
         split=np.repeat(list(parts), [len(part) for part in parts.values()]),
         number=np.concatenate([part.positions for part in parts.values()]),

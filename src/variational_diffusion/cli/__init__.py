@@ -50,7 +50,7 @@ class _Remarks(logging.Handler):
     """Prints what the library remarks, a line each, to standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from variational_diffusion.cli.console import shown  # noqa: PLC0415 (it imports rich)
+        from variational_diffusion.cli.shared.console import shown
 
         shown.message(record.getMessage())
 

@@ -14,17 +14,17 @@ from PIL import Image
 from torch import Tensor
 
 from variational_diffusion import editing
-from variational_diffusion.cli.conditioning import Given, given_by, given_options
-from variational_diffusion.cli.console import Meter, print_json
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.examples import examples_options
-from variational_diffusion.cli.options import device_options, weights_option
+from variational_diffusion.cli.shared.console import Meter, print_json
+from variational_diffusion.cli.shared.examples import examples_options
+from variational_diffusion.cli.shared.options import device_options, weights_option
 from variational_diffusion.conditions import parted
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.images.pictures import is_image, save_sheet
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
+from variational_diffusion.run.conditions import Given, given_by, given_options
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples, other_examples
 from variational_diffusion.storage.files import atomic, unused

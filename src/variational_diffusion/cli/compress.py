@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.console import print_json, print_table, shown
-from variational_diffusion.cli.examples import examples_options
-from variational_diffusion.cli.options import device_options, weights_option
+from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.examples import examples_options
+from variational_diffusion.cli.shared.options import device_options, weights_option
 from variational_diffusion.compression import MAX_IMAGES
 from variational_diffusion.grids import VARIANCES
 from variational_diffusion.run.compression import GROUP, Compressed, compress

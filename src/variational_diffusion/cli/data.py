@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.console import print_json, print_table
-from variational_diffusion.cli.options import data_config, data_options
+from variational_diffusion.cli.shared.console import print_json, print_table
+from variational_diffusion.cli.shared.options import data_config, data_options
 from variational_diffusion.data import open_dataset
 from variational_diffusion.images.pictures import is_image, save_sheet
 from variational_diffusion.storage.files import unused

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import click
 
-from variational_diffusion.cli.console import print_table
 from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.evaluate import evaluate_split
-from variational_diffusion.cli.options import device_options
 from variational_diffusion.cli.sample import draw, write_samples
 from variational_diffusion.cli.session import Session
 from variational_diffusion.compression.baselines import code_lengths

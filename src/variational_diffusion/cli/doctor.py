@@ -10,7 +10,7 @@ import click
 import psutil
 import torch
 
-from variational_diffusion.cli.console import print_json, print_table
+from variational_diffusion.cli.shared.console import print_json, print_table
 from variational_diffusion.data import DATASETS
 from variational_diffusion.data.idx import FASHION_MNIST, is_idx_folder
 from variational_diffusion.machine.environment import (

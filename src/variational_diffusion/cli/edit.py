@@ -13,7 +13,7 @@ from torch import Tensor
 
 from variational_diffusion import editing, grids
 from variational_diffusion.cli.changes import Job, middle, read_mask, task_options, visible
-from variational_diffusion.cli.console import Meter
+from variational_diffusion.cli.shared.console import Meter
 from variational_diffusion.editing.operators import MEASUREMENTS, Measurement
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import VDM

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.console import print_json, print_table, shown
-from variational_diffusion.cli.options import device_options
+from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.options import device_options
 from variational_diffusion.errors import InputError
 from variational_diffusion.run import averages
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.options import weights_option
+from variational_diffusion.cli.shared.options import weights_option
 from variational_diffusion.errors import InputError
 from variational_diffusion.run import evaluations
 from variational_diffusion.run.directory import Run
@@ -40,7 +40,7 @@ def command(run: str, hub: str | None, onnx: str | None, weights: str, threads: 
                 err=True,
             )
     if onnx is not None:
-        from variational_diffusion.interchange.onnx import export_denoiser  # noqa: PLC0415 (an extra)
+        from variational_diffusion.interchange.onnx import export_denoiser
 
         difference = export_denoiser(vdm, Path(onnx))
         click.echo(f"{onnx}   (differs from torch by at most {difference:.1e} in ε̂)")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from variational_diffusion import hub
-from variational_diffusion.cli.options import Size
+from variational_diffusion.cli.shared.options import Size
 from variational_diffusion.config import DataConfig, RunConfig, TrainingConfig
 from variational_diffusion.interchange.official import read_official
 from variational_diffusion.model import build

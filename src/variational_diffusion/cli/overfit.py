@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import torch
 
-from variational_diffusion.cli.console import Meter, print_json, print_table
+from variational_diffusion.cli.shared.console import Meter, print_json, print_table
 from variational_diffusion.conditions import parted
 from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset

@@ -7,8 +7,13 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.console import print_json, print_table
-from variational_diffusion.cli.options import Shape, data_config, data_options, device_options
+from variational_diffusion.cli.shared.console import print_json, print_table
+from variational_diffusion.cli.shared.options import (
+    Shape,
+    data_config,
+    data_options,
+    device_options,
+)
 from variational_diffusion.cli.train import parsed_settings
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig
 from variational_diffusion.data import open_dataset

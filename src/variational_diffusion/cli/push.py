@@ -6,7 +6,7 @@ import click
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from variational_diffusion.cli.export import card_entries
-from variational_diffusion.cli.options import weights_option
+from variational_diffusion.cli.shared.options import weights_option
 from variational_diffusion.errors import InputError
 from variational_diffusion.run.directory import Run
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import click
 
 from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.options import device_options, weights_option
+from variational_diffusion.cli.shared.options import device_options, weights_option
 from variational_diffusion.errors import InputError
 from variational_diffusion.run.directory import Run
 from variational_diffusion.web import Studio
@@ -34,7 +34,7 @@ def command(run: str, port: int | None, weights: str, device: str, threads: int 
     target = use_device(device, threads)
     studio = Studio(Run.open(run), weights, target)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from variational_diffusion.web.page import serve  # noqa: PLC0415 (gradio, an extra: seconds)
+    from variational_diffusion.web.page import serve
 
     page = serve(studio, port)
     click.echo(page.local_url)

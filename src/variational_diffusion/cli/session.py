@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from variational_diffusion.cli.console import Meter
 from variational_diffusion.cli.devices import speed_up
+from variational_diffusion.cli.shared.console import Meter
 from variational_diffusion.cli.sheets import write_sheet
-from variational_diffusion.cli.signals import stop_requested
 from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset
 from variational_diffusion.data.loader import Batches, joined_positions, training_batches
@@ -31,6 +30,7 @@ from variational_diffusion.machine.distributed import (
     texts_of_processes,
     wait_for_all,
 )
+from variational_diffusion.machine.signals import stop_requested
 from variational_diffusion.model import VDM, build
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.run import averages

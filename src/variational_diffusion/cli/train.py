@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.console import print_json, print_table
 from variational_diffusion.cli.devices import training_speed_options, use_device
-from variational_diffusion.cli.options import data_config, data_options, device_options
 from variational_diffusion.cli.overfit import report_overfit
 from variational_diffusion.cli.session import Session
+from variational_diffusion.cli.shared.console import print_json, print_table
+from variational_diffusion.cli.shared.options import data_config, data_options, device_options
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import summary_rows

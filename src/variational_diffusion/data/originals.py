@@ -14,6 +14,7 @@ from variational_diffusion.data.images import read_header, read_pixels
 from variational_diffusion.data.source import Joined, Split
 from variational_diffusion.data.stored import Stored
 from variational_diffusion.errors import InputError
+from variational_diffusion.storage.files import printable
 
 _LOOKED_AT = 64
 """Examples whose headers are read together."""
@@ -118,3 +119,12 @@ class Originals:
 
 def _is_opaque(stored: Stored) -> bool:
     return bool((read_pixels(stored, "RGBA", None)[3] == 255).all())
+
+
+def file_column(split: Split) -> dict[str, np.ndarray]:
+    """Return a column with the names of image files, as paths in their folder; none of others."""
+    originals = Originals(split)
+    if len(split) == 0 or originals.names(np.arange(1)) is None:
+        return {}
+    names = originals.names(np.arange(len(split))) or []
+    return {"file": np.array([printable(name) for name in names])}

@@ -19,7 +19,7 @@ from variational_diffusion.likelihood.paired import Comparison as Comparison
 from variational_diffusion.likelihood.paired import Pair as Pair
 from variational_diffusion.likelihood.paired import check_comparable as check_comparable
 from variational_diffusion.likelihood.paired import compare_models as compare_models
-from variational_diffusion.likelihood.paired import levels_of as levels_of
+from variational_diffusion.likelihood.result import Likelihood as Likelihood
 from variational_diffusion.likelihood.rounds import LARGEST_SHARE as LARGEST_SHARE
 from variational_diffusion.likelihood.rounds import MOST_EVALUATIONS as MOST_EVALUATIONS
 from variational_diffusion.likelihood.rounds import Rounds as Rounds

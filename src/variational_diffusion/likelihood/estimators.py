@@ -128,7 +128,7 @@ class DiscreteBound:
                 raise InputError(f"{name} = {value!r}: known are {', '.join(known)}")
 
     def __call__(self, vdm: VDM, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        gammas = self.gammas if self.gammas is not None else self._grid(vdm)
+        gammas = self.gammas if self.gammas is not None else self.own_grid(vdm)
         if self.draws is not None:
             return _bound(vdm, x, self.draws, gammas, generator)
         steps = len(gammas) - 1
@@ -136,7 +136,8 @@ class DiscreteBound:
         middles = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
         return _bound(vdm, x, steps, gammas, generator, middles)
 
-    def _grid(self, vdm: VDM) -> Gammas:
+    def own_grid(self, vdm: VDM) -> Gammas:
+        """Return the grid of `steps` for a model whose errors are not known."""
         assert self.steps is not None
         if self.grid in (*MEASURED, "optimal") or self.variance != "posterior":
             raise InputError(

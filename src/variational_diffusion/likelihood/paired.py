@@ -25,12 +25,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from variational_diffusion.data import Split
-from variational_diffusion.decoders import Discretized
+from variational_diffusion.data.originals import file_column
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood.estimators import ContinuousBound, Estimate, Estimator
 from variational_diffusion.likelihood.rounds import (
@@ -152,8 +153,7 @@ class Comparison:
 
     names: of the models. summaries: of each. pairs: each (i, j) with i < j, in that order. rounds:
     of independent draws. bits: bits per dimension of every example, shape (models, examples), the
-    mean of the rounds. description: of the examples, as "297 test examples". notes: what a reader
-    has to know, one line each.
+    mean of the rounds. examples: what they are of. notes: what a reader has to know, one line each.
     """
 
     names: tuple[str, ...]
@@ -161,8 +161,19 @@ class Comparison:
     pairs: tuple[Pair, ...]
     rounds: int
     bits: Float[Tensor, "models examples"]
-    description: str
+    examples: Split
     notes: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """What the examples are, as "297 test examples"."""
+        return self.examples.description
+
+    def table(self) -> dict[str, np.ndarray]:
+        """Return columns by name, a row an example: its number and file, and bits of each model."""
+        bits = zip(self.names, self.bits, strict=True)
+        own = {"example": self.examples.positions, **file_column(self.examples)}
+        return own | {name: column.numpy() for name, column in bits}
 
     @property
     def difference(self) -> float:
@@ -205,6 +216,7 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         """Return what a JSON object says."""
         return {
+            **self.examples.as_json(),
             "models": [
                 {"name": name, **summary.as_json()}
                 for name, summary in zip(self.names, self.summaries, strict=True)
@@ -303,7 +315,7 @@ def compare_models(
         tuple(pairs),
         len(table[0]),
         torch.stack(bits),
-        splits[0].description,
+        splits[0],
         (*notes, *_notes(models, pairs, len(table[0]), asked=bool(rounds or target_error))),
     )
 
@@ -312,7 +324,7 @@ def check_comparable(models: Sequence[VDM], names: Sequence[str]) -> None:
     """Raise InputError for models whose bits per dimension cannot be compared."""
     if len(models) < 2:
         raise InputError(f"{len(models)} to compare: give two runs or models, or more")
-    kinds = [(vdm.shape, levels_of(vdm)) for vdm in models]
+    kinds = [(vdm.shape, vdm.levels) for vdm in models]
     for name, kind in zip(names[1:], kinds[1:], strict=True):
         if kind != kinds[0]:
             (shape, levels), (other_shape, other_levels) = kinds[0], kind
@@ -321,11 +333,6 @@ def check_comparable(models: Sequence[VDM], names: Sequence[str]) -> None:
                 f"{other_shape} and levels {other_levels}: their bits per dimension cannot be "
                 "compared; train both on the same data"
             )
-
-
-def levels_of(vdm: VDM) -> int | None:
-    """Return the number of levels of a model's data; None for real values."""
-    return vdm.decoder.levels if isinstance(vdm.decoder, Discretized) else None
 
 
 def differences(first: Round, second: Round) -> Round:

@@ -1,11 +1,12 @@
 """A run as one HTML page: what was measured, stored beside the run, and the page made of it.
 
 `stored` keeps the measurements, each a file of tensors that knows which weights it belongs to;
-`views` turns them into what the page shows; `page` writes the page. Measuring itself is the
-command's, which has the progress bars. Nothing here opens the data, so a page can be made again
-where they are gone.
+`measure` measures what is missing; `views` turns it into what the page shows; `page` writes the
+page, without the data, so that it can be made again where they are gone.
 """
 
+from variational_diffusion.report.measure import Report as Report
+from variational_diffusion.report.measure import report as report
 from variational_diffusion.report.page import check_replaceable as check_replaceable
 from variational_diffusion.report.page import render as render
 from variational_diffusion.report.page import write_page as write_page

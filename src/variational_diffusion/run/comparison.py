@@ -9,31 +9,37 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from variational_diffusion.data import Dataset, Split
-from variational_diffusion.data.values import examples_of
+from variational_diffusion.data import Split
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import (
     Comparison,
     Estimator,
     check_comparable,
     compare_models,
-    levels_of,
+    estimator_named,
 )
-from variational_diffusion.likelihood.rounds import Progress
+from variational_diffusion.machine.distributed import here
+from variational_diffusion.machine.progress import Listener, telling
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
-from variational_diffusion.run.examples import check_free, chosen_examples, own_data
-
-Data = str | Path | np.ndarray | Tensor | Split | Dataset
-"""What can be compared on: what the command line calls DATA, or examples in memory."""
+from variational_diffusion.run.evaluation import estimator_for, execution_of
+from variational_diffusion.run.examples import (
+    Data,
+    check_free,
+    chosen_examples,
+    has_conditions,
+    in_memory,
+    own_data,
+    without_conditions,
+)
+from variational_diffusion.run.trained import Trained
 
 _TOGETHER = 1024
 """Examples that are read together."""
@@ -46,48 +52,108 @@ def compare(
     *models: Run | VDM | Data,
     split: str | None = None,
     limit: int | None = None,
-    estimator: Estimator | Sequence[Estimator] | None = None,
+    estimator: str | Estimator | Sequence[Estimator] = "vlb",
+    draws: int | None = None,
     condition: str = "own",
     weights: str = "ema",
-    device: torch.device | str | None = None,
     names: Sequence[str] | None = None,
     rounds: int | None = None,
     target_se: float | None = None,
     batch_size: int = 250,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: bool | Listener = False,
+    stopped: Callable[[], bool] = lambda: False,
+    **options: Any,
 ) -> Comparison:
     """Compare two or more runs or models in pairs: the same examples, the same times and noise.
 
     compare(a, b) takes the test examples of run a, which have to be those of b; compare(a, b, data)
     takes others. `vdm compare` gives the same figures.
 
-    models: runs and models, and after them DATA, if it is given: a string as on the command line;
-        an array or a tensor, shape (n, *shape); a `Split`; a `Dataset`. Models without a run among
-        them need it.
-    split: "train", "validation" or "test"; None: the test split, or all examples of DATA.
-    limit: so many examples, drawn at random with seed 0; None: all.
-    condition: "own": a model with conditions gets those of the examples, if they have any; "none":
-        −log p(x) without them.
-    weights: of the runs. device: of the runs' models; None: that of a model, else the GPU if any.
-    names: of the models; None: those of the runs' directories.
-    target_se: `target_error` of `compare_models`, to which the other arguments go.
+    Args:
+        models: runs and models, and after them data, if they are given: as at `evaluate`. Models
+            without a run among them need them.
+        split: "train", "validation" or "test"; None: the test split, or all examples of the data.
+        limit: so many examples, drawn at random with seed 0; None: all.
+        estimator: as at `evaluate`, or one for each model.
+        draws: as at `evaluate`.
+        condition: "own": a model with conditions gets those of the examples, if they have any;
+            "none": −log p(x) without them.
+        weights: of the runs.
+        names: of the models; None: those of the runs' directories.
+        rounds, target_se: as at `evaluate`, for the errors of the differences.
+        batch_size, seed, progress, stopped: as at `evaluate`.
+        options: those of the estimator and of `Execution`, as at `evaluate`.
 
-    Returns a `Comparison`: `.difference` of two (bits per dimension of the second minus the first),
-    `.standard_error` and `.interval`; `.pairs` of more.
-    Raises InputError for what is not comparable: other shapes or levels, and test examples that are
-    not the same.
+    Returns:
+        A `Comparison`: `.difference` of two (bits per dimension of the second minus the first),
+        `.standard_error` and `.interval`; `.pairs` of more.
+
+    Raises:
+        InputError: for what is not comparable: other shapes or levels, and test examples that are
+            not the same.
     """
+    execution, options = execution_of(options)
     subjects, data = _parted(models)
     runs = [each for each in subjects if isinstance(each, Run)]
     names = tuple(names or names_of(subjects))
     given = next((each for each in subjects if isinstance(each, VDM)), None)
-    if device is None and given is not None:
-        device = given.schedule.gamma_0.device
-    elif device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    vdms = [each.load(weights).to(device) if isinstance(each, Run) else each for each in subjects]
-    check_comparable(vdms, names)
+    if given is not None and execution.device == "auto":
+        execution = replace(execution, device=str(given.device))
+    with execution.begun():
+        opened = [
+            Trained.open(each, weights, execution) if isinstance(each, Run) else each
+            for each in subjects
+        ]
+        vdms = [each.vdm if isinstance(each, Trained) else each for each in opened]
+        check_comparable(vdms, names)
+        if condition == "none":
+            for run in runs:
+                check_free(run)
+        splits, notes = _examples(subjects, data, split, limit, condition, vdms)
+        if isinstance(estimator, str):
+            estimator = estimator_named(estimator, vdms[0].dimensions, draws=draws, **options)
+        elif options:
+            name = next(iter(options))
+            raise InputError(f"{name} = {options[name]!r}: give it to the estimator")
+        each = [estimator] * len(vdms) if isinstance(estimator, Estimator) else list(estimator)
+        if len(each) != len(vdms):
+            raise InputError(f"{len(each)} estimators for {len(vdms)} models: give one for each")
+        fitted = [
+            estimator_for(subject, one, progress=progress)
+            for subject, one in zip(opened, each, strict=True)
+        ]
+        place = here()
+        with telling(progress if place.leads else False, "comparing", "examples") as tell:
+            return compare_models(
+                [model for model, _ in fitted],
+                [
+                    each if vdm.condition is not None else without_conditions(each)
+                    for vdm, each in zip(vdms, splits, strict=True)
+                ],
+                [one for _, one in fitted],
+                names=names,
+                rounds=rounds,
+                target_error=target_se,
+                batch_size=batch_size,
+                seed=seed,
+                notes=notes,
+                place=place,
+                progress=tell,
+                stopped=stopped,
+            )
+
+
+def _examples(
+    subjects: Sequence[Run | VDM],
+    data: Data | None,
+    split: str | None,
+    limit: int | None,
+    condition: str,
+    vdms: Sequence[VDM],
+) -> tuple[list[Split], list[str]]:
+    """Return the examples for each of the models, and notes of one line each."""
+    runs = [each for each in subjects if isinstance(each, Run)]
     if isinstance(data, str | Path | None):
         if not runs:
             raise InputError(
@@ -100,29 +166,15 @@ def compare(
         left = iter(of_runs)
         splits = [next(left) if isinstance(each, Run) else of_runs[0] for each in subjects]
     else:
-        examples = _in_memory(data, vdms[0], split)
+        examples = in_memory(data, vdms[0].shape, vdms[0].levels, split)
         examples = examples if limit is None else examples.sample(limit)
-        if condition == "none" or (examples.conditions is None and examples.degradation is None):
+        if condition == "none" or not has_conditions(examples):
             for run in runs:
                 check_free(run)
         splits, notes = [examples] * len(vdms), list(_seen(runs, _digests(examples)))
     if condition == "none":
-        splits = [_unconditional(each) for each in splits]
-    return compare_models(
-        vdms,
-        [
-            each if vdm.condition is not None else _unconditional(each)
-            for vdm, each in zip(vdms, splits, strict=True)
-        ],
-        estimator,
-        names=names,
-        rounds=rounds,
-        target_error=target_se,
-        batch_size=batch_size,
-        seed=seed,
-        notes=notes,
-        progress=progress,
-    )
+        splits = [without_conditions(each) for each in splits]
+    return splits, notes
 
 
 def common_examples(
@@ -225,27 +277,6 @@ def _parted(given: Sequence[Run | VDM | Data]) -> tuple[list[Run | VDM], Data | 
                 "then the data, as in compare(Run.open('a'), Run.open('b'), data)"
             )
     return subjects, data
-
-
-def _in_memory(data: np.ndarray | Tensor | Split | Dataset, vdm: VDM, split: str | None) -> Split:
-    """Return examples in memory as a split, of the model's kind."""
-    if isinstance(data, Dataset):
-        data = data.splits[split] if split is not None else data.everything()
-    elif split is not None:
-        raise InputError(f"split = '{split}': these examples are one split; leave it out")
-    levels = levels_of(vdm)
-    if not isinstance(data, Split):
-        return examples_of(data, vdm.shape, levels)
-    if data.shape != vdm.shape or data.levels != levels:
-        raise InputError(
-            f"data has shape {data.shape} and levels {data.levels}: "
-            f"the models take shape {vdm.shape} and levels {levels}"
-        )
-    return data
-
-
-def _unconditional(split: Split) -> Split:
-    return replace(split, conditions=None, degradation=None)
 
 
 def names_of(subjects: Sequence[Run | VDM]) -> list[str]:

@@ -30,10 +30,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -42,8 +43,11 @@ from variational_diffusion.config import RunConfig
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import NoiseErrors
 from variational_diffusion.machine.distributed import Place, gathered, here, laid_out_as
+from variational_diffusion.machine.execution import Execution
+from variational_diffusion.machine.progress import Listener
 from variational_diffusion.model import VDM, build
 from variational_diffusion.networks import VarianceHead
+from variational_diffusion.sampling import DEFAULT_STEPS
 from variational_diffusion.storage import json_lines
 from variational_diffusion.storage.files import atomic
 from variational_diffusion.storage.tensors import read_metadata, read_tensors, write_tensors
@@ -266,6 +270,69 @@ class Run:
         vdm = build(self.config.model)
         _load(vdm, read_tensors(path)[0], path)
         return vdm.eval().requires_grad_(False)
+
+    def model(self, weights: str = "ema", **execution: Any) -> VDM:
+        """Return the trained model, in evaluation mode, set up to compute.
+
+        Args:
+            weights: "ema", "raw", "best" or another name.
+            execution: as at `evaluate`: device, precision, compile, channels_last.
+        """
+        return self.load(weights).prepare(Execution(**execution))
+
+    def sample(
+        self,
+        n: int,
+        *,
+        steps: int = DEFAULT_STEPS,
+        seed: int = 0,
+        sampler: str | None = None,
+        label: str | Sequence[str] | None = None,
+        guidance: float = 1.0,
+        weights: str = "ema",
+        progress: bool | Listener = False,
+        **options: Any,
+    ) -> np.ndarray:
+        """Draw samples; `vdm sample` draws the same.
+
+        Args:
+            n: how many.
+            steps: of the sampler. sampler: a name of `SAMPLERS`; None: "sde-dpmpp-2m" for images,
+                "unipc" for vectors.
+            seed: of the draw; one seed gives the same samples.
+            label: class of the samples, or several that take turns; None: drawn by their shares of
+                the training data.
+            guidance: weight of the condition; 1 is the model's own.
+            weights, progress: as at `evaluate`.
+            options: grid, variance, eta, stop_early, clip, condition, conditions,
+                guidance_interval, as the options of `vdm sample`; and those of `Execution`.
+
+        Returns:
+            Samples in the data's own domain, shape (n, *shape).
+
+        Raises:
+            InputError: for what this model cannot be sampled by or given.
+        """
+        from variational_diffusion.run.samples import sample_run  # noqa: PLC0415 (it imports this)
+
+        return sample_run(
+            self,
+            n,
+            steps=steps,
+            seed=seed,
+            sampler=sampler,
+            label=label,
+            guidance=guidance,
+            weights=weights,
+            progress=progress,
+            **options,
+        ).values
+
+    def __repr__(self) -> str:
+        model = self.config.model
+        shape = "x".join(map(str, model.shape))
+        network, data = model.network.name, self.config.data.source
+        return f"Run('{self.path}': {network} of {shape}, data {data})"
 
     def save_weights(self, name: str, vdm: VDM, metadata: Mapping[str, str]) -> Path:
         """Write weights under a name that begins with "ema-", for `load`; return the file."""

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Dataset, Split, open_dataset
+from variational_diffusion.data.values import examples_of
 from variational_diffusion.errors import InputError
+from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
+
+Data = str | Path | np.ndarray | Tensor | Split | Dataset
+"""What can be measured: what the command line calls DATA, or examples in memory."""
 
 _NOT_STREAMED = {
     name: DataConfig.model_fields[name].default
@@ -38,6 +49,73 @@ def chosen_examples(
     else:
         chosen = dataset.splits[split or "test"]
     return chosen if limit is None else chosen.sample(limit)
+
+
+def examples_for(
+    subject: Run | VDM,
+    data: Data | None,
+    split: str | None,
+    limit: int | None,
+    *,
+    condition: str = "own",
+) -> Split:
+    """Return the examples that a call names, of the kind that a run or a model takes.
+
+    data: None for a run's own; otherwise see `Data`. The other arguments are those of
+    `chosen_examples`. Examples in memory have no conditions but those that a `Split` holds.
+    """
+    if isinstance(data, str | Path | None):
+        if isinstance(subject, Run):
+            return chosen_examples(
+                subject, None if data is None else str(data), split, limit, condition=condition
+            )
+        if data is None:
+            raise InputError(
+                "data = None: a model without a run needs examples; give an array, a tensor, a "
+                "split or what the command line calls DATA"
+            )
+        data = open_dataset(DataConfig(source=str(data), levels=subject.levels))
+    if isinstance(subject, Run):
+        shape, levels = subject.config.model.shape, subject.config.data.levels
+        given = subject.config.model.condition is not None
+    else:
+        shape, levels, given = subject.shape, subject.levels, subject.condition is not None
+    examples = in_memory(data, shape, levels, split)
+    examples = examples if limit is None else examples.sample(limit)
+    if isinstance(subject, Run) and given and not has_conditions(examples):
+        check_free(subject)
+    return without_conditions(examples) if condition == "none" else examples
+
+
+def in_memory(
+    data: np.ndarray | Tensor | Split | Dataset,
+    shape: tuple[int, ...],
+    levels: int | None,
+    split: str | None = None,
+) -> Split:
+    """Return examples in memory as a split, of the kind of a model of this shape and levels."""
+    if isinstance(data, Dataset):
+        data = data.splits[split] if split is not None else data.everything()
+    elif split is not None:
+        raise InputError(f"split = '{split}': these examples are one split; leave it out")
+    if not isinstance(data, Split):
+        return examples_of(data, shape, levels)
+    if data.shape != shape or data.levels != levels:
+        raise InputError(
+            f"data has shape {data.shape} and levels {data.levels}: "
+            f"the model takes shape {shape} and levels {levels}"
+        )
+    return data
+
+
+def has_conditions(split: Split) -> bool:
+    """Return whether examples come with their conditions."""
+    return split.conditions is not None or split.degradation is not None
+
+
+def without_conditions(split: Split) -> Split:
+    """Return the examples without their conditions."""
+    return replace(split, conditions=None, degradation=None)
 
 
 def own_data(run: Run, *, condition: str = "own") -> Dataset:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from variational_diffusion.config import DataConfig, validated
-from variational_diffusion.data.beside import DEGRADATIONS
+if TYPE_CHECKING:
+    from variational_diffusion.config import DataConfig
+    from variational_diffusion.machine.distributed import Place
+
+COMPILE_MODES = ("off", "default", "cuda-graphs")
+PRECISIONS = ("auto", "float32", "bfloat16")
+DEGRADATIONS = (
+    "grey",
+    "coarse-2",
+    "coarse-4",
+    "coarse-8",
+    "hidden-centre",
+    "hidden-right",
+    "hidden-bottom",
+    "hidden-anywhere",
+)
+"""As in `machine.execution` and `data.beside`, which import torch; a test compares them."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -111,18 +127,74 @@ def data_options(command: Command) -> Command:
 
 def data_config(source: str, options: dict[str, Any]) -> DataConfig:
     """Take the options of `data_options` out of a command's arguments."""
+    from variational_diffusion.config import DataConfig, validated
+
     names = DataConfig.model_fields.keys() - {"source"}
     return validated(DataConfig, {"source": source, **{name: options.pop(name) for name in names}})
 
 
 def device_options(command: Command) -> Command:
-    """Add --device and --threads; `use_device` acts on them."""
+    """Add --device and --threads."""
     for option in (
         click.option("--threads", type=click.IntRange(1), help="CPU threads."),
         click.option("--device", default="auto", help="cpu, cuda, cuda:1, …; auto: cuda if any."),
     ):
         command = option(command)
     return command
+
+
+def speed_options(command: Command) -> Command:
+    """Add --compile and --channels-last, for a model that stays as it is."""
+    return _compile_option(COMPILE_MODES[:2])(_channels_last(command))
+
+
+def training_speed_options(command: Command) -> Command:
+    """Add what `speed_options` does, --compile cuda-graphs and --precision."""
+    precision = click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="auto",
+        help="Of the network's products in training; auto: bfloat16 where the device has units or "
+        "instructions for it.",
+    )
+    return _compile_option(COMPILE_MODES)(_channels_last(precision(command)))
+
+
+def _compile_option(modes: Sequence[str]) -> Callable[[Command], Command]:
+    return click.option(
+        "--compile",
+        type=click.Choice(modes),
+        default="off",
+        help="Compile the network: a minute at the start, faster steps (docs/performance.md).",
+    )
+
+
+_channels_last = click.option(
+    "--channels-last",
+    is_flag=True,
+    help="Keep the channels of a pixel side by side: faster for some networks "
+    "(docs/performance.md).",
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def seed_option(what: str) -> Callable[[Command], Command]:
+    """Add --seed; what: it is of."""
+    return click.option("--seed", type=click.IntRange(0), default=0, help=f"Seed of {what}.")
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Place]:
+    """Join the processes that torchrun started, for a command that shares out its work.
+
+    What is not the leading process prints nothing: it leaves the block by `Place.leads`.
+    """
+    from variational_diffusion.machine.distributed import DAYS, processes
+    from variational_diffusion.machine.execution import Execution
+
+    with processes(Execution(device).target(), DAYS) as place:
+        yield place
 
 
 def weights_option(command: Command) -> Command:

@@ -7,14 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
-from variational_diffusion.machine.progress import Progress as Told
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from variational_diffusion.machine.progress import Progress as Told
 
 _LINE_INTERVAL = 10.0  # seconds between two lines of progress in a pipe
 _BAR_INTERVAL = 0.2  # seconds between two changes of the bar
@@ -27,6 +27,9 @@ class Meter:
     """
 
     def __init__(self, title: str, unit: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
         self.title, self.unit = title, unit
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
@@ -124,6 +127,9 @@ def print_table(
 
     numbers: whether there are numbers in all columns but the first, which stand to the right.
     """
+    from rich.console import Console
+    from rich.table import Table
+
     click.echo(title)
     table = Table(show_header=any(columns))
     for i, column in enumerate(columns):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,8 +14,12 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether SIGINT or SIGTERM has come.
 
     The first signal only sets the answer, so that the work can end where it is whole; a second one
-    interrupts at once, as it would have without us.
+    interrupts at once, as it would have without us. Python lets the main thread alone hear signals;
+    in another the answer is always no.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
     came = False
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

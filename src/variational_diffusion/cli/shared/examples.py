@@ -1,4 +1,4 @@
-"""--split, --limit and --condition: which examples of a run a command takes; see `examples`."""
+"""--split, --limit, --condition and --label: which examples, and what the model is given."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from variational_diffusion.data import SPLITS
+SPLITS = ("train", "validation", "test")
+"""As in `data`, which imports torch; a test compares them."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -27,7 +28,7 @@ def choice_options(command: Command) -> Command:
         ),
         click.option(
             "--split",
-            type=click.Choice(list(SPLITS)),
+            type=click.Choice(SPLITS),
             help="Which examples (default: test; with DATA, all of them).",
         ),
     ):
@@ -43,3 +44,32 @@ def condition_option(command: Command) -> Command:
         default="own",
         help="Of a model with conditions: those of the examples (own, default), or none at all.",
     )(command)
+
+
+def given_options(command: Command) -> Command:
+    """Add the options that say what samples are given, as `Run.sample` takes them."""
+    for option in (
+        click.option(
+            "--guidance-interval",
+            type=float,
+            nargs=2,
+            metavar="LOW HIGH",
+            help="γ at which the guidance applies; default: everywhere.",
+        ),
+        click.option(
+            "--guidance",
+            type=click.FloatRange(0),
+            default=1.0,
+            help="Weight of the condition: 1, the default, is the model's own; 2 is sharper.",
+        ),
+        click.option("--conditions", help="Vectors or images to condition on, as an .npy array."),
+        click.option(
+            "--label",
+            multiple=True,
+            help="Class of the samples, or several that take turns; default: drawn by their "
+            "shares of the training data.",
+        ),
+        condition_option,
+    ):
+        command = option(command)
+    return command

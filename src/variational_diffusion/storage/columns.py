@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from variational_diffusion.data import Originals, Split
 from variational_diffusion.errors import InputError
-from variational_diffusion.storage.files import atomic, printable
+from variational_diffusion.storage.files import atomic
 
 ENDINGS = (".csv", ".parquet")
 
@@ -27,15 +26,6 @@ def write_columns(path: str | Path, columns: dict[str, np.ndarray]) -> None:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
-
-
-def file_column(split: Split) -> dict[str, np.ndarray]:
-    """Return a column with the names of image files, as paths in their folder; none of others."""
-    originals = Originals(split)
-    if len(split) == 0 or originals.names(np.arange(1)) is None:
-        return {}
-    names = originals.names(np.arange(len(split))) or []
-    return {"file": np.array([printable(name) for name in names])}
 
 
 def check_target(name: str, path: str | None, endings: tuple[str, ...]) -> None:

@@ -1,7 +1,8 @@
-"""What `vdm report` measures, with progress bars: one function a section, in a table."""
+"""What a report measures: one function a section, in a table."""
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import platform
@@ -9,24 +10,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from variational_diffusion.cli.conditioning import own_conditions
-from variational_diffusion.cli.console import Meter
-from variational_diffusion.cli.evaluate import evaluated
-from variational_diffusion.cli.sample import draw
-from variational_diffusion.cli.samplers import DEFAULTS, sampling_of
-from variational_diffusion.cli.schedule import measure_split
 from variational_diffusion.compression.baselines import code_lengths
 from variational_diffusion.data import Dataset, Split
 from variational_diffusion.errors import InputError
 from variational_diffusion.images.pictures import is_image
-from variational_diffusion.likelihood import ContinuousBound, bits_of_entries, example_columns
+from variational_diffusion.likelihood import bits_of_entries
 from variational_diffusion.likelihood.loss_profile import measured_variances, profile
 from variational_diffusion.machine.environment import processor, version
+from variational_diffusion.machine.execution import Execution
+from variational_diffusion.machine.progress import Listener, nothing, telling
 from variational_diffusion.model import VDM
 from variational_diffusion.quality import nearest
 from variational_diffusion.report import (
@@ -40,8 +38,9 @@ from variational_diffusion.run.examples import own_data
 from variational_diffusion.sampling import default_for
 from variational_diffusion.storage.tensors import read_metadata
 
+LOG = logging.getLogger(__name__)
+
 _SEED = 0
-_BINS = 100
 _TIMES = 401
 _FRAMES = 32
 _FILM_WIDTH = 240
@@ -60,13 +59,30 @@ _DRAWS_OF_MAPS = 16
 class Subject:
     """The run that a report is about; its model and its data are opened when they are needed."""
 
-    def __init__(self, run: Run, weights: str, device: torch.device) -> None:
-        self.run, self.weights, self.device = run, weights, device
+    def __init__(
+        self,
+        run: Run,
+        weights: str,
+        execution: Execution,
+        progress: bool | Listener = False,
+    ) -> None:
+        self.run, self.weights, self.execution = run, weights, execution
+        self.progress = progress
 
     @cached_property
-    def vdm(self) -> VDM:
+    def trained(self) -> Trained:
         """The model."""
-        return self.run.load(self.weights).to(self.device)
+        return Trained.open(self.run, self.weights, self.execution)
+
+    @property
+    def vdm(self) -> VDM:
+        """The model alone."""
+        return self.trained.vdm
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device that it computes on."""
+        return self.execution.target()
 
     @cached_property
     def data(self) -> Dataset:
@@ -174,38 +190,38 @@ def _schedule(subject: Subject, options: Options, before: Before) -> Section:
 
 
 def _samples(subject: Subject, options: Options, before: Before) -> Section:
-    shape = subject.run.config.model.shape
-    asked = {**DEFAULTS, "sampler": options["sampler"], "steps": options["steps"]}
-    model, sampler, gammas = sampling_of(subject.run, subject.vdm, subject.weights, asked)
-    samples, frames = draw(
-        model,
-        options["samples"],
-        sampler=sampler,
-        gammas=gammas,
+    shape, n = subject.run.config.model.shape, options["samples"]
+    found = sample(
+        subject.trained,
+        n,
+        sampler=options["sampler"],
+        steps=options["steps"],
         seed=_SEED,
         frames=_FRAMES if subject.images else 0,
-        given=own_conditions(subject.run, subject.vdm, options["samples"], _SEED),
+        progress=subject.progress,
     )
-    side = max(1, min(3, _FILM_WIDTH // shape[-1], math.isqrt(len(samples))))
-    levels = subject.run.config.data.levels
-    frames = frames[:, :, : side**2]  # z_t and its estimate of x, of the first samples
-    arrays = {"samples": _small(samples, levels), "frames": _small(frames, levels)}
+    side = max(1, min(3, _FILM_WIDTH // shape[-1], math.isqrt(n)))
+    levels = subject.vdm.levels
+    frames = found.frames[:, :, : side**2]  # z_t and its estimate of x, of the first samples
+    arrays = {"samples": _small(found.values, levels), "frames": _small(frames, levels)}
     return Section(arrays, {}, {})
 
 
 def _likelihood(subject: Subject, options: Options, before: Before) -> Section:
     split = subject.data.splits["test"].sample(options["examples"])
-    done = evaluated(subject.vdm, split, ContinuousBound(2), seed=_SEED)
-    if done.stopped:
-        raise KeyboardInterrupt
-    dimensions = subject.vdm.dimensions
-    levels = subject.run.config.data.levels
+    found = evaluate(subject.vdm, split, seed=_SEED, progress=subject.progress)
+    levels = subject.vdm.levels
     values = {
-        "summary": done.summary.as_json(),
+        "summary": found.summary.as_json(),
         "classical": {} if levels is None else code_lengths(split.read(), levels),
         "described": split.description,
     }
-    return Section(example_columns(*done.rounds, dimensions=dimensions), values, {})
+    columns = {
+        name: torch.from_numpy(column)
+        for name, column in found.table.items()
+        if name not in ("example", "file")
+    }
+    return Section({"example": torch.arange(len(split)), **columns}, values, {})
 
 
 def compared(subject: Subject, paths: Sequence[str]) -> list[list[str]] | None:
@@ -233,16 +249,15 @@ def _weights_digest(run: Run, weights: str) -> str:
 
 def _comparison(subject: Subject, options: Options, before: Before) -> Section:
     others = [Run.open(path) for path, _ in options["compare"]]
-    with Meter("comparing", "examples") as meter:
-        found = compare(
-            subject.run,
-            *others,
-            limit=options["examples"],
-            weights=subject.weights,
-            device=subject.device,
-            seed=_SEED,
-            progress=meter.update,
-        )
+    found = compare(
+        subject.run,
+        *others,
+        limit=options["examples"],
+        weights=subject.weights,
+        device=subject.execution.device,
+        seed=_SEED,
+        progress=subject.progress,
+    )
     verdicts = [pair.verdict(found.names) for pair in found.pairs]
     values = found.as_json() | {"verdicts": verdicts, "interval_name": found.interval_name}
     return Section({"bits": found.bits}, values, {})
@@ -251,10 +266,16 @@ def _comparison(subject: Subject, options: Options, before: Before) -> Section:
 def _profile(subject: Subject, options: Options, before: Before) -> Section:
     schedule = subject.vdm.schedule
     test = subject.data.splits["test"]
-    errors = measure_split(subject.vdm, test, evaluations=options["evaluations"], seed=_SEED)
+    errors = measure_split(
+        subject.vdm,
+        test,
+        evaluations=options["evaluations"],
+        seed=_SEED,
+        progress=subject.progress,
+    )
     gamma_0, gamma_1 = schedule.end_points.tolist()
-    found = profile(errors, (gamma_0, gamma_1), bins=_BINS)
-    variance, spread = measured_variances(errors, (gamma_0, gamma_1), schedule, bins=_BINS)
+    found = profile(errors, (gamma_0, gamma_1), bins=BINS)
+    variance, spread = measured_variances(errors, (gamma_0, gamma_1), schedule, bins=BINS)
     names = ("mean", "mean_square", "low", "high")
     values = {
         "gamma_0": gamma_0,
@@ -273,7 +294,9 @@ def _neighbours(subject: Subject, options: Options, before: Before) -> Section:
     test = subject.data.splits["test"].sample(len(samples))
     both = _rows(torch.cat([samples, test.__getitems__(np.arange(len(test)))]))
     centre = both.mean(0)  # about which large offsets cost no digits
-    positions, distances = nearest(both - centre, _parts(searched, centre), _NEIGHBOURS)
+    positions, distances = nearest(
+        both - centre, _parts(searched, centre, subject.progress), _NEIGHBOURS
+    )
     rms = torch.from_numpy(distances / math.sqrt(both.shape[1]))
     own, of_test = rms[: len(samples)], rms[len(samples) :]
     closest = own[:, 0].argsort()[: _CARDS if subject.images else 0]
@@ -290,13 +313,13 @@ def _neighbours(subject: Subject, options: Options, before: Before) -> Section:
     return Section(arrays, {"searched": searched.description}, {})
 
 
-def _parts(split: Split, centre: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield a split's examples as rows, with a progress bar."""
-    with Meter("searching", "examples") as meter:
+def _parts(split: Split, centre: np.ndarray, progress: bool | Listener) -> Iterator[np.ndarray]:
+    """Yield a split's examples as rows."""
+    with telling(progress, "searching", "examples") as tell:
         for first in range(0, len(split), _TOGETHER):
             last = min(first + _TOGETHER, len(split))
             yield _rows(split.__getitems__(np.arange(first, last))) - centre
-            meter.update(last / len(split), last, lambda: "")
+            tell(last / len(split), last, nothing)
 
 
 def _rows(examples: torch.Tensor) -> np.ndarray:
@@ -333,7 +356,7 @@ def _small(values: np.ndarray, levels: int | None) -> torch.Tensor:
 
 PARTS: dict[str, Part] = {
     "schedule": Part(_schedule, {}),
-    "samples": Part(_samples, {"samples": 64, "sampler": default_for, "steps": DEFAULTS["steps"]}),
+    "samples": Part(_samples, {"samples": 64, "sampler": default_for, "steps": DEFAULT_STEPS}),
     "likelihood": Part(_likelihood, {"examples": 1000}),
     "comparison": Part(_comparison, {"compare": None, "examples": 1000}),
     "profile": Part(_profile, {"evaluations": 20_000}),
@@ -341,3 +364,99 @@ PARTS: dict[str, Part] = {
     "examples": Part(_examples, {}, follows="likelihood"),
 }
 """In the order in which they are measured."""
+
+
+class Report(NamedTuple):
+    """A page about a run.
+
+    measured: the sections that were measured for it. left_out: those that are missing. notes: why,
+    a line each. seconds: that all of it took.
+    """
+
+    path: Path
+    measured: list[str]
+    left_out: list[str]
+    notes: list[str]
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `vdm report --json` prints."""
+        return {
+            "report": str(self.path),
+            "bytes": self.path.stat().st_size,
+            "seconds": self.seconds,
+            "measured": self.measured,
+            "left_out": self.left_out,
+        }
+
+
+def report(
+    run: Run | str | Path,
+    out: str | Path | None = None,
+    *,
+    examples: int | None = None,
+    samples: int | None = None,
+    sampler: str | None = None,
+    steps: int | None = None,
+    evaluations: int | None = None,
+    training_examples: int | None = None,
+    compare: Sequence[str] = (),
+    refresh: bool = False,
+    weights: str = "ema",
+    progress: bool | Listener = False,
+    **execution: Any,
+) -> Report:
+    """Write a page about a run's model: figures, samples, likelihoods, how to repeat them.
+
+    The page is one file, which loads nothing and runs no script. What is measured for it is kept
+    in the run, and measured again when the weights have changed or an argument asks for another
+    number; what is None takes what there is, or else the default.
+
+    Args:
+        run: a run, or its directory.
+        out: name of the page; None: report.html in the run.
+        examples: test examples that the bits per dimension are of (default 1000).
+        samples, sampler, steps: to draw (default 64), by which sampler, in how many steps.
+        evaluations: of the network for the loss profile (default 20,000).
+        training_examples: that the samples are compared with (default 60,000).
+        compare: other runs to compare with, by the same test examples.
+        refresh: measure everything again.
+        weights, progress, execution: as at `evaluate`.
+
+    Returns:
+        A `Report`: `.path`, `.measured`, `.notes`.
+
+    Raises:
+        InputError: for a page that cannot be written there.
+    """
+    start = time.monotonic()
+    run = run if isinstance(run, Run) else Run.open(run)
+    path = run.path / "report.html" if out is None else Path(out)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"out = '{path}': give a name that ends in .html")
+    check_replaceable(path)
+    if sampler is not None:
+        named(sampler)  # refused before the work
+    carried = Execution(**execution)
+    with carried.begun():
+        subject = Subject(run, weights, carried, progress)
+        if not run.weights_path(weights).exists():
+            run.load(weights)  # it says what is there instead
+        others = compared(subject, compare)
+        asked = {
+            "examples": examples,
+            "samples": samples,
+            "sampler": sampler,
+            "steps": steps,
+            "evaluations": evaluations,
+            "training_examples": training_examples,
+            "compare": others,
+        }
+        sections, measured, notes = measured_sections(subject, asked, refresh=refresh)
+    for note in notes:
+        LOG.info(note)
+    recorded = run_evaluations.of_weights(run, weights)
+    page = render(run, weights, sections, notes=notes, evaluations=recorded)
+    write_page(page, path)
+    left_out = [name for name in PARTS if name not in sections and (name != "comparison" or others)]
+    return Report(path, measured, left_out, notes, time.monotonic() - start)

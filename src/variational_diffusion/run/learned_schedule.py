@@ -1,0 +1,153 @@
+"""What the noise schedule of a run has learned: what `vdm schedule` measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from variational_diffusion.data import Split
+from variational_diffusion.likelihood.loss_profile import (
+    GROUPS,
+    Errors,
+    Profile,
+    Variances,
+    measure,
+    measured_variances,
+    profile,
+)
+from variational_diffusion.machine.execution import Execution
+from variational_diffusion.machine.progress import Listener
+from variational_diffusion.model import VDM
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import Data, examples_for
+from variational_diffusion.run.noise_errors import to_measure
+from variational_diffusion.run.trained import Trained
+
+BINS = 100
+_BATCH = 200
+_TIMES = 401
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedSchedule:
+    """The noise schedule of a run's model, and what it makes of the loss.
+
+    Attributes:
+        t, gamma: γ(t) at times from 0 to 1, arrays of one length.
+        profile: the loss m(γ) of the model.
+        variances, errors: of the diffusion term's estimate, (bits/dim)², under the learned schedule
+            and others with the same end points, and their standard errors.
+        examples: that it was measured on. vdm: the model. weights: their name.
+    """
+
+    t: np.ndarray
+    gamma: np.ndarray
+    profile: Profile
+    variances: Variances
+    errors: Variances
+    examples: Split
+    vdm: VDM
+    weights: str
+
+    @property
+    def end_points(self) -> tuple[float, float]:
+        """γ_0 and γ_1."""
+        gamma_0, gamma_1 = self.vdm.schedule.end_points.tolist()
+        return gamma_0, gamma_1
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw γ(t) on matplotlib axes, new ones for None; return the axes."""
+        if ax is None:
+            from matplotlib import pyplot  # noqa: PLC0415 (only here)
+
+            _, ax = pyplot.subplots()
+        ax.plot(self.t, self.gamma)
+        ax.set_xlabel("t")
+        ax.set_ylabel("γ(t)")
+        return ax
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `vdm schedule --json` prints."""
+        gamma_0, gamma_1 = self.end_points
+        return {
+            "gamma_0": gamma_0,
+            "gamma_1": gamma_1,
+            "variance": self.variances._asdict(),
+            "standard_error": self.errors._asdict(),
+            "diffusion": self.profile.diffusion,
+            "evaluations": self.profile.evaluations,
+            "weights": self.weights,
+            **self.examples.as_json(),
+        }
+
+
+def schedule(
+    run: Run | str | Path,
+    data: Data | None = None,
+    *,
+    evaluations: int = 20_000,
+    split: str | None = None,
+    limit: int | None = None,
+    weights: str = "ema",
+    seed: int = 0,
+    progress: bool | Listener = False,
+    **execution: Any,
+) -> LearnedSchedule:
+    """Measure the loss m(γ) of a run's model, and what its noise schedule makes of it.
+
+    `vdm schedule` gives the same figures.
+
+    Args:
+        run: a run, or its directory.
+        data: as at `evaluate`; None: the run's own test examples.
+        evaluations: of the network, 2,000 or more.
+        split, limit, weights, seed, progress: as at `evaluate`.
+        execution: as at `evaluate`.
+
+    Returns:
+        A `LearnedSchedule`: `.gamma` over `.t`, `.profile`, `.variances`, `.plot(ax)`.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    carried = Execution(**execution)
+    with carried.begun():
+        vdm = Trained.open(run, weights, carried).vdm
+        examples = examples_for(run, data, split, limit)
+        found = measure_split(vdm, examples, evaluations=evaluations, seed=seed, progress=progress)
+        gamma_0, gamma_1 = vdm.schedule.end_points.tolist()
+        values, spread = measured_variances(found, (gamma_0, gamma_1), vdm.schedule, bins=BINS)
+        t = torch.linspace(0, 1, _TIMES, dtype=vdm.dtype, device=vdm.device)
+        with torch.no_grad():
+            gamma = vdm.schedule(t).cpu().numpy()
+    return LearnedSchedule(
+        t=t.cpu().numpy(),
+        gamma=gamma,
+        profile=profile(found, (gamma_0, gamma_1), bins=BINS),
+        variances=values,
+        errors=spread,
+        examples=examples,
+        vdm=vdm,
+        weights=weights,
+    )
+
+
+def measure_split(
+    vdm: VDM,
+    split: Split,
+    *,
+    evaluations: int,
+    seed: int = 0,
+    progress: bool | Listener = False,
+) -> list[Errors]:
+    """Measure m(γ) on a split, as `measured_variances` takes it."""
+    generator = torch.Generator(vdm.device).manual_seed(seed)
+    size = min(_BATCH, -(-evaluations // GROUPS))
+    count = -(-evaluations // size)
+    batches = to_measure(split, size, count, "measuring", seed, GROUPS, progress=progress)
+    return list(measure(vdm, batches, generator=generator))

@@ -1,0 +1,117 @@
+"""Anomaly scores of examples under a run: what `vdm score` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from variational_diffusion import anomaly
+from variational_diffusion.anomaly import Scored, calibration_needed, check_reference
+from variational_diffusion.data import Split
+from variational_diffusion.errors import InputError
+from variational_diffusion.machine.execution import Execution
+from variational_diffusion.machine.progress import Listener, telling
+from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import Data, check_free, examples_for, own_data
+from variational_diffusion.run.trained import Trained
+
+_REFERENCE = 1000
+FALSE_ALARMS = 0.01
+
+
+def score(
+    run: Run | str | Path,
+    data: Data | None = None,
+    *,
+    score: str = "combined",
+    false_alarms: float | None = None,
+    fdr: float | None = None,
+    reference: int | None = None,
+    draws: int = 2,
+    split: str | None = None,
+    limit: int | None = None,
+    condition: str = "own",
+    weights: str = "ema",
+    seed: int = 0,
+    progress: bool | Listener = False,
+    **execution: Any,
+) -> Scored:
+    """Score how anomalous examples are to a run's model, with p-values.
+
+    The p-value of an example is the share of held-out examples of the training kind that are as
+    anomalous or more. `vdm score` gives the same figures.
+
+    Args:
+        run: a run, or its directory.
+        data: as at `evaluate`; None: every example of the run's own data.
+        score: a name of `anomaly.SCORES`, of which the p-values are.
+        false_alarms: mark examples with p-values up to this rate (default 0.01).
+        fdr: mark by Benjamini and Hochberg instead, so that at most this share of the marked
+            examples is normal.
+        reference: so many validation examples of the run fit and calibrate the score; None: 1000,
+            or more where `false_alarms` takes more.
+        draws: evaluations of the network in each of 16 bands of γ.
+        split, limit, condition, weights, seed, progress: as at `evaluate`.
+        execution: as at `evaluate`.
+
+    Returns:
+        A `Scored`: `.score`, `.p_value`, `.marked`, `.names`, one entry an example; `.order`.
+
+    Raises:
+        InputError: for an unknown score or rate, and for too few held-out examples.
+    """
+    if false_alarms is not None and fdr is not None:
+        raise InputError(f"false_alarms = {false_alarms:g}, fdr = {fdr:g}: give one of the two")
+    rate = FALSE_ALARMS if false_alarms is None else false_alarms
+    run = run if isinstance(run, Run) else Run.open(run)
+    carried = Execution(**execution)
+    with carried.begun():
+        trained = Trained.open(run, weights, carried)
+        if condition == "none":
+            check_free(run)
+        count = reference or max(_REFERENCE, 2 * calibration_needed(rate))
+        own = own_data(run, condition=condition)
+        held_out = own.splits["validation"].sample(count)
+        if data is None or (isinstance(data, str | Path) and _is_same(data, run)):
+            parts = drawn(own.splits if split is None else {split: own.splits[split]}, limit)
+        else:
+            parts = {"": examples_for(run, data, split, limit, condition=condition)}
+        check_reference(
+            score, len(held_out), discrete=held_out.levels is not None, false_alarms=false_alarms
+        )
+        with telling(progress, "scoring", "examples") as tell:
+            return anomaly.score(
+                trained.vdm,
+                parts,
+                held_out,
+                score,
+                false_alarms=rate,
+                fdr=fdr,
+                draws=draws,
+                seed=seed,
+                progress=lambda done, total, bits: tell(
+                    done / total, done, lambda: f"{bits:.3f} bits/dim"
+                ),
+            )
+
+
+def drawn(parts: Mapping[str, Split], limit: int | None) -> dict[str, Split]:
+    """Return so many examples of several splits, drawn at random out of all with seed 0."""
+    sizes = [len(part) for part in parts.values()]
+    if limit is None or limit >= sum(sizes):
+        return dict(parts)
+    counts = np.random.default_rng(0).multivariate_hypergeometric(sizes, limit)
+    return {
+        label: part.sample(int(n))
+        for (label, part), n in zip(parts.items(), counts, strict=True)
+        if n > 0
+    }
+
+
+def _is_same(data: str | Path, run: Run) -> bool:
+    """Tell whether DATA is what the run was trained on, by its name or its path."""
+    source = run.config.data.source
+    return str(data) == source or Path(data).expanduser().resolve() == Path(source)
