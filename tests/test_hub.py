@@ -209,7 +209,7 @@ class Hub:
 
 def test_export_and_push_write_the_same_folder(digits_run, tmp_path, monkeypatch, capsys):
     evaluate = ["evaluate", str(digits_run), "--limit", "20", "--seed", "3", "--threads", "1"]
-    assert run([*evaluate, "--per-example", str(tmp_path / "rows.csv")]) == 0
+    assert run([*evaluate, "--table", str(tmp_path / "rows.csv")]) == 0
     assert run(["export", str(digits_run), "--hub", str(tmp_path / "model")]) == 0
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| digits | 20 of 297 test examples, drawn with seed 0 | vlb |" in card

@@ -113,7 +113,7 @@ def plan(
         )
 
     chosen = "bfloat16" if precision == "auto" else precision
-    layout = {"devices": devices, "sharding": sharding, "passes": accumulate}
+    layout: dict[str, Any] = {"devices": devices, "sharding": sharding, "passes": accumulate}
     step = count(chosen, batch)
     found = {name: estimate(step, HARDWARE[name], **layout) for name in hardware}
     compared = None
