@@ -19,13 +19,12 @@ from dataclasses import replace
 
 import click
 import numpy as np
-from common import log_option, markdown, report, threads_option
+from common import device_of, log_option, markdown, report, threads_option
 from PIL import Image, ImageFilter
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from variational_diffusion.anomaly import SCORES, Profiles, Reference, measured, score
-from variational_diffusion.cli.devices import use_device
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.arrays import ArraySource
@@ -56,7 +55,7 @@ def main(
     log: bool,
 ) -> None:
     """Score a RUN's test images and foreign ones of the same number and size."""
-    device = use_device("auto", threads)
+    device = device_of(threads)
     opened = Run.open(run)
     vdm = opened.load().to(device)
     splits = open_dataset(opened.config.data).splits

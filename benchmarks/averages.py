@@ -16,8 +16,8 @@ import click
 import torch
 from common import markdown, median_ratio, opened, report, run_options
 
-from variational_diffusion.cli.devices import speed_up
 from variational_diffusion.data.loader import training_batches
+from variational_diffusion.machine.execution import Execution
 from variational_diffusion.model import build
 from variational_diffusion.run.directory import Run
 from variational_diffusion.training import TrainingState, fit
@@ -33,7 +33,7 @@ def main(
     repeats: int,
     threads: int,
     log: bool,
-    compile_mode: str,
+    compile: str,
     precision: str,
     channels_last: bool,
     **options: Any,
@@ -43,7 +43,9 @@ def main(
     dataset, configured = opened(data, options)
     config = configured(steps=10**6)
     state = TrainingState.start(build(config.model), config.training)
-    speed_up(state.vdm, compile_mode=compile_mode, precision=precision, channels_last=channels_last)
+    state.vdm.prepare(
+        Execution("cpu", precision=precision, compile=compile, channels_last=channels_last)
+    )
     stream = training_batches(dataset.splits["train"], config.training.batch_size, 0)
     steps = fit(state, stream, config.training)
     averages = state.power_averages

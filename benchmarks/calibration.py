@@ -17,13 +17,11 @@ from functools import cache
 import click
 import numpy as np
 import torch
-from common import log_option, markdown, report, threads_option
+from common import device_of, log_option, markdown, report, threads_option
 from exact import Mixture, exact_model
 
 from variational_diffusion import objective, process
 from variational_diffusion.anomaly import SCORES, Profiles, Reference, profiles
-from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.schedule import measure_split
 from variational_diffusion.data import Split
 from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.grids import Gammas, uniform_in_time
@@ -48,6 +46,7 @@ from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, derived_seed, t_quantile
 from variational_diffusion.quality import Pixels
 from variational_diffusion.quality import Reference as Examples
+from variational_diffusion.run.learned_schedule import measure_split
 
 Row = list[object]
 """Figure, case, what is claimed, what was found."""
@@ -476,7 +475,7 @@ STUDIES: dict[str, Callable[[int, int], Iterator[Row]]] = {
 @log_option
 def main(repeats: int, only: tuple[str, ...], seed: int, threads: int, log: bool) -> None:
     """Repeat every figure with new draws and new examples."""
-    use_device("cpu", threads)
+    device_of(threads, "cpu")
     rows: list[Row] = []
     for name in only or STUDIES:
         for row in STUDIES[name](repeats, seed):

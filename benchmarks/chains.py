@@ -17,12 +17,10 @@ from itertools import product
 
 import click
 import torch
-from common import log_option, markdown, report, threads_option
+from common import device_of, log_option, markdown, report, threads_option
 
-from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.grids import GRIDS, VARIANCES, expected_diffusion, step_grid
-from variational_diffusion.likelihood import ContinuousBound, DiscreteBound
+from variational_diffusion.likelihood import ContinuousBound, DiscreteBound, evaluate_rounds
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples
@@ -40,7 +38,7 @@ def main(
     run: str, counts: tuple[int, ...], laid: tuple[str, ...], limit: int, threads: int, log: bool
 ) -> None:
     """Compare the chains of a RUN."""
-    device = use_device("auto", threads)
+    device = device_of(threads)
     opened = Run.open(run)
     vdm = opened.load().to(device)
     variances = VARIANCES if opened.head() is not None else VARIANCES[:-1]
@@ -61,7 +59,7 @@ def bounds(
     def bits(
         model: VDM, estimator: ContinuousBound | DiscreteBound
     ) -> tuple[float, float, dict[str, float]]:
-        done = evaluated(model, examples, estimator, rounds=1)
+        done = evaluate_rounds(model, examples, estimator, rounds=1)
         found = done.summary
         return found.bits_per_dim, found.standard_error, found.terms
 

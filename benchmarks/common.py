@@ -16,11 +16,16 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from variational_diffusion.cli.devices import training_speed_options
-from variational_diffusion.cli.shared.options import data_config, data_options
+from variational_diffusion.cli.shared.options import (
+    data_config,
+    data_options,
+    training_speed_options,
+)
 from variational_diffusion.cli.train import parsed_settings
 from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset, open_dataset
+from variational_diffusion.machine.execution import Execution
+from variational_diffusion.machine.memory import keep_freed_memory
 from variational_diffusion.presets import configure
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -68,6 +73,14 @@ def opened(data: str, options: dict[str, Any]) -> tuple[Dataset, Callable[..., R
         )
 
     return dataset, configured
+
+
+def device_of(threads: int | None, name: str = "auto") -> torch.device:
+    """Set the number of CPU threads for this process; return the device."""
+    keep_freed_memory()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return Execution(name).target()
 
 
 def machine() -> str:

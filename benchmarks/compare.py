@@ -1,4 +1,4 @@
-"""The figure of docs/compare.md, from what `vdm compare a b --per-example bits.csv` wrote.
+"""The figure of docs/compare.md, from what `vdm compare a b --table bits.csv` wrote.
 
 python benchmarks/compare.py bits.csv figure.png
 """

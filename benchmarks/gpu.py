@@ -19,10 +19,10 @@ import torch
 from common import log_option, markdown, report, threads_option
 from torch.utils.flop_counter import FlopCounterMode
 
-from variational_diffusion.cli.devices import COMPILE_MODES, speed_up
 from variational_diffusion.config import TrainingConfig, validated
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.machine.cuda_graphs import Recorded
+from variational_diffusion.machine.execution import COMPILE_MODES, Execution
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.presets import PRESETS
@@ -104,7 +104,7 @@ def measured(
         step(z)
 
     flops = operations(train), operations(lambda: reverse(z))
-    speed_up(vdm, compile_mode=mode, precision=precision)
+    vdm.prepare(Execution(str(device), precision=precision, compile=mode))
     speeds = rate(train, s, device), rate(sample, s, device)
     return (
         batch,

@@ -17,24 +17,23 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from common import log_option, markdown, report, threads_option
+from common import device_of, log_option, markdown, report, threads_option
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from variational_diffusion.cli.conditioning import Given
 
-from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.evaluate import evaluate_split
-from variational_diffusion.cli.sample import draw
-from variational_diffusion.cli.shared.sampling import sampling_of, sampling_options
+from variational_diffusion.cli.shared.sampling import sampling_options
 from variational_diffusion.conditions import parted
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.loader import batch_positions, ordered_batches
-from variational_diffusion.likelihood import ContinuousBound
+from variational_diffusion.likelihood import ContinuousBound, evaluate_rounds
 from variational_diffusion.likelihood.classification import class_bounds, labels_of, probabilities
 from variational_diffusion.quality.features import in_unit_range
+from variational_diffusion.run.conditions import Given
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples
+from variational_diffusion.run.samples import draw, sampling_of
+from variational_diffusion.run.trained import Trained
 
 
 @click.command()
@@ -61,7 +60,7 @@ def main(
     **options: Any,
 ) -> None:
     """Measure what a RUN with labels makes of them."""
-    device = use_device("auto", threads)
+    device = device_of(threads)
     opened = Run.open(run)
     vdm = opened.load().to(device)
     names = labels_of(vdm).names
@@ -77,9 +76,9 @@ def main(
     click.echo(markdown(["", ""], rows), err=True)
     for weight in weights:
         asked = torch.arange(count) % len(names)
-        model, sampler, gammas = sampling_of(opened, vdm, "ema", options)
+        by = sampling_of(Trained(opened, "ema", vdm), **options)
         given = Given(asked, weight)
-        samples, _ = draw(model, count, sampler=sampler, gammas=gammas, seed=0, given=given)
+        samples, _ = draw(by, count, seed=0, given=given)
         with torch.no_grad():
             parts = torch.from_numpy(samples).split(500)
             taken = torch.cat([judge(part).argmax(1) for part in parts])
@@ -91,9 +90,11 @@ def main(
         click.echo(markdown(["", ""], rows[-2:]), err=True)
 
     own, none = (
-        evaluate_split(
-            vdm, chosen_examples(opened, None, "test", limit, condition=condition), draws=8
-        )
+        evaluate_rounds(
+            vdm,
+            chosen_examples(opened, None, "test", limit, condition=condition),
+            ContinuousBound(8),
+        ).summary
         for condition in ("own", "none")
     )
     for name, summary in (("given the label", own), ("without it", none)):

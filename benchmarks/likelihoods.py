@@ -16,16 +16,15 @@ import time
 
 import click
 import torch
-from common import log_option, markdown, report, threads_option
+from common import device_of, log_option, markdown, report, threads_option
 
-from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.likelihood import (
     ContinuousBound,
     Estimator,
     ODELikelihood,
     default_probes,
+    evaluate_rounds,
     log_mean,
 )
 from variational_diffusion.numerics import bits_per_dim
@@ -53,7 +52,7 @@ def main(
     log: bool,
 ) -> None:
     """Compare the likelihoods of a RUN's test images."""
-    device = use_device("auto", threads)
+    device = device_of(threads)
     opened = Run.open(run)
     vdm = opened.load().to(device)
     examples = chosen_examples(opened, None, "test", limit)
@@ -61,7 +60,7 @@ def main(
 
     def bits(estimator: Estimator, name: str) -> torch.Tensor:
         begin = time.monotonic()
-        done = evaluated(vdm, examples, estimator, rounds=1, batch_size=batch_size)
+        done = evaluate_rounds(vdm, examples, estimator, rounds=1, batch_size=batch_size)
         (estimates,) = done.rounds
         found = bits_per_dim(torch.cat([e.total for e in estimates]), vdm.dimensions).cpu()
         evaluations = sum(e.evaluations for e in estimates) / len(estimates)

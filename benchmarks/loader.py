@@ -23,10 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from common import log_option, markdown, report, threads_option
+from common import device_of, log_option, markdown, report, threads_option
 from PIL import Image
 
-from variational_diffusion.cli.devices import use_device
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Dataset, open_dataset
 from variational_diffusion.data.loader import Batches, training_batches
@@ -57,7 +56,7 @@ def main(
     workers: int,
     device: str,
 ) -> None:
-    target = use_device(device, threads)
+    target = device_of(threads, device)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HF_DATASETS_CACHE"] = (

@@ -20,12 +20,11 @@ from collections.abc import Callable
 import click
 import numpy as np
 import torch
-from common import log_option, markdown, report, threads_option
+from common import device_of, log_option, markdown, report, threads_option
 from exact import Mixture, exact_model
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from variational_diffusion.cli.devices import use_device
 from variational_diffusion.decoders import Discretized, Gaussian
 from variational_diffusion.grids import Gammas, uniform_in_gamma
 from variational_diffusion.model import VDM
@@ -120,7 +119,7 @@ def main(
     log: bool,
 ) -> None:
     """Compare the default grids with ones that go all the way, for every number of levels."""
-    use_device("cpu", threads)
+    device_of(threads, "cpu")
     rows: list[list[object]] = []
     for kind in kinds:
         for text in counts:

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import click
 import numpy as np
-from common import log_option, markdown, report, threads_option
+from common import device_of, log_option, markdown, report, threads_option
 from scipy.ndimage import gaussian_filter
 
-from variational_diffusion.cli.devices import use_device
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.quality import (
@@ -49,7 +48,7 @@ def main(
     data: str, count: int, steps: int, wanted: tuple[str, ...], threads: int, log: bool
 ) -> None:
     """Compare the measures on DATA, which has labels."""
-    use_device("cpu", threads)
+    device_of(threads, "cpu")
     config = DataConfig(source=data)
     splits = open_dataset(config).splits
     train, levels = splits["train"], splits["train"].levels

@@ -24,10 +24,8 @@ from pathlib import Path
 
 import click
 import torch
-from common import log_option, markdown, report, threads_option
+from common import device_of, log_option, markdown, report, threads_option
 
-from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.evaluate import evaluated
 from variational_diffusion.compression.baselines import code_lengths
 from variational_diffusion.data import Split
 from variational_diffusion.likelihood import (
@@ -36,6 +34,7 @@ from variational_diffusion.likelihood import (
     Estimator,
     ImportanceWeighted,
     ODELikelihood,
+    evaluate_rounds,
     example_columns,
 )
 from variational_diffusion.model import VDM
@@ -76,7 +75,7 @@ def main(
     log: bool,
 ) -> None:
     """Measure the model in RUN on its test examples."""
-    device = use_device("auto", threads)
+    device = device_of(threads)
     opened = Run.open(run)
     vdm = opened.load().to(device)
     test = chosen_examples(opened, None, "test", None)
@@ -85,7 +84,7 @@ def main(
     def bits(
         estimator: Estimator, examples: Split, rounds: int | None = None, model: VDM = vdm
     ) -> tuple[torch.Tensor, float]:
-        done = evaluated(model, examples, estimator, rounds=rounds, batch_size=batch_size)
+        done = evaluate_rounds(model, examples, estimator, rounds=rounds, batch_size=batch_size)
         columns = example_columns(*done.rounds, dimensions=vdm.dimensions)
         return columns["bits_per_dim"], done.summary.standard_error
 

@@ -21,13 +21,10 @@ import click
 import numpy as np
 import torch
 from chains import bounds
-from common import log_option, markdown, median_ratio, report, threads_option
+from common import device_of, log_option, markdown, median_ratio, report, threads_option
 from torch import Tensor
 
 from variational_diffusion import process
-from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.quality import features_for
-from variational_diffusion.cli.sample import draw
 from variational_diffusion.data import open_dataset
 from variational_diffusion.decoders import UNSEEN, Discretized
 from variational_diffusion.grids import (
@@ -42,8 +39,10 @@ from variational_diffusion.model import VDM
 from variational_diffusion.quality import Estimate, Reference, combined
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.noise_errors import measured_errors
+from variational_diffusion.run.sample_quality import features_for
+from variational_diffusion.run.samples import Sampling, draw
 from variational_diffusion.run.trained import Trained
-from variational_diffusion.sampling import SAMPLERS, Multistep, Sampler
+from variational_diffusion.sampling import SAMPLERS, Multistep, Sampler, named
 
 _DRAWS_NOTHING = ["ddim", "dpmpp-2m", "dpmpp-3m", "unipc", "heun"]
 _EXACT = Multistep(3, corrected=True)
@@ -90,7 +89,7 @@ def main(
     log: bool,
 ) -> None:
     """Compare the samplers on the model of RUN, whose data have levels."""
-    device = use_device("auto", threads)
+    device = device_of(threads)
     opened = Run.open(run)
     vdm = opened.load().to(device)
     errors = measured_errors(Trained(opened, "ema", vdm))
@@ -139,14 +138,15 @@ def distances(
     reference = Reference(test.read(order), features, levels=opened.config.data.levels)
     if ancestral is None:
         gammas = uniform_in_time(vdm.schedule, ancestral_steps)
-        long, _ = draw(vdm, count, sampler="ancestral", gammas=gammas, seed=7)
+        long, _ = draw(Sampling(vdm, named("ancestral"), gammas, "ancestral"), count, seed=7)
     else:
         long = np.load(ancestral)[:count]
     standard = reference.distances(long)
     rows = [row(("ancestral", ancestral_steps, "time", 0.0), standard, standard)]
     for choice in chosen:
         name, steps, laid, share = choice
-        samples, _ = draw(vdm, count, sampler=name, gammas=grid(laid, steps, share), seed=11)
+        by = Sampling(vdm, named(name), grid(laid, steps, share), name)
+        samples, _ = draw(by, count, seed=11)
         rows.append(row(choice, reference.distances(samples), standard))
         print(rows[-1], flush=True)
     header = ["sampler", "steps", "grid", "from noise", *standard, "KID over the long chain's"]

@@ -23,15 +23,14 @@ from typing import NamedTuple
 import click
 import torch
 
-from variational_diffusion.cli.evaluate import evaluate_split
-from variational_diffusion.cli.schedule import measure_split
 from variational_diffusion.config import DataConfig, RunConfig
 from variational_diffusion.data import Dataset, open_dataset
 from variational_diffusion.data.loader import training_batches
-from variational_diffusion.likelihood import Summary
+from variational_diffusion.likelihood import Summary, evaluate_rounds
 from variational_diffusion.likelihood.loss_profile import Variances, measured_variances
 from variational_diffusion.model import build
 from variational_diffusion.presets import configure
+from variational_diffusion.run.learned_schedule import measure_split
 from variational_diffusion.training import TrainingState, fit
 
 VALIDATIONS = 10
@@ -68,12 +67,12 @@ def trained(config: RunConfig, dataset: Dataset) -> Result:
     curve = []
     for record in fit(state, stream, training):
         if record.step % (training.steps // VALIDATIONS) == 0:
-            value = evaluate_split(average, validation).bits_per_dim
+            value = evaluate_rounds(average, validation).summary.bits_per_dim
             curve.append(Validation(record.step, record.seconds, value))
     gamma_0, gamma_1 = average.schedule.end_points.tolist()
     measured = measure_split(average, test, evaluations=EVALUATIONS)
     found, _ = measured_variances(measured, (gamma_0, gamma_1), average.schedule)
-    return Result(curve, evaluate_split(average, test), (gamma_0, gamma_1), found)
+    return Result(curve, evaluate_rounds(average, test).summary, (gamma_0, gamma_1), found)
 
 
 def reached(target: float, curve: list[Validation]) -> tuple[float, float]:

@@ -18,11 +18,11 @@ from typing import Any
 
 import click
 import torch
-from common import markdown, opened, report, run_options
+from common import device_of, markdown, opened, report, run_options
 
-from variational_diffusion.cli.devices import speed_up, use_device
-from variational_diffusion.cli.evaluate import evaluate_split
 from variational_diffusion.data.loader import ordered_batches, training_batches
+from variational_diffusion.likelihood import evaluate_rounds
+from variational_diffusion.machine.execution import Execution
 from variational_diffusion.model import VDM, build
 from variational_diffusion.training import TrainingState, fit
 
@@ -47,7 +47,7 @@ def main(
     steps: int | None,
     split: str,
     seeds: int,
-    compile_mode: str,
+    compile: str,
     precision: str,
     channels_last: bool,
     threads: int,
@@ -55,7 +55,7 @@ def main(
     **options: Any,
 ) -> None:
     """Train on DATA for so long from each seed, and evaluate."""
-    device = use_device("auto", threads)
+    device = device_of(threads)
     dataset, configured = opened(data, options)
     budget = {"steps": steps, "minutes": None if steps else minutes or 5.0}
     chosen = dataset.splits[split].sample(LIMIT)
@@ -65,12 +65,16 @@ def main(
         config = configured(**budget, seed=seed)
         vdm = build(config.model, seed=seed).to(device)
         state = TrainingState.start(vdm, config.training)
-        speed_up(vdm, compile_mode=compile_mode, precision=precision, channels_last=channels_last)
+        vdm.prepare(
+            Execution(
+                str(device), precision=precision, compile=compile, channels_last=channels_last
+            )
+        )
         stream = training_batches(dataset.splits["train"], config.training.batch_size, seed)
         for _ in fit(state, stream, config.training):
             pass
         average = state.average.module
-        summary = evaluate_split(average, chosen)
+        summary = evaluate_rounds(average, chosen).summary
         values.append(summary.bits_per_dim)
         gamma_0, gamma_1 = average.schedule.end_points.tolist()
         parameters = sum(p.numel() for p in vdm.network.parameters())

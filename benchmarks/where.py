@@ -17,12 +17,12 @@ from typing import Any
 
 import click
 import torch
-from common import markdown, opened, report, run_options
+from common import device_of, markdown, opened, report, run_options
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from variational_diffusion.cli.devices import speed_up, use_device
 from variational_diffusion.data.loader import training_batches
+from variational_diffusion.machine.execution import Execution
 from variational_diffusion.model import build
 from variational_diffusion.training import TrainingState, fit
 
@@ -53,7 +53,7 @@ def median_seconds(call: Callable[[], object], repeats: int) -> float:
 def main(
     data: str,
     steps: int,
-    compile_mode: str,
+    compile: str,
     precision: str,
     channels_last: bool,
     threads: int,
@@ -61,7 +61,7 @@ def main(
     **options: Any,
 ) -> None:
     """Profile the training step of the preset for DATA."""
-    use_device("cpu", threads)
+    device_of(threads, "cpu")
     dataset, configured = opened(data, options)
     config = configured(steps=10**9)
     state = TrainingState.start(build(config.model), config.training)
@@ -69,7 +69,9 @@ def main(
     training = fit(state, stream, config.training)
     with FlopCounterMode(display=False) as counter:
         next(training)
-    speed_up(state.vdm, compile_mode=compile_mode, precision=precision, channels_last=channels_last)
+    state.vdm.prepare(
+        Execution("cpu", precision=precision, compile=compile, channels_last=channels_last)
+    )
     for _ in range(5):
         next(training)
     seconds = median_seconds(lambda: next(training), steps)
@@ -79,7 +81,7 @@ def main(
     spent: dict[str, float] = defaultdict(float)
     for event in profiled.key_averages():
         name = event.key.removeprefix("aten::")
-        if event.key.startswith("aten::") or compile_mode != "off":
+        if event.key.startswith("aten::") or compile != "off":
             kind = next((k for k, parts in KINDS.items() if any(p in name for p in parts)), "rest")
             spent[kind] += event.self_cpu_time_total
     total = sum(spent.values())

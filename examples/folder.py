@@ -2,7 +2,7 @@
 
     python examples/folder.py photos --out result --minutes 10
 
-The same as `vdm train`, `vdm evaluate --per-example` and `vdm sample`, in Python: the parts that
+The same as `vdm train`, `vdm evaluate --table` and `vdm sample`, in Python: the parts that
 a program of your own would call. Without a folder, one with pictures of discs is made to try it on.
 """
 

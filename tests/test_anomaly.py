@@ -547,7 +547,7 @@ def test_image_files_are_called_by_their_names(capsys, tmp_path, generator):
     )
     assert "b/line\\nand \\udcff.png" in {row["file"] for row in rows}
     assert "a/2.png" in capsys.readouterr().out
-    for command, option in (("evaluate", "--per-example"), ("classify", "--per-example")):
+    for command, option in (("evaluate", "--table"), ("classify", "--table")):
         table = tmp_path / f"{command}.csv"
         assert run([command, path, str(folder), option, str(table), "--limit", "9"]) == 0
         assert list(read_table(table)[0])[:2] == ["example", "file"]

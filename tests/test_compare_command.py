@@ -101,7 +101,7 @@ def test_the_tables_say_which_run_is_better_by_how_much(capsys, runs):
 
 def test_the_bits_of_every_example_are_written(capsys, runs, tmp_path):
     path = tmp_path / "bits.csv"
-    limited = ["--limit", "20", "--rounds", "2", "--per-example", str(path)]
+    limited = ["--limit", "20", "--rounds", "2", "--table", str(path)]
     found = compared(capsys, runs["a"], runs["b"], *limited)
     with path.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

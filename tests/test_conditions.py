@@ -297,7 +297,7 @@ def test_evaluate_says_whether_the_condition_was_given(labelled, capsys):
 def test_classify_counts_and_writes(labelled, capsys, tmp_path):
     table = tmp_path / "classes.csv"
     arguments = ["classify", labelled, "--limit", "12", "--draws", "1", "--json"]
-    found = printed(capsys, *arguments, "--per-example", str(table))
+    found = printed(capsys, *arguments, "--table", str(table))
     counts = np.array(found["confusion"])
     assert counts.sum() == found["examples"] == 12
     assert found["accuracy"] == pytest.approx(counts.trace() / 12)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from variational_diffusion.cli import estimators, run
+from variational_diffusion.cli import run
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.decoders import Discretized
@@ -163,7 +163,7 @@ def test_all_examples_of_other_data_are_taken_unless_a_split_is_named(trained, t
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_every_example_has_its_row(capsys, trained, tmp_path, ending):
     path = tmp_path / f"rows.{ending}"
-    found = result(capsys, trained, "--per-example", str(path))
+    found = result(capsys, trained, "--table", str(path))
     if ending == "csv":
         with path.open() as file:
             rows = list(csv.DictReader(file))
@@ -201,7 +201,7 @@ def test_a_stopped_evaluation_keeps_the_rows_that_it_has(capsys, trained, tmp_pa
             return super().__call__(vdm, x, generator)
 
     monkeypatch.setattr(estimators, "Infinite", Slow)
-    arguments = ["evaluate", trained, "--batch-size", "4", "--per-example", str(path)]
+    arguments = ["evaluate", trained, "--batch-size", "4", "--table", str(path)]
     assert run(arguments) == 1
     assert "stopped after 12 of 297 examples" in capsys.readouterr().err
     with path.open() as file:
@@ -256,8 +256,8 @@ def test_mistakes_are_named_before_any_work(capsys, trained, tmp_path):
     taken = tmp_path / "taken.csv"
     taken.write_text("mine")
     for options, message in (
-        (["--per-example", str(taken)], "exists and is not overwritten"),
-        (["--per-example", str(tmp_path / "rows.xls")], "ends in .csv or .parquet"),
+        (["--table", str(taken)], "exists and is not overwritten"),
+        (["--table", str(tmp_path / "rows.xls")], "ends in .csv or .parquet"),
         (["--maps", str(tmp_path / "maps.jpg")], "ends in .png or .webp"),
         (["--grid", "optimal"], "--grid and --variance go with --estimator discrete"),
         (["--estimator", "ode", "--dequantisation", "none"], "no density"),

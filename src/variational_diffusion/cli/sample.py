@@ -71,6 +71,9 @@ def command(
         path = Path(out)
     check_targets(path, animate, shape)
     check_target("table", table, ENDINGS)
+    labels = path.with_suffix(".labels.csv") if path.suffix else path / "labels.csv"
+    if opened.config.model.condition is not None:
+        check_target("out", str(labels), ENDINGS)
     with joined(options["device"]) as place:
         found = sample_run(
             opened,
@@ -86,6 +89,9 @@ def command(
         found.write_animation(animate)
     if table is not None:
         write_columns(table, found.table)
+    if found.given.drawn:
+        found.write_labels(labels)
+        click.echo(f"labels drawn by their shares of the training data: {labels}", err=True)
     if as_json:
         print_json(
             {

@@ -41,6 +41,7 @@ from variational_diffusion.sampling import (
     default_for,
     named,
 )
+from variational_diffusion.storage.columns import write_columns
 from variational_diffusion.storage.files import atomic
 
 _BATCH = 250
@@ -105,6 +106,11 @@ class Samples:
             path.mkdir(parents=True, exist_ok=True)
             for i, sample in enumerate(self.values):
                 save_image(sample, levels, path / f"{i:05}.png")
+
+    def write_labels(self, path: str | Path) -> None:
+        """Write the labels as a .csv or .parquet table."""
+        assert self.labels is not None
+        write_columns(path, {"example": np.arange(len(self.labels)), "label": self.labels})
 
     @property
     def table(self) -> dict[str, np.ndarray]:

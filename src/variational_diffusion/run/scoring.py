@@ -18,7 +18,7 @@ from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, check_free, examples_for, own_data
 from variational_diffusion.run.trained import Trained
 
-_REFERENCE = 1000
+REFERENCE = 1000
 FALSE_ALARMS = 0.01
 
 
@@ -72,7 +72,7 @@ def score(
         trained = Trained.open(run, weights, carried)
         if condition == "none":
             check_free(run)
-        count = reference or max(_REFERENCE, 2 * calibration_needed(rate))
+        count = reference or max(REFERENCE, 2 * calibration_needed(rate))
         own = own_data(run, condition=condition)
         held_out = own.splits["validation"].sample(count)
         if data is None or (isinstance(data, str | Path) and _is_same(data, run)):
