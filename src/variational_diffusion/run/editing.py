@@ -36,6 +36,9 @@ from variational_diffusion.storage.files import atomic
 EXAMPLES = 8
 """Examples that are changed if nothing else is asked for."""
 
+REPEATS, JUMP = 5, 5
+"""Of inpainting: times that each step is done, and steps that are repeated together."""
+
 _BATCH = 100
 _ENDINGS = (".png", ".npy")
 
@@ -96,8 +99,8 @@ def inpaint(
     *,
     steps: int = 100,
     draws: int = 4,
-    repeats: int = 5,
-    jump: int = 5,
+    repeats: int = REPEATS,
+    jump: int = JUMP,
     **chosen: Any,
 ) -> Edited:
     """Paint the masked part of examples anew; all else comes back as it was: `vdm edit inpaint`.
