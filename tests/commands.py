@@ -3,6 +3,8 @@
 from variational_diffusion.cli import run
 
 TRAIN = ["--steps", "3", "--batch-size", "8", "--set", "network.widths=[8,8]"]
+OPTIONS = {"steps": 3, "settings": {"training.batch_size": 8, "network.widths": [8, 8]}}
+"""The same in Python."""
 
 
 def train_digits(folder):

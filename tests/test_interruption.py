@@ -7,8 +7,10 @@ import resource
 import shutil
 import signal
 import time
+from collections import deque
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pyarrow
@@ -18,13 +20,14 @@ import torch
 from PIL import Image
 
 from variational_diffusion.cli import run as vdm
-from variational_diffusion.cli.session import Session
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
-from variational_diffusion.presets import configure
+from variational_diffusion.networks import MLP
 from variational_diffusion.run.directory import Run
+from variational_diffusion.run.training import GoingBack, Save, train, training_events
 from variational_diffusion.storage.tensors import read_tensors
+from variational_diffusion.training import StepRecord
 
 DATA = DataConfig(source="digits")
 KILLS = 24
@@ -35,27 +38,41 @@ def digits():
     return open_dataset(DATA)
 
 
-def session(path: Path, digits, *, steps: int, every: float = 1e9, **settings: object) -> Session:
-    chosen = {
-        "network.widths": [8],
-        "training.steps": steps,
-        "training.batch_size": 8,
-        "training.warmup_steps": 2,
-        **settings,
+def options(*, steps: int, every: float = 1e9, **settings: object) -> dict[str, object]:
+    small = {"network.widths": [8], "training.batch_size": 8, "training.warmup_steps": 2}
+    return {
+        "steps": steps,
+        "every": every,
+        "device": "cpu",
+        "precision": "float32",
+        "settings": {**small, **settings},
     }
-    config = configure(DATA, digits, settings=chosen)
-    return Session(str(path), config, digits, torch.device("cpu"), every=every)
 
 
-def in_a_child(path: Path, digits, **options) -> int:
-    """Train in a child process; return its number."""
+def trained(path: Path, data, **asked) -> Run:
+    return train(data, path, progress=False, **options(**asked))
+
+
+def in_a_child(path: Path, data, at: int | None = None, **asked) -> int:
+    """Train in a child process, which kills itself after step `at`; return its number."""
     child = os.fork()
     if child == 0:  # no return: what the parent's test run has set up is not the child's to end
         with suppress(BaseException):
             os.close(2)
-            session(path, digits, **options).train()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for event in training_events(data, path, **options(**asked)):
+                if isinstance(event, StepRecord) and event.step == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
         os._exit(0)
     return child
+
+
+def assert_same(found: Run, expected: Run) -> None:
+    """Compare weights and averages of two runs, bit for bit."""
+    for name in ("raw", "ema"):
+        weights = found.load(name).state_dict()
+        for key, weight in expected.load(name).state_dict().items():
+            assert torch.equal(weights[key], weight), (name, key)
 
 
 def whole_files(path: Path) -> list[Path]:
@@ -67,15 +84,15 @@ def whole_files(path: Path) -> list[Path]:
 def test_kills_at_any_moment_lose_no_more_than_the_steps_since_the_last_save(digits, tmp_path):
     """It saves at every other step or so, so that many kills fall into a save."""
     path, rng = tmp_path / "run", random.Random(0)
-    options = {"steps": 400, "every": 0.01}
+    asked = {"steps": 400, "every": 0.01}
     saved = 0
     for number in range(KILLS):
-        child = in_a_child(path, digits, **options)
-        kind = signal.SIGTERM if number % 4 == 3 else signal.SIGKILL
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and not (path / "config.json").exists():
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0.0, 0.4))
+        child = in_a_child(path, digits, **asked)
+        kind = {2: signal.SIGINT, 3: signal.SIGTERM}.get(number % 4, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and newest(path) <= saved and number % 6:
+            time.sleep(0.01)  # every sixth is killed in its first moments, the others at work
+        time.sleep(rng.uniform(0.0, 0.3))
         before = newest(path)
         os.kill(child, kind)
         os.waitpid(child, 0)
@@ -89,18 +106,11 @@ def test_kills_at_any_moment_lose_no_more_than_the_steps_since_the_last_save(dig
             assert not resumed.damaged
         saved = after
     assert 0 < saved < 400
-    interrupted = session(path, digits, **options)
-    interrupted.train()
-    plain = session(tmp_path / "plain", digits, steps=400)
-    plain.train()
-    for name, weight in plain.state.vdm.state_dict().items():
-        assert torch.equal(interrupted.state.vdm.state_dict()[name], weight), name
-    for name, weight in plain.state.average.module.state_dict().items():
-        assert torch.equal(interrupted.state.average.module.state_dict()[name], weight), name
+    assert_same(trained(path, digits, **asked), trained(tmp_path / "plain", digits, steps=400))
 
 
 def test_a_stream_goes_on_where_the_last_save_was(digits, tmp_path):
-    """In two lanes, over the end of an epoch, with a crash between two saves."""
+    """In two lanes, over the end of an epoch, killed after a step that was not saved."""
     folder = tmp_path / "data"
     folder.mkdir()
     images = digits.splits["train"].read()[:120, 0]
@@ -110,33 +120,62 @@ def test_a_stream_goes_on_where_the_last_save_was(digits, tmp_path):
     config = DataConfig(
         source=str(folder), levels=17, streaming=True, shuffle_buffer=16, lanes=2, hold_out=8
     )
-    chosen = {"network.widths": [8], "training.steps": 26, "training.batch_size": 8}
+    asked = {"steps": 26, "every": 0.0}
+    whole = trained(tmp_path / "whole", open_dataset(config), **asked)
+    os.waitpid(in_a_child(tmp_path / "cut", open_dataset(config), at=13, **asked), 0)
+    cut = Run.open(tmp_path / "cut")
+    assert cut.states() == [12, 11]
+    assert set(cut.resume().position["lanes"]) == {"0", "1"}
+    assert_same(trained(tmp_path / "cut", open_dataset(config), **asked), whole)
 
-    def streamed(name: str) -> Session:
-        data = open_dataset(config)
-        asked = configure(config, data, settings=chosen)
-        return Session(str(tmp_path / name), asked, data, torch.device("cpu"), every=0.0)
 
-    whole = streamed("whole")
-    whole.train()
-    cut = streamed("cut")
-    save = cut._save
+@pytest.mark.parametrize("leave", [GeneratorExit, ZeroDivisionError])
+def test_whoever_leaves_the_loop_between_two_steps_loses_nothing(digits, tmp_path, leave):
+    asked = {"steps": 9, "network.dropout": 0.1}
+    whole = trained(tmp_path / "whole", digits, **asked)
+    events = training_events(digits, tmp_path / "cut", **options(**asked))
+    with suppress(ZeroDivisionError):
+        for event in events:
+            if isinstance(event, StepRecord) and event.step == 4:
+                if leave is GeneratorExit:
+                    break
+                events.throw(ZeroDivisionError())
+    events.close()
+    assert Run.open(tmp_path / "cut").states() == [4]
+    assert_same(trained(tmp_path / "cut", digits, **asked), whole)
 
-    def then_crash():
-        if cut.state.step == 13:
-            raise ZeroDivisionError("a crash")
-        if cut.state.step % 5 == 0:
-            save()
 
-    cut._save = then_crash
-    with pytest.raises(ZeroDivisionError):
-        cut.train()
-    assert Run.open(tmp_path / "cut").states() == [10, 5]
-    again = streamed("cut")
-    assert set(again.position["lanes"]) == {"0", "1"}
-    again.train()
-    for name, weight in whole.state.vdm.state_dict().items():
-        assert torch.equal(again.state.vdm.state_dict()[name], weight), name
+def test_a_step_that_is_cut_short_is_not_saved(digits, tmp_path):
+    """The signal comes twice, so that the second interrupts a step, in its forward pass."""
+
+    class Impatient(MLP):
+        calls = 0
+
+        def forward(self, *inputs):
+            if self.training:
+                type(self).calls += 1
+                if type(self).calls == 12:
+                    raise KeyboardInterrupt
+            return super().forward(*inputs)
+
+    small = {"network.width": 8, "network.blocks": 1, "training.batch_size": 8}
+    asked = {"steps": 9, "settings": small, "precision": "float32"}
+    with pytest.raises(KeyboardInterrupt):
+        train(digits, tmp_path / "cut", progress=False, network=Impatient, **asked)
+    (step,) = Run.open(tmp_path / "cut").states()
+    assert 0 < step < 9
+    Impatient.calls = 100
+    whole = train(digits, tmp_path / "whole", progress=False, network=Impatient, **asked)
+    cut = train(digits, tmp_path / "cut", progress=False, network=Impatient, **asked)
+    assert_same(cut, whole)
+
+
+def test_training_works_in_a_thread(digits, tmp_path):
+    """Where no signals can be heard."""
+    thread = Thread(target=trained, args=(tmp_path / "run", digits), kwargs={"steps": 2})
+    thread.start()
+    thread.join()
+    assert Run.open(tmp_path / "run").states() == [2]
 
 
 def newest(path: Path) -> int:
@@ -145,7 +184,7 @@ def newest(path: Path) -> int:
 
 
 def test_a_flipped_bit_in_any_file_is_found(digits, tmp_path):
-    session(tmp_path / "run", digits, steps=60).train()
+    trained(tmp_path / "run", digits, steps=60)
     path = tmp_path / "run"
     rng = np.random.default_rng(0)
     files = [file for file in path.rglob("*") if file.is_file()]
@@ -172,79 +211,86 @@ def read_everything(path: Path) -> None:
         read_tensors(file)
 
 
-def test_a_damaged_state_is_named_and_the_one_before_is_taken(digits, tmp_path, capsys):
-    first = session(tmp_path / "run", digits, steps=12)
-    first.train()
-    run = Run.open(tmp_path / "run")
+def test_a_damaged_state_is_named_and_the_one_before_is_taken(digits, tmp_path, caplog):
+    run = trained(tmp_path / "run", digits, steps=12)
     older = run.path / "state" / "00000012.safetensors"
     newer = run.path / "state" / "00000013.safetensors"
     newer.write_bytes(older.read_bytes()[:-7])
-    again = session(tmp_path / "run", digits, steps=12)
-    assert again.state.step == 12
-    assert "00000013.safetensors' is damaged" in capsys.readouterr().err
+    caplog.set_level("INFO", "variational_diffusion")
+    trained(tmp_path / "run", digits, steps=12)
+    assert "00000013.safetensors' is damaged" in caplog.text
+    assert "going on from step 12" in caplog.text
     older.write_bytes(b"")
     with pytest.raises(InputError, match=r"every state is damaged: .*13\.safetensors"):
         run.resume()
 
 
 def test_states_that_are_kept(digits, tmp_path):
-    one = session(tmp_path / "run", digits, steps=9, every=0.0)
-    one.keep = 3
-    one.train()
-    assert one.run.states() == [9, 8, 7]
-    best = [
-        line["validation"]["bits_per_dim"] for line in one.run.metrics() if "validation" in line
-    ]
-    metadata = read_tensors(one.run.path / "best.safetensors")[1]
+    run = train(digits, tmp_path / "run", progress=False, keep=3, **options(steps=9, every=0.0))
+    assert run.states() == [9, 8, 7]
+    best = [line["validation"]["bits_per_dim"] for line in run.metrics() if "validation" in line]
+    metadata = read_tensors(run.path / "best.safetensors")[1]
     assert float(metadata["bits_per_dim"]) == min(best)
-    assert one.run.load("best").shape == (1, 8, 8)
+    assert run.load("best").shape == (1, 8, 8)
 
 
-def test_a_run_that_diverges_goes_back_once_and_then_says_why(digits, tmp_path, capsys):
-    one = session(tmp_path / "run", digits, steps=40, every=0.0)
-    broken = []
+class Breakable(MLP):
+    """A network whose training gives no numbers while it is broken."""
 
-    def hook(module, inputs, output):
-        return output * float("nan") if module.training and broken else output
+    broken = False
 
-    one.state.vdm.network.register_forward_hook(hook)
-    go_back, save = one._go_back, one._save
+    def forward(self, *inputs):
+        output = super().forward(*inputs)
+        return output * float("nan") if self.training and self.broken else output
 
-    def then_break():
-        save()
-        broken.extend([1] * (one.state.step >= 5))
 
-    def mended(error):
-        broken.clear()
-        one._save = save
-        go_back(error)
-
-    one._save, one._go_back = then_break, mended
-    one.train()
-    said = capsys.readouterr().err
-    assert "going back to step 5 with 0.3 of the rates" in said
-    assert one.state.step == 40
-    assert one.state.rate == 0.3
-    lines = [line for line in one.run.metrics() if "learning_rate" in line]
+def test_a_run_that_diverges_goes_back_once_and_then_says_why(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(Breakable, "broken", False)
+    path = tmp_path / "run"
+    asked = options(steps=40, every=0.0)
+    asked["settings"] = {"network.width": 8, "network.blocks": 1, "training.batch_size": 8}
+    seen = []
+    for event in training_events(digits, path, network=Breakable, **asked):
+        if isinstance(event, Save) and event.step == 5 and not seen:
+            Breakable.broken = True
+        if isinstance(event, GoingBack):
+            Breakable.broken = False
+            seen.append(event)
+    (back,) = seen
+    assert (back.step, back.rate) == (5, 0.3)
+    assert "diverged in step 15" in back.reason
+    run = Run.open(path, network=Breakable)
+    lines = [line for line in run.metrics() if "learning_rate" in line]
     assert lines[-1]["skipped"] == 0
-    resumed = session(tmp_path / "run", digits, steps=40)
-    assert resumed.state.rate == 0.3
-    two = session(tmp_path / "two", digits, steps=40)
-    two.state.vdm.network.register_forward_hook(lambda *_: torch.full((8, 1, 8, 8), float("nan")))
-    with pytest.raises(InputError, match=r"diverged in step 10,.*has no state yet"):
-        two.train()
+    assert run.resume().state.rate == 0.3
+    assert run.states()[0] == 40
+    events = training_events(digits, path, network=Breakable, **{**asked, "steps": 60})
+
+    def breaking(event):
+        Breakable.broken = event.step > 41
+
+    with pytest.raises(InputError, match=r"diverged in step 5\d,.*keeps its state of step 4\d$"):
+        deque(map(breaking, events))
+    Breakable.broken = False
+    two = training_events(digits, tmp_path / "two", network=Breakable, **{**asked, "every": 1e9})
+
+    def broken(_):
+        Breakable.broken = True
+
+    with pytest.raises(InputError, match=r"diverged in step 11,.*has no state yet"):
+        deque(map(broken, two))
 
 
-def test_a_disk_that_is_full_leaves_the_state_before(digits, tmp_path, monkeypatch):
-    one = session(tmp_path / "run", digits, steps=6)
-    one.train()
-    before = {file: file.read_bytes() for file in whole_files(one.run.path)}
-    limit = os.path.getsize(one.run.path / "state" / "00000006.safetensors") // 2
+def test_a_disk_that_is_full_leaves_the_state_before(digits, tmp_path):
+    run = trained(tmp_path / "run", digits, steps=6)
+    state = run.resume().state
+    before = {file: file.read_bytes() for file in whole_files(run.path)}
+    limit = os.path.getsize(run.path / "state" / "00000006.safetensors") // 2
     full = pytest.raises(InputError, match=r"cannot be written.*free some space")
     with limited_files(limit), full:
-        one.run.save(one.state)
-    assert {file: file.read_bytes() for file in whole_files(one.run.path)} == before
-    assert not [file for file in one.run.path.rglob(".*") if file.is_file()]
+        run.save(state)
+    assert {file: file.read_bytes() for file in whole_files(run.path)} == before
+    assert not [file for file in run.path.rglob(".*") if file.is_file()]
 
 
 @contextmanager
@@ -261,39 +307,26 @@ def limited_files(size: int):
 
 
 def test_a_directory_that_is_gone_is_named(digits, tmp_path):
-    one = session(tmp_path / "run", digits, steps=6)
-    one.train()
-    shutil.rmtree(one.run.path / "state")
+    run = trained(tmp_path / "run", digits, steps=6)
+    state = run.resume().state
+    shutil.rmtree(run.path / "state")
     with pytest.raises(InputError, match=r"state' is no folder; mkdir -p"):
-        one.run.save(one.state)
+        run.save(state)
 
 
-def test_a_data_file_that_disappears_while_training_is_named(tmp_path, capsys):
+def test_a_data_file_that_disappears_while_training_is_named(tmp_path):
     rng = np.random.default_rng(0)
-
     for i in range(30):
         pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
-    config = DataConfig(source=str(tmp_path))
-    data = open_dataset(config)
-    chosen = {"network.widths": [8], "training.steps": 60, "training.batch_size": 8}
-    one = Session(
-        str(tmp_path / "run"),
-        configure(config, data, settings=chosen),
-        data,
-        torch.device("cpu"),
-        every=0.0,
-    )
-    save = one._save
+    events = training_events(tmp_path, tmp_path / "run", **options(steps=60, every=0.0))
 
-    def then_remove():
-        save()
-        for file in tmp_path.glob("*.png"):
+    def remove(event):
+        for file in tmp_path.glob("*.png") if isinstance(event, Save) else ():
             file.unlink()
 
-    one._save = then_remove
     with pytest.raises(InputError, match=r"\.png"):
-        one.train()
+        deque(map(remove, events))
     assert Run.open(tmp_path / "run").resume().state.step >= 1
 
 

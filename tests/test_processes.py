@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from variational_diffusion.cli import run as vdm
 from variational_diffusion.errors import InputError
 from variational_diffusion.machine.distributed import ALONE, Place, local_device, texts_of_processes
 from variational_diffusion.model import build
-from variational_diffusion.run import averages
 from variational_diffusion.run.directory import Run
+from variational_diffusion.run.training import training_events
 from variational_diffusion.storage.tensors import read_tensors
+from variational_diffusion.training import StepRecord
 from variational_diffusion.training.sharding import blocks, recompute_activations
 
 BIN = Path(sys.executable).parent
@@ -24,6 +26,19 @@ SETTINGS = ["network.widths=[8,8]", "network.dropout=0.1", "training.warmup_step
 TRAIN = ["train", "digits", "--batch-size", "12", "--every", "1000", "--json", "--threads", "1"]
 TRAIN += ["--precision", "float32", "--condition", "label"]
 TRAIN += [word for setting in SETTINGS for word in ("--set", setting)]
+OPTIONS = {
+    "condition": "label",
+    "every": 1000.0,
+    "threads": 1,
+    "precision": "float32",
+    "settings": {
+        "network.widths": [8, 8],
+        "network.dropout": 0.1,
+        "training.warmup_steps": 2,
+        "training.batch_size": 12,
+    },
+}
+"""The same in Python."""
 OF_TIME = ("seconds", "examples_per_second", "memory", "waiting")
 
 
@@ -114,7 +129,7 @@ def test_another_number_of_processes_goes_on(alone, tmp_path):
     path = tmp_path / "run"
     arguments = [*TRAIN, "--steps", "52", "--run", str(path)]
     context = torch.multiprocessing.get_context("spawn")
-    process = context.Process(target=stopped_at, args=(30, arguments))
+    process = context.Process(target=stopped_at, args=(30, path))
     process.start()
     process.join(120)
     assert Run.open(path).states() == [30]
@@ -139,13 +154,12 @@ def test_a_process_that_dies_is_started_again_by_the_launcher(alone, tmp_path):
     script.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_processes import dies_once\n"
-        f"dies_once(30, {str(tmp_path / 'died')!r}, sys.argv[1:])\n"
+        f"dies_once(30, {str(tmp_path / 'died')!r}, {str(path)!r})\n"
     )
     command = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--max-restarts", "3"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--", str(script)]
-    arguments = [*TRAIN, "--steps", "52", "--run", str(path), "--every", "1"]
     done = subprocess.run(
-        [*command, *arguments],
+        command,
         env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -157,33 +171,23 @@ def test_a_process_that_dies_is_started_again_by_the_launcher(alone, tmp_path):
     assert Run.open(path).states()[0] == 52
 
 
-def dies_once(step: int, marker: str, arguments: list[str]) -> None:
-    """Run a command, and kill the second process after a step, the first time that it is there."""
-    torch.set_num_threads(1)
-    keep = averages.keep
-
-    def then_die(run, state, *, last):
-        keep(run, state, last=last)
-        if state.step == step and os.environ["RANK"] == "1" and not Path(marker).exists():
+def dies_once(step: int, marker: str, path: str) -> None:
+    """Train, and kill the second process after a step, the first time that it is there."""
+    for event in training_events("digits", path, steps=52, **{**OPTIONS, "every": 1.0}):
+        there = isinstance(event, StepRecord) and event.step == step
+        if there and os.environ["RANK"] == "1" and not Path(marker).exists():
             Path(marker).touch()
             os.kill(os.getpid(), signal.SIGKILL)
-
-    averages.keep = then_die
-    os._exit(vdm(arguments))
+    os._exit(0)
 
 
-def stopped_at(step: int, arguments: list[str]) -> None:
-    """Run a command that gets SIGTERM before a step (in a process of its own)."""
+def stopped_at(step: int, path: Path) -> None:
+    """Train; SIGTERM comes before a step (in a process of its own)."""
     torch.set_num_threads(1)
-    keep = averages.keep
-
-    def then_terminate(run, state, *, last):
-        keep(run, state, last=last)
-        if state.step == step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    averages.keep = then_terminate
-    vdm(arguments)
+    with suppress(KeyboardInterrupt):
+        for event in training_events("digits", path, steps=52, **OPTIONS):
+            if isinstance(event, StepRecord) and event.step == step - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_batch_that_cannot_be_shared_is_named():

@@ -9,10 +9,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from variational_diffusion.cli import run as vdm
-from variational_diffusion.cli import session
 from variational_diffusion.errors import InputError
-from variational_diffusion.run import tracking
 from variational_diffusion.run.tracking import Tracking
+from variational_diffusion.run.training import train
 
 
 def events(path) -> EventAccumulator:
@@ -28,12 +27,11 @@ def pixels(path) -> np.ndarray:
         return np.asarray(picture)
 
 
-def test_a_run_is_found_in_tensorboard_as_in_its_metrics(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "_LOG_STEPS", 2)
+def test_a_run_is_found_in_tensorboard_as_in_its_metrics(tmp_path):
     path = tmp_path / "run"
-    arguments = ["train", "digits", "--run", str(path), "--steps", "4", "--batch-size", "8"]
-    arguments += ["--set", "network.widths=[8,8]", "--track", "tensorboard", "--sheets-every", "0"]
-    assert vdm(arguments) == 0
+    small = {"training.batch_size": 8, "network.widths": [8, 8]}
+    options = {"log_every": 2, "sheets_every": 0.0, "track": ["tensorboard"], "settings": small}
+    train("digits", path, steps=4, progress=False, **options)
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     trained = {line["step"]: line["train"]["diffusion"] for line in lines if "train" in line}
     assert list(trained) == [2, 4]
@@ -88,7 +86,7 @@ def test_without_a_name_nothing_is_written(tmp_path):
 def test_a_tracker_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(InputError, match=r"track = 'board': known are aim, .*tensorboard"):
         Tracking(["board"])
-    monkeypatch.setattr(tracking, "get_available_trackers", lambda: [])
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
     with pytest.raises(InputError, match=r"'wandb': not installed; type: pip install wandb$"):
         Tracking(["wandb"])
     path = tmp_path / "run"

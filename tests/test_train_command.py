@@ -1,21 +1,20 @@
 """vdm train: its options, its output, and runs that go on."""
 
-import itertools
 import json
 import os
 import signal
+from collections import deque
 
 import numpy as np
 import pytest
 import torch
 
-from commands import TRAIN, output, train_digits
-from variational_diffusion.cli import session as session_module
-from variational_diffusion.errors import DivergedError
+from commands import OPTIONS, TRAIN, output, train_digits
 from variational_diffusion.model import VDM
+from variational_diffusion.run.training import training_events
 from variational_diffusion.schedules import SCHEDULES
 from variational_diffusion.storage.tensors import read_tensors
-from variational_diffusion.training import steps
+from variational_diffusion.training import StepRecord
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +33,19 @@ def test_train_prints_one_json_object_and_logs(capsys, tmp_path):
     assert again["validation"] == result["validation"]
 
 
-def test_a_run_goes_on_to_the_weights_of_an_uninterrupted_one(capsys, tmp_path, monkeypatch):
+def test_a_run_goes_on_to_the_weights_of_an_uninterrupted_one(capsys, tmp_path, caplog):
+    """Stopped in Python, it goes on by the command."""
     arguments = ["train", "digits", *TRAIN, "--run"]
     output(capsys, [*arguments, str(tmp_path / "whole")])
+    caplog.set_level("INFO", "variational_diffusion")
 
-    def interrupted(state, stream, config, **options):
-        for record in steps.fit(state, stream, config, **options):
-            if record.step == 1:  # heard in the next step, which is then the last
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield record
+    def stop(event):
+        if isinstance(event, StepRecord) and event.step == 1:  # heard in the next step
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(session_module, "fit", interrupted)
-    told = output(capsys, [*arguments, str(tmp_path / "cut")], code=1).err
-    assert "stopped after step 2; the same command goes on" in told
-    monkeypatch.undo()
+    with pytest.raises(KeyboardInterrupt):
+        deque(map(stop, training_events("digits", tmp_path / "cut", **OPTIONS)))
+    assert "stopped after step 2; the same command goes on" in caplog.text
     output(capsys, [*arguments, str(tmp_path / "cut")])
     for name in ("model.safetensors", "ema.safetensors"):
         whole, cut = (read_weights(tmp_path / run / name) for run in ("whole", "cut"))
@@ -178,29 +176,6 @@ def test_divergence_is_one_line_and_leaves_the_run_as_it_was_saved(capsys, tmp_p
     assert "--learning-rate 1e+29 --set training.matrix_learning_rate=0.0015 and another" in told
     assert told.endswith(f"'{path}' has no state yet")
     assert not list((path / "state").iterdir())
-
-
-def test_divergence_keeps_what_was_saved(capsys, tmp_path, monkeypatch):
-    path = tmp_path / "run"
-    arguments = ["train", "digits", "--run", str(path), *TRAIN]
-
-    def cut_short(state, stream, config, **options):
-        yield from itertools.islice(steps.fit(state, stream, config, **options), 1)
-
-    monkeypatch.setattr(session_module, "fit", cut_short)
-    output(capsys, arguments, code=1)
-    saved = read_weights(path / "state" / "00000001.safetensors")
-
-    def diverging(state, stream, config, **options):
-        yield from cut_short(state, stream, config, **options)
-        raise DivergedError("training diverged in step 3")
-
-    monkeypatch.setattr(session_module, "fit", diverging)
-    told = output(capsys, arguments, code=2).err.splitlines()
-    assert told[-2].endswith("now going back to step 1 with 0.3 of the rates")
-    assert told[-1].endswith(f"and another --run; '{path}' keeps its state of step 1")
-    kept = read_weights(path / "state" / "00000001.safetensors")
-    assert all(np.array_equal(saved[key], kept[key]) for key in saved)
 
 
 def test_real_valued_vectors_train_evaluate_and_sample(capsys, tmp_path):

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from variational_diffusion.run.evaluation import evaluate as evaluate
     from variational_diffusion.run.learned_schedule import schedule as schedule
     from variational_diffusion.run.scoring import score as score
+    from variational_diffusion.run.training import overfit_check as overfit_check
+    from variational_diffusion.run.training import train as train
+    from variational_diffusion.run.training import training_events as training_events
     from variational_diffusion.schedules import Adaptive as Adaptive
     from variational_diffusion.schedules import Cosine as Cosine
     from variational_diffusion.schedules import FixedLinear as FixedLinear
@@ -74,7 +77,7 @@ _HOMES = {
     "LearnedLinear": "schedules",
     "MLP": "networks",
     "Monotone": "schedules",
-    "Muon": "optimizers",
+    "Muon": "training.optimizers",
     "PaperUNet": "networks",
     "Run": "run.directory",
     "RunConfig": "config",
@@ -91,8 +94,11 @@ _HOMES = {
     "inpaint": "run.editing",
     "interpolate": "run.editing",
     "open_dataset": "data",
-    "restore": "run.editing",
+    "overfit_check": "run.training",
     "summarize": "likelihood",
+    "train": "run.training",
+    "training_events": "run.training",
+    "restore": "run.editing",
     "vary": "run.editing",
 }
 

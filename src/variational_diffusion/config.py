@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tomllib
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -24,7 +26,11 @@ FORMAT = 1
 """Version of `config.json`; a file of a newer version is refused."""
 
 
+DEFAULT_MINUTES = 10
+"""The budget of a run for which none is given."""
+
 _LOCATION, _SCALE = "model.decoder.options.location", "model.decoder.options.scale"
+_BUDGET = {"training.steps", "training.minutes"}
 _FLOOR = "model.schedule.options.floor"
 
 
@@ -107,10 +113,10 @@ class ModelConfig(_Section):
 class TrainingConfig(_Section):
     """How long and how the model is trained.
 
-    steps, minutes: the budget; exactly one is given. Minutes are of training, saving and
-        validating left out. The learning rate follows the share of the budget that is spent: a
-        linear rise over `warmup_steps`, constant, then from the share `decay_from` on a straight
-        line to zero.
+    steps, minutes: the budget; exactly one is given. A run can go on with another. Minutes are of
+        training, saving and validating left out. The learning rate follows the share of the budget
+        that is spent: a linear rise over `warmup_steps`, constant, then from the share `decay_from`
+        on a straight line to zero.
     optimizer: of the network's matrices and convolution kernels, "muon" or "adamw". All other
         parameters learn by AdamW.
     matrix_learning_rate: Muon's; its momentum is 0.95.
@@ -190,11 +196,51 @@ class RunConfig(_Section):
             )
         return validated(cls, values)
 
+    @classmethod
+    def from_file(cls, path: str | Path) -> RunConfig:
+        """Read a configuration that a person wrote: TOML, or JSON where the name ends in .json.
+
+        The sections and fields are those of `config.json`; what has a default may be left out.
+        Raises InputError that names the file, and the field with what is allowed.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+            values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"config = '{path}' cannot be read ({error}): give a file of TOML, or of JSON "
+                "under a name that ends in .json"
+            ) from error
+        if isinstance(values, dict):
+            values = {k: v for k, v in values.items() if k not in ("format", "digest")}
+            training = values.setdefault("training", {})
+            if isinstance(training, dict) and not training.get("steps", training.get("minutes")):
+                values["training"] = {**training, "minutes": DEFAULT_MINUTES}
+        try:
+            return validated(cls, values)
+        except InputError as error:
+            raise InputError(f"config = '{path}': {error}") from error
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """The budget by the name of its unit, steps or minutes."""
+        values = {"steps": self.training.steps, "minutes": self.training.minutes}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def with_budget(self, steps: int | None, minutes: float | None) -> RunConfig:
+        """Return this configuration with another budget, its own where both are None."""
+        if steps is None and minutes is None:
+            return self
+        values = self.training.model_dump() | {"steps": steps, "minutes": minutes}
+        return self.model_copy(update={"training": validated(TrainingConfig, values)})
+
     def differences(self, other: RunConfig) -> list[str]:
         """Return a line "section.field: ours, theirs" for every setting that is not the same.
 
-        Location and scale are measured, so they are the same up to rounding, and a run of an
-        earlier version that has no floor of γ_0 goes on without one.
+        The budget is not part of what a run is. Location and scale are measured, so they are the
+        same up to rounding, and a run of an earlier version that has no floor of γ_0 goes on
+        without one.
         """
         ours, theirs = _leaves(self.model_dump(mode="json")), _leaves(other.model_dump(mode="json"))
         if _FLOOR not in ours:
@@ -203,7 +249,7 @@ class RunConfig(_Section):
         same = {name for name in (_LOCATION, _SCALE) if _close(ours, theirs, name, scale)}
         return [
             f"{name}: {ours.get(name)!r} here, {theirs.get(name)!r} asked"
-            for name in sorted((ours.keys() | theirs.keys()) - same)
+            for name in sorted((ours.keys() | theirs.keys()) - same - _BUDGET)
             if ours.get(name) != theirs.get(name)
         ]
 

@@ -28,6 +28,7 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.networks import NETWORKS
+from variational_diffusion.networks.own import Factory, is_path, made
 from variational_diffusion.numerics import Normal, expand, randn_like
 from variational_diffusion.objective import Bound, Draws
 from variational_diffusion.sampling import (
@@ -428,15 +429,22 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         hub.write_folder(save_directory, self._known_config(), self.state_dict())
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> VDM:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        network: Factory | None = None,
+        **options: Any,
+    ) -> VDM:
         """Return a model from a folder or from a repository of the hub, in evaluation mode.
 
+        network: what makes its network, if that is one's own: its code is not in the folder.
         options: those of `ModelHubMixin.from_pretrained`, such as revision and token.
         Raises InputError when there is no such model, and when its files are damaged.
         """
         folder = hub.fetch(str(pretrained_model_name_or_path), **options)
         config, tensors = hub.read_folder(folder)
-        vdm = build(config)
+        vdm = build(config, network=network)
         try:
             vdm.load_state_dict(tensors)
         except RuntimeError as error:
@@ -462,15 +470,18 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
             )
 
 
-def build(config: ModelConfig, *, seed: int = 0) -> VDM:
+def build(config: ModelConfig, *, seed: int = 0, network: Factory | None = None) -> VDM:
     """Build the model that a configuration describes, on the CPU, with initial weights by `seed`.
 
     torch's initialisers draw from the global generator; its state is put back afterwards.
+
+    network: what makes a network of one's own, whose import path alone the configuration holds.
     """
+    table = networks(config.network.name, network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vdm = VDM(
-            network=_construct("network", NETWORKS, config.network, config.shape),
+            network=_construct("network", table, config.network, config.shape),
             schedule=_construct("schedule", SCHEDULES, config.schedule),
             decoder=_construct("decoder", DECODERS, config.decoder),
             shape=config.shape,
@@ -479,32 +490,60 @@ def build(config: ModelConfig, *, seed: int = 0) -> VDM:
             if config.condition is None
             else _construct("condition", CONDITIONS, config.condition),
         )
-    vdm.config = complete(config)
+    vdm.config = complete(config, network)
     return vdm
 
 
-def complete(config: ModelConfig) -> ModelConfig:
+def networks(name: str, network: Factory | None) -> Mapping[str, Any]:
+    """Return the table that a network is made from: `NETWORKS`, or one with one's own alone.
+
+    Raises InputError where the two do not belong together.
+    """
+    if network is None and is_path(name):
+        raise InputError(
+            f"network = '{name}' is of one's own, and its code is not stored with the weights: "
+            f"give the class again, as network=… in Python and as --network {name} to a command"
+        )
+    if network is not None and not is_path(name):
+        raise InputError(f"network = '{name}' comes with this package: leave out network")
+    return NETWORKS if network is None else {name: network}
+
+
+def complete(config: ModelConfig, network: Factory | None = None) -> ModelConfig:
     """Return the configuration with every default of the parts' constructors written out.
 
     A stored configuration then builds the same model when a later version changes a default.
     """
+    table = networks(config.network.name, network)
 
     def with_defaults(kind: str, table: Mapping[str, Any], component: Component) -> Component:
-        parameters = inspect.signature(_constructor(kind, table, component)).parameters.values()
+        parameters = [*inspect.signature(_constructor(kind, table, component)).parameters.values()]
+        if is_path(component.name):  # whatever it calls the shape, and defaults of any type
+            parameters = [p for p in parameters[1:] if _is_plain(p.default)]
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         return Component(name=component.name, options=defaults | component.options)
 
     return config.model_copy(
         update={
-            "network": with_defaults("network", NETWORKS, config.network),
+            "network": with_defaults("network", table, config.network),
             "schedule": with_defaults("schedule", SCHEDULES, config.schedule),
             "decoder": with_defaults("decoder", DECODERS, config.decoder),
         }
     )
 
 
+def _is_plain(value: object) -> bool:
+    """Return whether a default can be written into a file of JSON."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
 def _construct(kind: str, table: Mapping[str, Any], component: Component, *first: Any) -> Any:
-    return _constructor(kind, table, component)(*first, **component.options)
+    constructor = _constructor(kind, table, component)
+    if is_path(component.name):
+        return made(constructor, component.name, *first, **component.options)
+    return constructor(*first, **component.options)
 
 
 def _constructor(kind: str, table: Mapping[str, Any], component: Component) -> Any:
@@ -512,9 +551,10 @@ def _constructor(kind: str, table: Mapping[str, Any], component: Component) -> A
     if component.name not in table:
         raise InputError(f"{kind} = {component.name!r}: known are {', '.join(table)}")
     constructor = table[component.name]
-    known = [name for name in inspect.signature(constructor).parameters if name != "shape"]
+    parameters = inspect.signature(constructor).parameters
+    known = [name for name in parameters if name != "shape"]
     for option in component.options:
-        if option not in known:
+        if option not in known and not is_path(component.name):
             raise InputError(
                 f"{kind}.{option}: {component.name} has the options {', '.join(known)}"
             )

@@ -29,6 +29,7 @@ from variational_diffusion.data.source import mean_and_std
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import complete
 from variational_diffusion.networks import NETWORKS
+from variational_diffusion.networks.own import Factory, path_of
 from variational_diffusion.schedules import SCHEDULES
 from variational_diffusion.weightings import weighting_named
 
@@ -171,14 +172,15 @@ def configure(
     *,
     preset: str | None = None,
     schedule: str | None = None,
-    network: str | None = None,
+    network: str | Factory | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Return the configuration of a run: the preset's, with the user's settings over it.
 
     data, dataset: how the data are read, and the data. preset: None chooses by their shape.
     schedule, network: names that replace the preset's; the options of a replaced part are the
-        defaults, with the range of γ and the levels of the data.
+        defaults, with the range of γ and the levels of the data. A network may also be one's own: a
+        class or function, shape → module.
     settings: "section.field" → value, with the sections training, model, network and schedule.
     """
     model, training = parts(
@@ -205,19 +207,24 @@ def parts(
     floor: float | None = None,
     preset: str | None = None,
     schedule: str | None = None,
-    network: str | None = None,
+    network: str | Factory | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[ModelConfig, TrainingConfig]:
     """Return the model and the training of `configure`, for data of which the shape is known.
 
     floor: of γ_0, for real-valued data (`RealValues.least_gamma`).
     """
-    name = preset or default_preset(shape)
-    chosen = _entry("preset", PRESETS, name)(shape, levels)
+    chosen = _entry("preset", PRESETS, preset or default_preset(shape))(shape, levels)
     if schedule is not None:
         chosen.schedule = _part("schedule", SCHEDULES, schedule, levels)
-    if network is not None:
-        chosen.network = _part("network", NETWORKS, network, levels)
+    table: Mapping[str, Any] = NETWORKS
+    own = None if network is None or isinstance(network, str) else network
+    name = network if isinstance(network, str) else None
+    if own is not None:
+        name = path_of(own)
+        table = {name: own}
+    if name is not None:
+        chosen.network = _part("network", table, name, levels)
     sections: dict[str, dict[str, Any]] = {
         "training": dict(chosen.training),
         "model": {"shape": shape, "prediction": chosen.prediction},
@@ -234,7 +241,7 @@ def parts(
         section, _, field = key.partition(".")
         _entry("section", sections, section)[field] = value
     if condition is not None:
-        sections["network"] |= _conditioned(chosen.network.name, condition)
+        sections["network"] |= _conditioned(chosen.network.name, table, condition)
     model = {
         **sections["model"],
         "decoder": decoder,
@@ -244,7 +251,7 @@ def parts(
     }
     training = validated(TrainingConfig, sections["training"])
     weighting_named(training.weighting)  # refused here, before a run is begun
-    return complete(validated(ModelConfig, model)), training
+    return complete(validated(ModelConfig, model), own), training
 
 
 def _decoder(dataset: Dataset) -> Component:
@@ -278,14 +285,16 @@ def _condition(dataset: Dataset) -> Component | None:
     return Component(name="array", options={"value_shape": list(values.shape[1:]), **options})
 
 
-def _conditioned(network: str, condition: Component) -> dict[str, int]:
+def _conditioned(network: str, table: Mapping[str, Any], condition: Component) -> dict[str, int]:
     """Return the options that let a network of the table take a condition."""
     shape = CONDITIONS[condition.name](**condition.options).shape
-    known = inspect.signature(_entry("network", NETWORKS, network)).parameters
+    known = inspect.signature(_entry("network", table, network)).parameters
     if "conditioning_channels" in known and len(shape) == 3:
         return {"conditioning_channels": shape[0]}
     if "conditioning_size" in known:
         return {"conditioning_size": math.prod(shape)}
+    if table is not NETWORKS:  # of one's own: it is given the conditioning and does what it likes
+        return {}
     raise InputError(
         f"network = '{network}' takes no condition but one number; choose another --network, or "
         "leave out --condition"

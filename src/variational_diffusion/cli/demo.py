@@ -4,17 +4,8 @@ from __future__ import annotations
 
 import click
 
-from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.evaluate import evaluate_split
-from variational_diffusion.cli.sample import draw, write_samples
-from variational_diffusion.cli.session import Session
-from variational_diffusion.compression.baselines import code_lengths
-from variational_diffusion.config import DataConfig
-from variational_diffusion.data import open_dataset
-from variational_diffusion.images.pictures import animation
-from variational_diffusion.presets import configure
-from variational_diffusion.run.directory import Run
-from variational_diffusion.storage.files import unused
+from variational_diffusion.cli.shared.console import print_table, shown
+from variational_diffusion.cli.shared.options import device_options
 
 
 @click.command()
@@ -23,27 +14,33 @@ from variational_diffusion.storage.files import unused
 @device_options
 def command(directory: str, minutes: float, device: str, threads: int | None) -> None:
     """Train on scikit-learn's digits, evaluate on the test images, draw samples."""
+    from variational_diffusion.compression.baselines import code_lengths
+    from variational_diffusion.run.evaluation import evaluate
+    from variational_diffusion.run.examples import own_data
+    from variational_diffusion.run.samples import sample_run
+    from variational_diffusion.run.training import finished, training_events
+    from variational_diffusion.storage.files import unused
+
     # On images this small a second thread gains little, and loses nearly everything where another
     # program wants its core.
-    target = use_device(device, threads or 1)
-    data = DataConfig(source="digits")
-    dataset = open_dataset(data)
-    config = configure(data, dataset, settings={"training.minutes": minutes})
-    session = Session(directory, config, dataset, target, every=30.0)
-    session.train()
-    state = session.state
+    where = {"device": device, "threads": threads or 1}
+    events = training_events(
+        "digits", directory, minutes=minutes, every=30.0, precision="float32", **where
+    )
+    end = finished(events, shown)
 
-    run = Run.open(directory)
-    vdm = run.load().to(target)
-    test = dataset.splits["test"]
-    summary = evaluate_split(vdm, test)
-    samples, frames = draw(vdm, 64, sampler="ancestral", steps=256, seed=0, frames=48)
+    run = end.run
+    summary = evaluate(run, progress=shown, **where).summary
+    samples = sample_run(
+        run, 64, sampler="ancestral", steps=256, frames=48, progress=shown, **where
+    )
     sheet = unused(run.path / "samples" / "sheet.png")
     film = unused(run.path / "samples" / "reverse-process.gif")
-    write_samples(sheet, samples, dataset.levels)
-    animation(frames, dataset.levels, film)
+    samples.write(sheet)
+    samples.write_animation(film)
 
-    images = test.read()
+    dataset = own_data(run)
+    images = dataset.splits["test"].read()
     assert dataset.levels is not None
     lengths = code_lengths(images, dataset.levels)
     bound = f"{summary.bits_per_dim:.3f} ± {summary.standard_error:.3f}"
@@ -57,9 +54,9 @@ def command(directory: str, minutes: float, device: str, threads: int | None) ->
             *((name, f"{length:.3f}") for name, length in lengths.items()),
         ],
     )
-    gamma_0, gamma_1 = vdm.schedule.end_points.tolist()
+    gamma_0, gamma_1 = samples.vdm.schedule.end_points.tolist()
     click.echo(
-        f"{state.step} steps in {state.seconds / 60:.1f} minutes; "
+        f"{end.step} steps in {end.seconds / 60:.1f} minutes; "
         f"the learned noise schedule runs from γ = {gamma_0:.2f} to {gamma_1:.2f}"
     )
     click.echo(f"samples:             {sheet}")

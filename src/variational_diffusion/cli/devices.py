@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-import click
 import torch
 
-from variational_diffusion.machine.execution import COMPILE_MODES, PRECISIONS, Execution
+from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.memory import keep_freed_memory
 from variational_diffusion.model import VDM
 
@@ -21,41 +20,6 @@ def use_device(name: str, threads: int | None) -> torch.device:
     if threads is not None:
         torch.set_num_threads(threads)
     return Execution(name, threads).target()
-
-
-def speed_options(command: Command) -> Command:
-    """Add --compile and --channels-last, for a model that stays as it is."""
-    return _compile_option(COMPILE_MODES[:2])(_channels_last(command))
-
-
-def training_speed_options(command: Command) -> Command:
-    """Add what `speed_options` does, --compile cuda-graphs and --precision."""
-    precision = click.option(
-        "--precision",
-        type=click.Choice(PRECISIONS),
-        default="auto",
-        help="Of the network's products in training; auto: bfloat16 where the device has units or "
-        "instructions for it.",
-    )
-    return _compile_option(COMPILE_MODES)(_channels_last(precision(command)))
-
-
-def _compile_option(modes: Sequence[str]) -> Callable[[Command], Command]:
-    return click.option(
-        "--compile",
-        "compile_mode",
-        type=click.Choice(modes),
-        default="off",
-        help="Compile the network: a minute at the start, faster steps (docs/performance.md).",
-    )
-
-
-_channels_last = click.option(
-    "--channels-last",
-    is_flag=True,
-    help="Keep the channels of a pixel side by side: faster for some networks "
-    "(docs/performance.md).",
-)
 
 
 def speed_up(

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
-import torch
 
-from variational_diffusion.cli.shared.console import Meter, print_json, print_table
-from variational_diffusion.conditions import parted
-from variational_diffusion.config import RunConfig
-from variational_diffusion.data import Dataset
-from variational_diffusion.data.loader import ordered_batches
-from variational_diffusion.model import build
-from variational_diffusion.training.overfit import SHARE, overfit
+from variational_diffusion.cli.shared.console import print_json, print_table
 
-_EXAMPLES = 8
+if TYPE_CHECKING:
+    from variational_diffusion.training.overfit import OverfitCheck
 
 
-def report_overfit(
-    config: RunConfig, dataset: Dataset, device: torch.device, *, as_json: bool
-) -> None:
-    """Try it on the first examples, and print what came of it; exit with 1 if it failed."""
-    batch = next(ordered_batches(dataset.splits["train"].sample(_EXAMPLES), _EXAMPLES))
-    vdm = build(config.model, seed=config.training.seed).to(device)
-    with Meter("learning by heart", "steps") as meter:
-        found = overfit(
-            vdm, batch, config.training, lambda done, step: meter.update(done, step, lambda: "")
-        )
+def report_overfit(found: OverfitCheck, *, as_json: bool) -> None:
+    """Print what came of the check; exit with 1 if it failed."""
+    from variational_diffusion.training.overfit import SHARE
+
     if as_json:
         print_json(
             {
@@ -43,7 +33,7 @@ def report_overfit(
         enough = first - SHARE * found.first.terms["diffusion"]
         rows = {"first": first, "last": last, f"to pass: {SHARE:.0%} of diffusion less": enough}
         print_table(
-            f"{'passed' if found.passed else 'FAILED'}: {len(parted(batch)[0])} examples, "
+            f"{'passed' if found.passed else 'FAILED'}: {found.first.examples} examples, "
             f"{found.steps} steps in {found.seconds:.0f} seconds",
             ["bound of the examples", "bits/dim"],
             [(name, f"{value:.3f}") for name, value in rows.items()],

@@ -4,32 +4,54 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from variational_diffusion.cli.devices import training_speed_options, use_device
 from variational_diffusion.cli.overfit import report_overfit
-from variational_diffusion.cli.session import Session
-from variational_diffusion.cli.shared.console import print_json, print_table
-from variational_diffusion.cli.shared.options import data_config, data_options, device_options
-from variational_diffusion.data import open_dataset
+from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.options import (
+    data_options,
+    device_options,
+    json_option,
+    training_speed_options,
+    typed_options,
+)
 from variational_diffusion.errors import InputError
-from variational_diffusion.likelihood import summary_rows
-from variational_diffusion.machine.distributed import processes
-from variational_diffusion.presets import configure
-from variational_diffusion.run.tracking import Tracking
-from variational_diffusion.schedules import floor_note
 
-_DEFAULT_MINUTES = 10
+if TYPE_CHECKING:
+    from variational_diffusion.run.training import End
+
+_HOW = (
+    "every",
+    "sheets_every",
+    "keep",
+    "accumulate",
+    "checkpointing",
+    "sharding",
+    "workers",
+    "track",
+    "device",
+    "threads",
+    "precision",
+    "compile",
+    "channels_last",
+)
+"""Options that change nothing of what a run comes to."""
 
 
 @click.command()
-@click.argument("data")
-@click.option("--run", "directory", help="Directory of the run.")
+@click.argument("data", required=False)
+@click.option("--run", "directory", help="Directory of the run, new or to go on with.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False),
+    help="File of a whole configuration: TOML, or JSON as config.json of a run.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the configuration; write nothing.")
 @click.option("--preset", help="Complete configuration to start from; default: by the data.")
 @click.option("--steps", type=click.IntRange(1), help="Budget in steps.")
-@click.option("--minutes", type=float, help="Budget in minutes of training (default 10).")
+@click.option("--minutes", type=float, help="Budget in minutes of training (new runs: 10).")
 @click.option("--seed", type=click.IntRange(0), help="Seed of weights, order, times and noise.")
 @click.option(
     "--schedule", help="Noise schedule: adaptive, monotone, learned-linear, fixed-linear, cosine."
@@ -44,7 +66,10 @@ _DEFAULT_MINUTES = 10
     help="Weigh the loss for looks: bound (default, not at all), sigmoid, velocity, noise, edm, "
     "edm-monotone.",
 )
-@click.option("--network", help="Network: unet, transformer, paper-unet, mlp.")
+@click.option(
+    "--network",
+    help="Network: unet, transformer, paper-unet, mlp, or one's own as MODULE:NAME.",
+)
 @click.option("--batch-size", type=click.IntRange(1), help="Examples in one step.")
 @click.option("--learning-rate", type=float, help="Of the network.")
 @click.option(
@@ -68,6 +93,7 @@ _DEFAULT_MINUTES = 10
 )
 @click.option(
     "--overfit-check",
+    "overfit",
     is_flag=True,
     help="See for at most a minute whether the model can learn 8 examples; write nothing.",
 )
@@ -94,94 +120,75 @@ _DEFAULT_MINUTES = 10
 @click.option(
     "--workers", type=click.IntRange(0), default=1, help="Threads that read ahead (default 1)."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 @data_options
 @training_speed_options
 @device_options
 def command(
-    data: str,
+    data: str | None,
     directory: str | None,
-    every: float,
-    track: tuple[str, ...],
-    sheets_every: float,
-    overfit_check: bool,
-    keep: int,
-    accumulate: int,
-    checkpointing: bool,
-    sharding: str,
-    workers: int,
+    dry_run: bool,
+    overfit: bool,
     as_json: bool,
-    compile_mode: str,
-    precision: str,
-    channels_last: bool,
-    device: str,
-    threads: int | None,
+    end_points: str | None,
+    settings: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Train a model on DATA, or go on with the run in --run if its configuration is the same.
 
-    Started by torchrun or accelerate launch, the processes share every batch: --batch-size is that
-    of all of them together, and the figures are those of one process.
+    A run that is done goes on with a larger budget; without DATA it goes on with what it was
+    trained on. Started by torchrun or accelerate launch, the processes share every batch:
+    --batch-size is that of all of them together, and the figures are those of one process.
 
     DATA is digits, fashion-mnist, hf:NAME, a folder of images, of IDX files, of parquet or of tar
     files, or an .npy, .npz, .parquet or .tar file.
+
+    Example: vdm train photos --resize 32x32 --minutes 60 --run runs/photos
     """
-    target = use_device(device, threads)
-    dataset_config = data_config(data, options)
-    dataset = open_dataset(dataset_config)
-    config = configure(
-        dataset_config,
-        dataset,
-        preset=options["preset"],
-        schedule=options["schedule"],
-        network=options["network"],
-        settings=_settings(options),
-    )
-    if overfit_check:
-        report_overfit(config, dataset, target, as_json=as_json)
-        return
-    if directory is None:
-        raise InputError("run = none: name the directory of the run, for example --run runs/first")
-    with processes(target) as place, Tracking(track if place.leads else ()) as tracking:
-        for remark in dataset.remarks if place.leads else ():
-            click.echo(remark, err=True)
-        session = Session(
-            directory,
-            config,
-            dataset,
-            target,
-            place=place,
-            tracking=tracking,
-            every=every,
-            sheets_every=sheets_every,
-            keep=keep,
-            compile_mode=compile_mode,
-            precision=precision,
-            channels_last=channels_last,
-            parts=accumulate,
-            checkpointing=checkpointing,
-            sharding=sharding,
-            workers=workers,
-        )
-        summary = session.train()
-        state = session.state
-        if not place.leads:
-            return
-    schedule = state.average.module.schedule
+    from variational_diffusion.machine.distributed import leads
+    from variational_diffusion.run import training
+
+    chosen = parsed_settings(settings)
+    if end_points is not None:
+        chosen["schedule.learn_end_points"] = end_points == "learned"
+    for name in ("batch_size", "learning_rate", "weighting"):
+        if (value := options.pop(name)) is not None:
+            chosen[f"training.{name}"] = value
+    how = {name: options.pop(name) for name in _HOW}
+    choices = {"settings": chosen, **typed_options(options)}
+    if dry_run:
+        click.echo(training.configuration(data, directory, **choices).config.to_json(), nl=False)
+    elif overfit:
+        where = {name: how[name] for name in ("device", "threads")}
+        found = training.overfit_check(data, progress=shown, **where, **choices)
+        report_overfit(found, as_json=as_json)
+    else:
+        events = training.training_events(data, directory, **how, **choices)
+        end = training.finished(events, shown)
+        if leads():
+            _report(end, str(directory), as_json)
+
+
+def _report(end: End, directory: str, as_json: bool) -> None:
+    """Print what a training came to."""
+    from variational_diffusion.likelihood import summary_rows
+    from variational_diffusion.schedules import floor_note
+
+    summary, schedule = end.validation, end.run.load().schedule
     limited = floor_note(float(schedule.gamma_0), schedule.floor)
     if as_json:
         print_json(
             {
                 "run": directory,
-                "steps": state.step,
-                "seconds": state.seconds,
+                "steps": end.step,
+                "seconds": end.seconds,
                 "validation": summary.as_json(),
                 "floor": schedule.floor if limited else None,
             }
         )
         return
     print_table(
-        f"{directory}: {state.step} steps in {state.seconds / 60:.1f} minutes",
+        f"{directory}: {end.step} steps in {end.seconds / 60:.1f} minutes",
         ["validation", "bits/dim"],
         summary_rows(summary),
     )
@@ -204,17 +211,4 @@ def parsed_settings(assignments: Iterable[str]) -> dict[str, Any]:
             settings[key] = json.loads(text)
         except json.JSONDecodeError:
             settings[key] = text
-    return settings
-
-
-def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Return "section.field" → value from --set and the options that are shorthands for it."""
-    settings = parsed_settings(options["settings"])
-    if options["end_points"] is not None:
-        settings["schedule.learn_end_points"] = options["end_points"] == "learned"
-    for name in ("steps", "minutes", "seed", "batch_size", "learning_rate", "weighting"):
-        if options[name] is not None:
-            settings[f"training.{name}"] = options[name]
-    if settings.keys().isdisjoint({"training.steps", "training.minutes"}):
-        settings["training.minutes"] = _DEFAULT_MINUTES
     return settings

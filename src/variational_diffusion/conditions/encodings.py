@@ -27,6 +27,24 @@ def parted(batch: Batch) -> tuple[Tensor, Tensor | None]:
     return (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
 
 
+def as_batch(made: object) -> Batch:
+    """Return what a loader yields as a batch: a tensor, or one or two of them in a list or tuple.
+
+    Raises InputError for anything else.
+    """
+    parts = [made] if isinstance(made, Tensor) else made
+    if isinstance(parts, list | tuple):
+        tensors = [part for part in parts if isinstance(part, Tensor)]
+        if len(tensors) == len(parts) == 1:
+            return tensors[0]
+        if len(tensors) == len(parts) == 2:
+            return tensors[0], tensors[1]
+    raise InputError(
+        f"the loader yields {type(made).__name__}: tensors of examples, or pairs of them and of "
+        "their conditions, are allowed; give it another collate_fn"
+    )
+
+
 class Labels(nn.Module):
     """Classes by name, as one-hot vectors.
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.arrays import ArraySource, array_source, open_array
-from variational_diffusion.data.augment import Augmentation
-from variational_diffusion.data.beside import DEGRADATIONS
 from variational_diffusion.data.dataset import SPLITS, Dataset
 from variational_diffusion.data.decoding import Decoded
 from variational_diffusion.data.digits import open_digits
 from variational_diffusion.data.folder import image_files, kind_of, open_folder
 from variational_diffusion.data.idx import is_idx_folder, open_fashion_mnist, open_idx_folder
 from variational_diffusion.data.images import CHANNELS
+from variational_diffusion.data.memory import MEMORY
+from variational_diffusion.data.memory import in_memory as in_memory
 from variational_diffusion.data.originals import Originals
 from variational_diffusion.data.source import Source, Split
 from variational_diffusion.data.survey import survey
@@ -31,6 +31,7 @@ __all__ = [
     "Originals",
     "Source",
     "Split",
+    "in_memory",
     "open_dataset",
     "open_originals",
 ]
@@ -85,18 +86,7 @@ def open_dataset(config: DataConfig) -> Dataset:
             f"{name} = {getattr(config, name)} is for streaming; give --streaming, or leave out "
             f"--{name.replace('_', '-')}"
         )
-    augmentation = Augmentation.of(config)
-    if augmentation is not None and (config.condition or "").startswith("image"):
-        raise InputError(
-            f"condition = '{config.condition}': its images are not flipped or cropped with the "
-            "examples; leave out --flip and --crop"
-        )
-    dataset = opener(config)
-    if augmentation is not None:
-        dataset = dataset.augmented(augmentation)
-    if config.condition in DEGRADATIONS:
-        dataset = dataset.degraded(config.condition)
-    return dataset
+    return opener(config).read_as(config)
 
 
 def open_originals(
@@ -164,6 +154,11 @@ def _kind(config: DataConfig) -> tuple[Opener, set[str]]:
     """Return the opener and the options of `_ONLY_FOR` that it knows."""
     if config.source in DATASETS:
         return DATASETS[config.source], set()
+    if config.source.startswith(MEMORY):
+        raise InputError(
+            f"data = '{config.source}' were given in memory, and a run does not keep them: pass "
+            "them again as data, as in evaluate(run, data)"
+        )
     if config.source.startswith("hf:"):
         return _open_hub, _SHARDED
     path = Path(config.source).expanduser()

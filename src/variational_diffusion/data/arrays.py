@@ -114,7 +114,7 @@ def open_array(config: DataConfig) -> Dataset:
     wanted = asked(config, KINDS if _is_npz(config) else [])
     if wanted is not None:
         values, name = _from_npz(_path(config), wanted.name or _LABEL)
-        conditions, labels = _beside(values, name, wanted.kind, source)
+        conditions, labels = conditions_beside(values, name, wanted.kind, source)
     splits = random_splits(
         source,
         validation=config.validation,
@@ -145,7 +145,7 @@ def _is_npz(config: DataConfig) -> bool:
     return _path(config).suffix.lower() == ".npz"
 
 
-def _beside(
+def conditions_beside(
     values: np.ndarray, named: str, kind: str, source: ArraySource
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """Return what the examples are conditioned on, and the names of labels."""

@@ -12,7 +12,14 @@ import numpy as np
 
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.augment import Augmentation
-from variational_diffusion.data.beside import KINDS, asked, conditions_of, labels_of, names_of
+from variational_diffusion.data.beside import (
+    DEGRADATIONS,
+    KINDS,
+    asked,
+    conditions_of,
+    labels_of,
+    names_of,
+)
 from variational_diffusion.data.decoding import Decoded
 from variational_diffusion.data.reals import RealValues, real_values
 from variational_diffusion.data.source import Joined, Split
@@ -40,6 +47,7 @@ class Dataset:
         for what looks at the training data but does not train.
     labels: names of the classes, of data that are conditioned on labels: value k of a condition is
         the k-th.
+    config: how the data were read; None: as `source` says, with the defaults.
     """
 
     source: str
@@ -47,6 +55,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     stream: Stream | None = None
     labels: tuple[str, ...] | None = None
+    config: DataConfig | None = None
 
     def __post_init__(self) -> None:
         assert tuple(self.splits) == SPLITS
@@ -94,6 +103,28 @@ class Dataset:
             name="",
             drawn=None,
         )
+
+    def read_as(self, config: DataConfig) -> Dataset:
+        """Return the data set with the flips, the crops and the degradation of a configuration."""
+        dataset, augmentation = self, Augmentation.of(config)
+        if augmentation is not None:
+            if (config.condition or "").startswith("image"):
+                raise InputError(
+                    f"condition = '{config.condition}': its images are not flipped or cropped with "
+                    "the examples; leave out --flip and --crop"
+                )
+            dataset = dataset.augmented(augmentation)
+        if config.condition in DEGRADATIONS:
+            dataset = dataset.degraded(config.condition)
+        return replace(dataset, config=config)
+
+    def unconditioned(self) -> Dataset:
+        """Return the data set without the conditions of its examples."""
+        splits = {
+            name: replace(split, conditions=None, degradation=None)
+            for name, split in self.splits.items()
+        }
+        return replace(self, splits=splits, labels=None)
 
     def augmented(self, augmentation: Augmentation) -> Dataset:
         """Return the data set with its images flipped and cropped.

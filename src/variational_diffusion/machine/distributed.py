@@ -59,14 +59,19 @@ def here() -> Place:
     return ALONE
 
 
+def leads() -> bool:
+    """Return whether this process leads, also before and after it has joined the others."""
+    return here().leads and int(os.environ.get("RANK", "0")) == 0
+
+
 @contextmanager
 def processes(device: torch.device, patience: timedelta = timedelta(minutes=30)) -> Iterator[Place]:
     """Join the processes that a launcher has started; alone, where none has.
 
     patience: how long to wait for the others, here and later.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield ALONE
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or here().processes > 1:
+        yield here()
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     store, rank, count = next(distributed.rendezvous("env://", timeout=patience))

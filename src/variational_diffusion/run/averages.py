@@ -26,7 +26,7 @@ from variational_diffusion.likelihood import ContinuousBound, evaluate_rounds, e
 from variational_diffusion.machine.distributed import gathered, here, largest_over_processes, local
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener, telling
-from variational_diffusion.model import VDM, build
+from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
@@ -131,7 +131,7 @@ def reconstruct(run: Run, width: float) -> Reconstruction:
     last = max(files)
     profiles = [Profile(step, kept) for step in files for kept in WIDTHS]
     coefficients, rest = mixture(profiles, Profile(last, width))
-    vdm = build(run.config.model)
+    vdm = run.build()
     sums = {name: p.detach().double().zero_() for name, p in vdm.named_parameters()}
     for path, shares in zip(files.values(), coefficients.reshape(len(files), -1), strict=True):
         try:

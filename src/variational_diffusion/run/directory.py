@@ -39,7 +39,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from variational_diffusion.config import RunConfig
+from variational_diffusion.config import RunConfig, TrainingConfig
+from variational_diffusion.data import Dataset
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import NoiseErrors
 from variational_diffusion.machine.distributed import Place, gathered, here, laid_out_as
@@ -47,6 +48,7 @@ from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener
 from variational_diffusion.model import VDM, build
 from variational_diffusion.networks import VarianceHead
+from variational_diffusion.networks.own import Factory, imported
 from variational_diffusion.sampling import DEFAULT_STEPS
 from variational_diffusion.storage import json_lines
 from variational_diffusion.storage.files import atomic
@@ -63,16 +65,40 @@ _MADE_LATER = re.compile(r"ema-[\w.-]*\w", re.ASCII)
 
 
 class Run:
-    """A run directory that exists. Make one with `Run.start`, open one with `Run.open`."""
+    """A run directory that exists. Make one with `Run.start`, open one with `Run.open`.
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
+    network: what makes the network, of a run with one of one's own: its code is not in the
+    directory. data: what the run was trained on, where it is at hand; otherwise `config.data` says
+    how it is read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: RunConfig,
+        *,
+        network: Factory | None = None,
+        data: Dataset | None = None,
+    ) -> None:
         self.path = path
         self.config = config
+        self.network = network
+        self.data = data
 
     @classmethod
-    def open(cls, path: str | Path) -> Run:
-        """Open the run in a directory; raise `InputError` if there is none."""
+    def open(cls, path: str | Path, *, network: str | Factory | None = None) -> Run:
+        """Open the run in a directory.
+
+        Args:
+            path: of the directory.
+            network: the class or function that makes the network, or its import path, of a run
+                with a network of one's own. Nothing is imported that is not named here.
+
+        Raises:
+            InputError: if there is no run, or its configuration is damaged.
+        """
         path = Path(path)
+        own = imported(network) if isinstance(network, str) else network
         try:
             text = (path / "config.json").read_text(encoding="utf-8", errors="replace")
         except OSError as error:
@@ -81,19 +107,28 @@ class Run:
                 f"train one with: vdm train DATA --run {path}"
             ) from error
         try:
-            return cls(path, RunConfig.from_json(text))
+            return cls(path, RunConfig.from_json(text), network=own)
         except InputError as error:
             raise InputError(f"run = '{path}': {error}") from error
 
     @classmethod
-    def start(cls, path: str | Path, config: RunConfig) -> Run:
+    def start(
+        cls,
+        path: str | Path,
+        config: RunConfig,
+        *,
+        network: Factory | None = None,
+        data: Dataset | None = None,
+    ) -> Run:
         """Make a run directory, or open the one that is there if its configuration is the same.
 
-        A run of another configuration is never touched: `InputError` says which settings differ.
+        The budget may differ, and stays as it is there. A run of another configuration is never
+        touched: `InputError` says which settings differ.
         """
         path = Path(path)
         if (path / "config.json").exists():
-            run = cls.open(path)
+            run = cls.open(path, network=network)
+            run.data = data
             differences = run.config.differences(config)
             if differences:
                 raise InputError(
@@ -108,9 +143,25 @@ class Run:
             raise InputError(
                 f"run = '{path}': cannot be written ({error.strerror}); give another --run"
             ) from error
-        with atomic(path / "config.json") as temporary:
-            temporary.write_text(config.to_json(), encoding="utf-8")
-        return cls(path, config)
+        run = cls(path, config, network=network, data=data)
+        run._write_config()
+        return run
+
+    def set_budget(self, training: TrainingConfig) -> None:
+        """Let the run go on with the budget of `training`; the leading process writes it down."""
+        config = self.config.with_budget(training.steps, training.minutes)
+        if config != self.config:
+            self.config = config
+            if here().leads:
+                self._write_config()
+
+    def _write_config(self) -> None:
+        with atomic(self.path / "config.json", overwrite=True) as temporary:
+            temporary.write_text(self.config.to_json(), encoding="utf-8")
+
+    def build(self, *, seed: int = 0) -> VDM:
+        """Return the model of the run with initial weights; `load` returns the trained one."""
+        return build(self.config.model, seed=seed, network=self.network)
 
     def save(
         self,
@@ -209,7 +260,7 @@ class Run:
         positions = [json.loads(metadata["position"]) for _, metadata in parts]
         metadata = parts[0][1]
         state = TrainingState.start(
-            build(self.config.model).to(device), self.config.training, distribute=distribute
+            self.build().to(device), self.config.training, distribute=distribute
         )
         _load(state.vdm, _without_prefix("model", tensors), path)
         _load(state.average.module, _without_prefix("ema", tensors), path)
@@ -267,7 +318,7 @@ class Run:
                 f"run = '{self.path}': no weights are saved yet ({path.name} is missing); "
                 f"train it first: vdm train {self.config.data.source} --run {self.path}"
             )
-        vdm = build(self.config.model)
+        vdm = self.build()
         _load(vdm, read_tensors(path)[0], path)
         return vdm.eval().requires_grad_(False)
 

@@ -136,6 +136,11 @@ def other_examples(run: Run, data: str, shape: tuple[int, ...]) -> Split:
     return dataset.everything()
 
 
+def _attached(run: Run, condition: str) -> Dataset | None:
+    """Return the data that the run brings with it, if it does."""
+    return run.data.unconditioned() if run.data and condition == "none" else run.data
+
+
 def _opened(run: Run, data: str | None, condition: str) -> Dataset:
     config = run.config.data
     if condition == "none":
@@ -143,7 +148,8 @@ def _opened(run: Run, data: str | None, condition: str) -> Dataset:
     if data is not None:
         config = config.model_copy(update={"source": data, **_NOT_STREAMED})
     try:
-        dataset = open_dataset(config)
+        dataset = _attached(run, condition) if data is None else None
+        dataset = dataset or open_dataset(config)
     except InputError as error:
         if data is None or not str(error).startswith("condition = "):
             raise

@@ -8,19 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
-from accelerate.tracking import (
-    LOGGER_TYPE_TO_CLASS,
-    AimTracker,
-    GeneralTracker,
-    TensorBoardTracker,
-    WandBTracker,
-    get_available_trackers,
-)
 from PIL import Image
 
 from variational_diffusion.errors import InputError
@@ -40,7 +31,7 @@ class Tracking:
         for name in names:
             _check(name)
         self.names = tuple(dict.fromkeys(names))
-        self._trackers: list[GeneralTracker] = []
+        self._trackers: list[Any] = []
 
     def __enter__(self) -> Tracking:
         return self
@@ -58,6 +49,8 @@ class Tracking:
         """Begin with a run directory, its configuration, and the step that it goes on from."""
         if not self.names:
             return
+        from accelerate import PartialState  # noqa: PLC0415 (a second)
+
         PartialState()  # accelerate's trackers log through it
         for name in self.names:
             tracker = _made(name, run, step)
@@ -75,29 +68,40 @@ class Tracking:
 
     def image(self, step: int, name: str, picture: Image.Image) -> None:
         """Show a picture, where the tracker takes any."""
+        if not self._trackers:
+            return
+        accelerates = _accelerates()
         pixels = np.asarray(picture.convert("RGB"))[None]
         for tracker in self._trackers:
-            if isinstance(tracker, TensorBoardTracker):
+            if isinstance(tracker, accelerates.TensorBoardTracker):
                 tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
-            elif isinstance(tracker, WandBTracker):
+            elif isinstance(tracker, accelerates.WandBTracker):
                 tracker.log_images({name: list(pixels)}, step=step)
-            elif isinstance(tracker, AimTracker):
+            elif isinstance(tracker, accelerates.AimTracker):
                 tracker.log_images({name: picture}, step=step)
 
 
+def _accelerates() -> ModuleType:
+    from accelerate import tracking  # noqa: PLC0415 (a second)
+
+    return tracking
+
+
 def _check(name: str) -> None:
-    if name not in LOGGER_TYPE_TO_CLASS:
-        known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+    accelerates = _accelerates()
+    if name not in accelerates.LOGGER_TYPE_TO_CLASS:
+        known = ", ".join(sorted(accelerates.LOGGER_TYPE_TO_CLASS))
         raise InputError(f"track = '{name}': known are {known}")
-    if name not in map(str, get_available_trackers()):
+    if name not in map(str, accelerates.get_available_trackers()):
         package = f"'{PROJECT}[tracking]'" if name == "tensorboard" else name.replace("_", "-")
         raise InputError(f"track = '{name}': not installed; type: pip install {package}")
 
 
-def _made(name: str, run: Path, step: int) -> GeneralTracker:
+def _made(name: str, run: Path, step: int) -> Any:
+    accelerates = _accelerates()
     if name == "tensorboard":  # what was drawn of steps that will be done again is to go
-        return TensorBoardTracker("tracking", run, purge_step=step + 1)
-    kind = LOGGER_TYPE_TO_CLASS[name]
+        return accelerates.TensorBoardTracker("tracking", run, purge_step=step + 1)
+    kind = accelerates.LOGGER_TYPE_TO_CLASS[name]
     if kind.requires_logging_directory:
         return kind(PROJECT, str(run / "tracking"))
     named = {"name": run.name} if name in ("wandb", "trackio") else {}

@@ -18,12 +18,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from variational_diffusion.conditions import Batch, parted
+from variational_diffusion.conditions import Batch, as_batch, parted
 from variational_diffusion.config import TrainingConfig
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import DivergedError, InputError
@@ -52,7 +53,8 @@ class TrainingState:
     step: number of steps done. seconds: spent in them. skipped: steps among them whose numbers were
     not finite, and which changed nothing. rate: what all learning rates are multiplied by; a run
     that went back to a checkpoint goes on with less than one. power_averages: None
-    where the configuration does not ask for them, and in a run that was begun without them.
+    where the configuration does not ask for them, and in a run that was begun without them. whole:
+    False while a step changes it, so that what is cut short there is not saved.
     """
 
     vdm: VDM
@@ -63,6 +65,7 @@ class TrainingState:
     skipped: int = 0
     rate: float = 1.0
     power_averages: PowerAverages | None = None
+    whole: bool = True
 
     @classmethod
     def start(
@@ -92,14 +95,15 @@ class TrainingState:
 class StepRecord:
     """One step of training.
 
-    step: its number, from 1. bound: of this process's examples, in nats, detached. gradient_norm:
-    of the network, before clipping. learning_rate: of the network. progress: share of the budget
-    that is spent after it. seconds: of training so far. skipped: whether its numbers were not
-    finite.
+    step: its number, from 1. bound: of this process's examples, in nats, detached. bits_per_dim:
+    its mean. gradient_norm: of the network, before clipping. learning_rate: of the network.
+    progress: share of the budget that is spent after it. seconds: of training so far. skipped:
+    whether its numbers were not finite.
     """
 
     step: int
     bound: Bound
+    bits_per_dim: float
     gradient_norm: float
     learning_rate: float
     progress: float
@@ -125,7 +129,7 @@ class Engine:
 
 def fit(
     state: TrainingState,
-    batches: Iterable[Batch],
+    batches: Iterable[Any],
     config: TrainingConfig,
     *,
     engine: Engine = Engine(),
@@ -141,10 +145,11 @@ def fit(
     With several processes, all of them call this and get the records of the same steps.
 
     batches: the data from batch number `state.step` on: this process's rows of each, of shape
-        (batch / processes, *shape), with the values of their conditions where `vdm.condition`
-        takes them.
+        (batch / processes, *shape), in a pair with the values of their conditions where
+        `vdm.condition` takes them. A loader that ends is begun again.
     stopped: asked after every step; where it is true in any process, this step is the last.
-    Raises DivergedError after ten steps in a row that were skipped.
+    Raises DivergedError after ten steps in a row that were skipped, and InputError for batches that
+    have ended and cannot be begun again, and for conditions that the model does not take.
     """
     place = here()
     step = _Step(state, config, engine, place)
@@ -152,8 +157,8 @@ def fit(
     paused = 0.0
     in_a_row = 0
 
-    for batch in batches:
-        progress = _progress(state, config)
+    for batch in _without_end(batches):
+        progress = spent(state, config)
         if progress >= 1:
             return
         factor = state.rate * learning_rate_factor(state.step, progress, config)
@@ -181,14 +186,16 @@ def fit(
             state.power_averages.update()
         state.step += 1
         state.seconds = seconds
+        state.whole = True
 
         before_yield = time.monotonic()
         yield StepRecord(
             step=state.step,
             bound=bound,
+            bits_per_dim=numbers[0] / (state.vdm.dimensions * math.log(2)),
             gradient_norm=numbers[1],
             learning_rate=config.learning_rate * factor,
-            progress=min(1.0, _progress(state, config)),
+            progress=min(1.0, spent(state, config)),
             seconds=state.seconds,
             skipped=bool(not_finite),
         )
@@ -241,6 +248,7 @@ class _Step:
 
     def update(self) -> None:
         """Let the optimizers make a step."""
+        self.state.whole = False
         self._update()
 
     def forget(self) -> None:
@@ -255,8 +263,13 @@ class _Step:
             for part in parted(batch)
         )
         assert x is not None
-        if self.vdm.condition is None or condition is None:
+        if condition is None:
             return [x]
+        if self.vdm.condition is None:
+            raise InputError(
+                "the batches are pairs of examples and conditions, such as labels, and this model "
+                "is unconditional: give the examples alone, or train one with condition='label'"
+            )
         return [x, self.vdm.encode_condition(condition)]
 
     def _gradients_of(self, x: Tensor, conditioning: Tensor | None = None) -> Sequence[Tensor]:
@@ -282,6 +295,7 @@ class _Step:
                 loss = bits_per_dim(bound.total, self.vdm.dimensions).mean() + price
                 (loss / self.engine.parts).backward()
             bounds.append(bound.detach())
+        self.state.whole = False
         self.vdm.schedule.remember()
         joined = Bound(
             *(torch.cat([getattr(b, name) for b in bounds]) for name in Bound.__annotations__)
@@ -411,7 +425,21 @@ def _diagnosis(state: TrainingState, config: TrainingConfig, numbers: list[float
     )
 
 
-def _progress(state: TrainingState, config: TrainingConfig) -> float:
+def _without_end(batches: Iterable[Any]) -> Iterator[Batch]:
+    while True:
+        empty = True
+        for made in batches:
+            empty = False
+            yield as_batch(made)
+        if empty:
+            raise InputError(
+                "batches: there are none, or they have ended and cannot be begun again; give a "
+                "loader or a list in place of a generator"
+            )
+
+
+def spent(state: TrainingState, config: TrainingConfig) -> float:
+    """Return the share of the budget that is spent; above 1 where it was larger before."""
     if config.steps is not None:
         return state.step / config.steps
     assert config.minutes is not None

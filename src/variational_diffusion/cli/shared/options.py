@@ -133,6 +133,16 @@ def data_config(source: str, options: dict[str, Any]) -> DataConfig:
     return validated(DataConfig, {"source": source, **{name: options.pop(name) for name in names}})
 
 
+def typed_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those arguments of the command that are no defaults of its options."""
+    context = click.get_current_context()
+    return {
+        name: value
+        for name, value in options.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+
+
 def device_options(command: Command) -> Command:
     """Add --device and --threads."""
     for option in (
