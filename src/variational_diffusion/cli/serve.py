@@ -7,11 +7,8 @@ from importlib.util import find_spec
 
 import click
 
-from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.shared.options import device_options, weights_option
 from variational_diffusion.errors import InputError
-from variational_diffusion.run.directory import Run
-from variational_diffusion.web import Studio
 
 
 @click.command()
@@ -28,6 +25,8 @@ def command(run: str, port: int | None, weights: str, device: str, threads: int 
 
     Sample and watch, put noise on an image, its likelihood, inpaint, compress. Only this machine
     can open the page.
+
+    Example: vdm serve runs/first
     """
     if find_spec("gradio") is None:
         raise InputError("vdm serve needs gradio: pip install 'variational-diffusion[web]'")

@@ -15,7 +15,12 @@ from variational_diffusion.data.dataset import SPLITS, Dataset
 from variational_diffusion.data.decoding import Decoded
 from variational_diffusion.data.digits import open_digits
 from variational_diffusion.data.folder import image_files, kind_of, open_folder
-from variational_diffusion.data.idx import is_idx_folder, open_fashion_mnist, open_idx_folder
+from variational_diffusion.data.idx import (
+    FASHION_MNIST,
+    is_idx_folder,
+    open_fashion_mnist,
+    open_idx_folder,
+)
 from variational_diffusion.data.images import CHANNELS
 from variational_diffusion.data.memory import MEMORY
 from variational_diffusion.data.memory import in_memory as in_memory
@@ -87,6 +92,12 @@ def open_dataset(config: DataConfig) -> Dataset:
             f"--{name.replace('_', '-')}"
         )
     return opener(config).read_as(config)
+
+
+def at_hand() -> list[str]:
+    """Return the names of `DATASETS` that can be opened without another download."""
+    here = is_idx_folder(FASHION_MNIST)
+    return [name for name in DATASETS if name != "fashion-mnist" or here]
 
 
 def open_originals(
