@@ -116,6 +116,14 @@ class VDMDensity(DensityMixin, BaseEstimator):
     n_iter_: int
     validation_scores_: np.ndarray
     n_features_in_: int
+    steps: int
+    width: int
+    blocks: int
+    dropout: float
+    learning_rate: float
+    batch_size: int
+    validation_fraction: float
+    random_state: RandomState
 
     @no_type_check  # scikit-learn: any value may be given here, and `fit` looks at it
     def __init__(
@@ -288,6 +296,8 @@ class VDMOutliers(OutlierMixin, VDMDensity):
 
     offset_: float
     false_alarms_: FalseAlarms
+    false_alarms: float
+    calibration_fraction: float
 
     @no_type_check  # as above
     def __init__(

@@ -20,7 +20,9 @@ from variational_diffusion.errors import InputError
 )
 @weights_option
 @device_options
-def command(run: str, port: int | None, weights: str, device: str, threads: int | None) -> None:
+def command(
+    run: str, port: int | None, weights: str, device: str, threads: int | None, **options: object
+) -> None:
     """Show the model in RUN, of images, in the browser: until Ctrl-C.
 
     Sample and watch, put noise on an image, its likelihood, inpaint, compress. Only this machine
@@ -30,11 +32,15 @@ def command(run: str, port: int | None, weights: str, device: str, threads: int 
     """
     if find_spec("gradio") is None:
         raise InputError("vdm serve needs gradio: pip install 'variational-diffusion[web]'")
-    target = use_device(device, threads)
-    studio = Studio(Run.open(run), weights, target)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from variational_diffusion.web.page import serve
+    from variational_diffusion.machine.execution import Execution
+    from variational_diffusion.run.directory import Run
+    from variational_diffusion.web import Studio
 
-    page = serve(studio, port)
-    click.echo(page.local_url)
-    page.block_thread()
+    with Execution(device, threads).begun() as target:
+        studio = Studio(Run.open(run), weights, target)
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        from variational_diffusion.web.page import serve
+
+        page = serve(studio, port)
+        click.echo(page.local_url)
+        page.block_thread()

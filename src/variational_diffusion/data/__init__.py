@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from variational_diffusion.config import DataConfig
+from variational_diffusion.config import DataConfig, validated
 from variational_diffusion.data.arrays import ArraySource, array_source, open_array
 from variational_diffusion.data.dataset import SPLITS, Dataset
 from variational_diffusion.data.decoding import Decoded
@@ -22,8 +23,7 @@ from variational_diffusion.data.idx import (
     open_idx_folder,
 )
 from variational_diffusion.data.images import CHANNELS
-from variational_diffusion.data.memory import MEMORY
-from variational_diffusion.data.memory import in_memory as in_memory
+from variational_diffusion.data.memory import MEMORY, in_memory
 from variational_diffusion.data.originals import Originals
 from variational_diffusion.data.source import Source, Split
 from variational_diffusion.data.survey import survey
@@ -68,13 +68,41 @@ _CHANNELS = {3: "rgb", 4: "rgba"}
 _STREAMED = ("shuffle_buffer", "lanes", "hold_out")
 
 
-def open_dataset(config: DataConfig) -> Dataset:
-    """Open what `config.source` names: an entry of `DATASETS`, `hf:` and a name, else a path.
+def open_dataset(source: Any, **options: Any) -> Dataset:
+    """Open data as a data set of three splits.
 
-    A file or folder that is called like an entry is opened by writing ./ before its name.
-    Raises InputError when there is nothing of the name, when it is of no known kind, when an option
-    is set that its kind does not have, and for what the kinds themselves refuse.
+    Args:
+        source: what the command line calls DATA: a name of `DATASETS`, `hf:NAME`, or the path of a
+            folder of images, of IDX, parquet or tar files, or of an .npy, .npz, .parquet or .tar
+            file (a path that is called like a name begins with ./); or what `in_memory` takes: an
+            array, a tensor, a torch data set of tensors, a loader; or a `DataConfig`.
+        options: the other fields of `DataConfig`, such as levels=256, resize=(32, 32).
+
+    Returns:
+        The data set: `.splits`, `.shape`, `.levels`, `.notes`.
+
+    Raises:
+        InputError: when there is nothing of the name or it is of no known kind, for an option that
+            its kind does not have, and for what the kinds themselves refuse.
+
+    Example:
+        >>> import variational_diffusion as vd
+        >>> digits = vd.open_dataset("digits")
+        >>> digits.shape, digits.levels
+        ((1, 8, 8), 17)
     """
+    if isinstance(source, DataConfig):
+        return _opened(source)
+    if isinstance(source, Dataset):
+        for name, value in options.items():
+            raise InputError(f"{name} = {value!r}: these data are opened; give it where they are")
+        return source
+    if isinstance(source, str | Path):
+        return _opened(validated(DataConfig, {"source": str(source), **options}))
+    return in_memory(source, **options)
+
+
+def _opened(config: DataConfig) -> Dataset:
     opener, options = _kind(config)
     given = _given(config)
     if config.levels is not None:
