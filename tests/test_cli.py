@@ -240,7 +240,7 @@ def test_mistakes_with_a_trained_run(capsys, trained, tmp_path):
         (["evaluate", trained, "--steps", "3"], "--estimator discrete"),
         (
             ["train", "digits", "--run", trained, "--steps", "4"],
-            "training.batch_size: 8 here, 32 asked",
+            "training.batch_size: 8 here",
         ),
     ):
         captured = output(capsys, arguments, code=2)

@@ -204,7 +204,8 @@ def test_a_stopped_evaluation_keeps_the_rows_that_it_has(capsys, trained, tmp_pa
     monkeypatch.setattr(ContinuousBound, "__call__", slow)
     arguments = ["evaluate", trained, "--batch-size", "4", "--table", str(path)]
     assert run(arguments) == 1
-    assert "12 of 297 test examples, where it was stopped" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "12 of 297 test examples, where it was stopped" in shown
     with path.open() as file:
         assert len(list(csv.DictReader(file))) == 12
 
