@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from variational_diffusion.cli.shared.console import print_table, shown
@@ -23,7 +25,7 @@ def command(directory: str, minutes: float, device: str, threads: int | None) ->
 
     # On images this small a second thread gains little, and loses nearly everything where another
     # program wants its core.
-    where = {"device": device, "threads": threads or 1}
+    where: dict[str, Any] = {"device": device, "threads": threads or 1}
     events = training_events(
         "digits", directory, minutes=minutes, every=30.0, precision="float32", **where
     )

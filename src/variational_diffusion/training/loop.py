@@ -15,7 +15,7 @@ import torch
 from variational_diffusion.config import TrainingConfig
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import Batches
-from variational_diffusion.likelihood import Infinite, Summary, evaluate_rounds
+from variational_diffusion.likelihood import ContinuousBound, Summary, evaluate_rounds
 from variational_diffusion.machine.distributed import here, is_sharded, sum_over_processes
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.training.steps import Engine, StepRecord, TrainingState, fit
@@ -95,7 +95,7 @@ def validate(state: TrainingState, split: Split) -> Validation:
     done = evaluate_rounds(
         average,
         split.sample(_VALIDATION_EXAMPLES),
-        Infinite(2),
+        ContinuousBound(2),
         rounds=1,
         batch_size=_VALIDATION_BATCH,
         place=here(),
