@@ -389,7 +389,7 @@ def classify(repeats: int, seed: int) -> Iterator[Row]:
 
 
 def schedule(repeats: int, seed: int) -> Iterator[Row]:
-    """Yield how often variance ± 1.96 errors holds the variance in the population."""
+    """Yield how often the interval of a variance holds that in the population."""
     of = population()
     end_points = tuple(of.model.schedule.end_points.tolist())
     per_bin = bits_per_dim(moments(of), of.model.dimensions).numpy()
@@ -401,9 +401,11 @@ def schedule(repeats: int, seed: int) -> Iterator[Row]:
         for repeat in range(repeats):
             drawn = of.draw(examples, np.random.default_rng([seed, examples, repeat]))
             measured = measure_split(of.model, of.split(drawn), evaluations=EVALUATED, seed=repeat)
-            found, errors = measured_variances(measured, end_points, of.model.schedule)
-            for name, value, error, true in zip(found._fields, found, errors, truth, strict=True):
-                inside.setdefault(name, []).append(abs(value - true) <= 1.96 * error)
+            found = measured_variances(measured, end_points, of.model.schedule)
+            for name, low, high, true in zip(
+                truth._fields, found.low, found.high, truth, strict=True
+            ):
+                inside.setdefault(name, []).append(low <= true <= high)
         for name, hits in inside.items():
             case = f"{EVALUATED:,} evaluations of {examples} examples"
             yield [f"schedule, variance, {name}", case, "95 %", share(hits)]

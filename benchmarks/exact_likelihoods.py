@@ -15,7 +15,8 @@ import math
 import click
 import torch
 from common import log_option, markdown, report, threads_option
-from torch import Tensor, nn
+from exact import Mixture
+from torch import Tensor
 
 from variational_diffusion import VDM, Discretized, FixedLinear, flow
 from variational_diffusion.likelihood import (
@@ -30,36 +31,13 @@ from variational_diffusion.likelihood import (
 _N = torch.distributions.Normal(0.0, 1.0)
 
 
-class Mixture(nn.Module):
-    """E[ε|z] for a mixture of N(point, std² I) with probabilities; std = 0: of the points."""
-
-    def __init__(self, points: Tensor, shares: Tensor, std: float = 0.0) -> None:
-        super().__init__()
-        self.points, self.shares, self.std = points, shares, std
-
-    def forward(self, z: Tensor, gamma: Tensor, conditioning: Tensor | None = None) -> Tensor:
-        """Return the exact estimate of the noise."""
-        alpha, sigma = ((sign * gamma[:, None]).sigmoid().sqrt() for sign in (-1, 1))
-        variance = alpha**2 * self.std**2 + sigma**2
-        far = (z[:, None] - alpha[..., None] * self.points).square().sum(2)
-        mean = (self.shares.log() - 0.5 * far / variance).softmax(1) @ self.points
-        return sigma * (z - alpha * mean) / variance
-
-    def log_density(self, z_0: Tensor, gamma_0: Tensor) -> Tensor:
-        """Return the log density of the marginal at γ_0."""
-        alpha, sigma = (-gamma_0).sigmoid().sqrt(), gamma_0.sigmoid().sqrt()
-        std = (alpha**2 * self.std**2 + sigma**2).sqrt()
-        each = _N.log_prob((z_0[:, None] - alpha * self.points) / std) - std.log()
-        return (each.sum(2) + self.shares.log()).logsumexp(1)
-
-
 def mixture(n: int, shape: int, levels: int, std: float = 0.0, last: float = 14.0) -> VDM:
     """Return the exact model of n random patterns with random probabilities."""
     generator = torch.Generator().manual_seed(0)
     decoder = Discretized(levels)
     points = decoder.encode(torch.randint(0, levels, (n, shape), generator=generator)).double()
     shares = torch.rand(n, generator=generator, dtype=torch.float64) + 0.2
-    network = Mixture(points, shares / shares.sum(), std)
+    network = Mixture(shares / shares.sum(), points, std)
     return VDM(network, FixedLinear(-4.0, last), decoder, (shape,), "noise").double()
 
 
@@ -67,16 +45,18 @@ def minus_log_p(vdm: VDM) -> Tensor:
     """Return −log P of every pattern: what the marginal at γ_0 puts into its bin."""
     network, levels = vdm.network, vdm.decoder.levels
     alpha, sigma = ((sign * vdm.schedule.gamma_0).sigmoid().sqrt() for sign in (-1, 1))
-    off = alpha * (network.points[:, None] - network.points)
+    off = alpha * (network.centres[:, None] - network.centres)
     high, low = ((off + side * alpha / levels) / sigma for side in (1, -1))
     mass = (_N.cdf(high) - _N.cdf(low)).clamp(min=1e-300).log().sum(2)
-    return -(mass + network.shares.log()).logsumexp(1)
+    return -(mass + network.log_weights).logsumexp(1)
 
 
 def drawn(vdm: VDM, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return n examples of the model's own data, and the numbers of their patterns."""
-    rows = torch.multinomial(vdm.network.shares, n, replacement=True, generator=generator)
-    return vdm.decoder.decode(vdm.network.points[rows]), rows
+    rows = torch.multinomial(
+        vdm.network.log_weights.exp(), n, replacement=True, generator=generator
+    )
+    return vdm.decoder.decode(vdm.network.centres[rows]), rows
 
 
 @torch.no_grad()
@@ -90,7 +70,7 @@ def tolerances(n: int, generator: torch.Generator) -> str:
         x, _ = drawn(vdm, n, generator)
         gamma_0, gamma_1 = vdm.schedule.end_points
         z_0 = DEQUANTISATIONS["truncated-normal"](vdm, x, generator).z_0
-        known = vdm.network.log_density(z_0, gamma_0)
+        known = vdm.network.log_prob(z_0, gamma_0)
         for tolerance in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
             (found,), solution = flow.log_prob(
                 vdm, z_0, gamma_0, gamma_1, flow.ExactDivergence(), tolerance=tolerance

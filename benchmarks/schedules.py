@@ -71,7 +71,7 @@ def trained(config: RunConfig, dataset: Dataset) -> Result:
             curve.append(Validation(record.step, record.seconds, value))
     gamma_0, gamma_1 = average.schedule.end_points.tolist()
     measured = measure_split(average, test, evaluations=EVALUATIONS)
-    found, _ = measured_variances(measured, (gamma_0, gamma_1), average.schedule)
+    found = measured_variances(measured, (gamma_0, gamma_1), average.schedule).values
     return Result(curve, evaluate_rounds(average, test).summary, (gamma_0, gamma_1), found)
 
 

@@ -7,7 +7,7 @@ from calibration import bound, population, rows_of
 
 from variational_diffusion import process
 from variational_diffusion.likelihood import ContinuousBound, evaluate_rounds
-from variational_diffusion.numerics import bits_per_dim, derived_seed
+from variational_diffusion.numerics import bits_per_dim, derived_seed, t_quantile
 
 REPEATS = 100
 
@@ -56,3 +56,25 @@ def test_the_truth_is_the_entropy_and_what_the_ends_lose(of):
     known = -(shares @ shares.log()) + first + last
     # the standard error of the truth is 0.005 nats and of the ends less: four of them
     assert float(shares @ bound(of)) == pytest.approx(float(known), abs=0.02)
+
+
+def test_few_examples_have_honest_errors(of):
+    """The draws' error of two rounds, by Student's t with its degrees, and the whole interval.
+
+    88 % of 100 or more; sound ones of 95 % fail either in 0.3 %, seeded. With the degrees of normal
+    draws, n(R − 1), the first holds in 79; without a correction for skewness the second in 82.
+    """
+    truth = bits_per_dim(bound(of), of.model.dimensions).numpy()
+    of_draws, inside = [], []
+    for repeat in range(REPEATS):
+        drawn = of.draw(12, np.random.default_rng([8, repeat]))
+        seed = derived_seed(8, repeat)
+        found = evaluate_rounds(
+            of.model, of.split(drawn), ContinuousBound(2), rounds=2, seed=seed
+        ).summary
+        low, high = found.interval
+        inside.append(low <= truth @ of.shares <= high)
+        far = abs(found.bits_per_dim - truth[drawn].mean())
+        of_draws.append(far <= t_quantile(found.degrees) * found.draws_error)
+    assert np.mean(of_draws) >= 0.88
+    assert np.mean(inside) >= 0.88

@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import variational_diffusion as vd
 from commands import TRAIN
 from variational_diffusion.cli import run
 from variational_diffusion.data import open_dataset
+from variational_diffusion.errors import InputError
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
 
@@ -229,3 +232,39 @@ def test_a_model_with_conditions_is_given_those_of_the_examples_or_others(
 def test_an_unconditional_model_takes_no_label(capsys, trained):
     told = edit(capsys, ["vary", trained, "--gamma", "0", "--label", "4", *QUICK], code=2).err
     assert "is unconditional; train another with" in told
+
+
+TASKS = {
+    "inpaint": (["--mask", "MASK", *STEPS], {"steps": 4, "draws": 2}),
+    "restore": (["--measurement", "blur", "--width", "0.7", *STEPS], {"steps": 4, "draws": 2}),
+    "vary": (["--gamma", "0.5", "--sampler", "ddim", *STEPS], {"steps": 4, "draws": 2}),
+    "interpolate": (["--between", "1", "--tolerance", "1e-2"], {"between": 1, "tolerance": 1e-2}),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_command_and_the_function_give_the_same(capsys, trained, mask, tmp_path, task):
+    typed, options = TASKS[task]
+    typed = [mask if word == "MASK" else word for word in typed]
+    first = {"inpaint": [mask], "restore": ["blur"], "vary": [0.5], "interpolate": []}[task]
+    own = {"restore": {"width": 0.7}, "vary": {"sampler": "ddim"}}.get(task, {})
+    out, seed = str(tmp_path / "a.npy"), ["--seed", "3", "--json"]
+    told = json.loads(edit(capsys, [task, trained, *typed, *QUICK, *seed, "--out", out]).out)
+    found = getattr(vd, task)(trained, *first, limit=3, seed=3, threads=1, **options, **own)
+    np.testing.assert_array_equal(np.load(out), found.results)
+    assert {**found.as_json(), "out": out} == told
+    assert capsys.readouterr().out == ""
+
+
+def test_examples_and_masks_in_memory_are_those_of_files(trained, mask, digits):
+    hole = np.zeros((1, 8, 8), bool)
+    hole[:, :, :4] = True
+    quick = {"steps": 3, "draws": 1, "threads": 1}
+    expected = vd.inpaint(trained, mask, digits, **quick).results
+    for given in (hole, torch.from_numpy(hole)):
+        found = vd.inpaint(trained, given, torch.from_numpy(digits), **quick)
+        np.testing.assert_array_equal(found.results, expected)
+    np.testing.assert_array_equal(found.before[:, 0], digits)
+    assert (found.before[:, 1, :, :, :4] == found.before[0, 1, 0, 0, 0]).all()
+    with pytest.raises(InputError, match="the array holds bool of shape"):
+        vd.inpaint(trained, hole[0], digits)

@@ -12,8 +12,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from variational_diffusion.cli import run
 from variational_diffusion.config import Component
+from variational_diffusion.errors import InputError
 from variational_diffusion.model import build
-from variational_diffusion.plan import HARDWARE, Hardware, estimate, footprint, measure, memory
+from variational_diffusion.plan import (
+    HARDWARE,
+    Hardware,
+    estimate,
+    footprint,
+    measure,
+    memory,
+    plan,
+)
 from variational_diffusion.plan import collectives as c
 from variational_diffusion.plan.counting import FLOP_FORMULAS, Operation
 from variational_diffusion.plan.estimates import parts_of, recommended, seconds
@@ -258,3 +267,24 @@ def test_mistakes_are_one_line(capsys, arguments, told):
     error = output(capsys, arguments, code=2).err
     assert told in error
     assert error.count("\n") == 1
+
+
+def test_the_command_and_the_function_give_one_plan(capsys):
+    found = plan(*configured(), hardware=["l4", "h200"], devices=2, precision="float32")
+    small = ["--set", "network.widths=[16,24]", "--steps", "9", "--batch-size", "8"]
+    typed = ["--hardware", "l4", "--hardware", "h200", "--devices", "2", "--precision", "float32"]
+    told = output(capsys, ["plan", "--shape", "1,12,12", *small, *typed, "--json"]).out
+    assert json.loads(told) == json.loads(json.dumps(found.as_json()))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"hardware": ["abacus"]}, "hardware = 'abacus': known are"),
+        ({"sharding": "node"}, "sharding = 'node': known are replicated"),
+        ({"precision": "half"}, "precision = 'half': known are auto"),
+    ],
+)
+def test_unknown_names_are_told(options, told):
+    with pytest.raises(InputError, match=told):
+        plan(*configured(), **options)

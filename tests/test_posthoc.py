@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -374,3 +375,14 @@ def test_mistakes_are_one_line(capsys, trained, arguments, message):
     told = output(capsys, arguments, code=2).err.splitlines()
     assert len(told) == 1
     assert re.search(message, told[0]), told
+
+
+def test_the_command_and_the_functions_give_the_same(capsys, trained, tmp_path):
+    typed = ["ema", trained, "--widths", "0.05,0.2", "--limit", "20", "--json"]
+    told = json.loads(output(capsys, typed).out)
+    found = averages.compare_widths(trained, (0.05, 0.2), limit=20)
+    assert found.as_json() == told
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    typed = ["ema", str(path), "--width", "0.07", "--json"]
+    assert averages.write_average(path, 0.07).as_json() == json.loads(output(capsys, typed).out)

@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from variational_diffusion import compress
+from variational_diffusion import compress, inpaint
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.compression import Container
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import ContinuousBound
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.run.directory import Run
+from variational_diffusion.sampling import SAMPLERS
 from variational_diffusion.web import MAX_BYTES, Studio, read_upload
 from variational_diffusion.web.uploads import read_mask
 
@@ -123,10 +124,7 @@ def test_samples_are_those_of_the_model(studio):
     gammas = [gamma for _, gamma, _, _ in [*way, last]]
     assert gammas == sorted(gammas, reverse=True)
     assert [share for share, *_ in way] == [step / 6 for step in range(6)]
-    model = studio.vdm.given(studio.vdm.condition.values(["3"]), guidance=1e4)
-    grid = model.sampling_grid(6)
-    generator = torch.Generator().manual_seed(5)
-    expected = model.sample(3, gammas=grid, sampler="ddim", generator=generator).numpy()
+    expected = studio.run.sample(3, steps=6, sampler="ddim", label="3", **strong)
     np.testing.assert_array_equal(last[2], expected)
     *_, other = studio.samples(3, 6, "ddim", label="4", **strong)
     assert not np.array_equal(last[2], other[2])
@@ -162,8 +160,18 @@ def test_inpainting_keeps_what_is_not_painted(studio):
     assert share == 1
     np.testing.assert_array_equal(result[0][~mask], x[0][~mask])
     assert (result[0][mask] != x[0][mask]).any()
+    given = {"steps": 5, "draws": 1, "condition": "none", "threads": 1}
+    expected = inpaint(studio.run, mask[None], x[None], **given).results[0, 0]
+    np.testing.assert_array_equal(result, expected)
     with pytest.raises(InputError, match="mask = empty"):
         next(studio.inpaint(x, np.zeros((8, 8), bool), 5))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_what_python_draws(studio, sampler):
+    *_, last = studio.samples(2, 3, sampler, seed=4)
+    expected = studio.run.sample(2, steps=3, sampler=sampler, condition="none", seed=4)
+    np.testing.assert_array_equal(last[2], expected)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (21, 30)])

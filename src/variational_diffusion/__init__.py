@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     from variational_diffusion.run.compression import compress as compress
     from variational_diffusion.run.compression import decompress as decompress
     from variational_diffusion.run.directory import Run as Run
+    from variational_diffusion.run.editing import Edited as Edited
+    from variational_diffusion.run.editing import inpaint as inpaint
+    from variational_diffusion.run.editing import interpolate as interpolate
+    from variational_diffusion.run.editing import restore as restore
+    from variational_diffusion.run.editing import vary as vary
     from variational_diffusion.run.evaluation import evaluate as evaluate
     from variational_diffusion.run.learned_schedule import schedule as schedule
     from variational_diffusion.run.scoring import score as score
@@ -61,6 +66,7 @@ _HOMES = {
     "Compressed": "run.compression",
     "Cosine": "schedules",
     "Discretized": "decoders",
+    "Edited": "run.editing",
     "FixedLinear": "schedules",
     "ODELikelihood": "likelihood",
     "Gaussian": "decoders",
@@ -85,11 +91,15 @@ _HOMES = {
     "compress": "run.compression",
     "decompress": "run.compression",
     "fit": "training",
+    "inpaint": "run.editing",
+    "interpolate": "run.editing",
     "open_dataset": "data",
     "overfit_check": "run.training",
     "summarize": "likelihood",
     "train": "run.training",
     "training_events": "run.training",
+    "restore": "run.editing",
+    "vary": "run.editing",
 }
 
 __all__ = list(_HOMES)

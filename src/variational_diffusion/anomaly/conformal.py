@@ -49,6 +49,17 @@ def p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return (1 + _at_least(calibration, scores)) / (1 + len(calibration))
 
 
+def threshold(calibration: np.ndarray, rate: float) -> float:
+    """Return the score above which p ≤ rate, without `TIES`: +inf where no p-value is that small.
+
+    calibration: scores of examples that are known to be normal, shape (n,). It is the k-th largest
+    of them, k = ⌊rate (n + 1)⌋: a score above it has at most k − 1 of them at or above it.
+    """
+    check_rate("false_alarms", rate)
+    k = _marked_places(len(calibration), rate)
+    return float(np.sort(calibration)[-k]) if k else math.inf
+
+
 def own_p_values(calibration: np.ndarray) -> np.ndarray:
     """Return the p-value of each calibration example among the others, shape (n,).
 
@@ -91,6 +102,11 @@ def rounded_up(rate: float) -> str:
     return f"{math.ceil(rate * 10**digits * (1 - _ROUNDING)) / 10**digits:g}"
 
 
+def _marked_places(calibration: int, rate: float) -> int:
+    """Return k = ⌊rate (n + 1)⌋: how many of the n + 1 possible ranks have p ≤ rate."""
+    return math.floor(rate * (calibration + 1) * (1 + _ROUNDING))
+
+
 class FalseAlarms(NamedTuple):
     """The rate of false alarms: its mean over calibration sets, and where most of them have it."""
 
@@ -108,7 +124,7 @@ def false_alarms(calibration: int, rate: float, *, level: float = 0.95) -> False
     no p-value can be that small.
     """
     check_rate("false_alarms", rate)
-    k = math.floor(rate * (calibration + 1) * (1 + _ROUNDING))
+    k = _marked_places(calibration, rate)
     if k == 0:
         return FalseAlarms(0.0, 0.0, 0.0)
     law = stats.beta(k, calibration + 1 - k)

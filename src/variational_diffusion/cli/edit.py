@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
-import numpy as np
-import torch
-from torch import Tensor
 
-from variational_diffusion import editing, grids
-from variational_diffusion.cli.changes import Job, middle, read_mask, task_options, visible
-from variational_diffusion.cli.shared.console import Meter
-from variational_diffusion.editing.operators import MEASUREMENTS, Measurement
-from variational_diffusion.errors import InputError
-from variational_diffusion.model import VDM
-from variational_diffusion.sampling import SAMPLERS, named
+from variational_diffusion.cli.shared.console import print_json, shown
+from variational_diffusion.cli.shared.examples import examples_options, given_options
+from variational_diffusion.cli.shared.options import (
+    device_options,
+    json_option,
+    seed_option,
+    weights_option,
+)
+from variational_diffusion.cli.shared.sampling import SAMPLERS
+
+MEASUREMENTS = ("mask", "downsample", "blur", "grey")
+"""As in `editing.operators`, which imports torch; a test compares them."""
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @click.group()
@@ -28,6 +32,21 @@ def command() -> None:
     are changed unless --limit says otherwise. A model with conditions is given those of the
     examples, unless --label or --conditions names others.
     """
+
+
+def _task_options(task: Command) -> Command:
+    """Add the options that all tasks share; `_edited` takes them."""
+    for option in (
+        json_option,
+        click.option("--out", help="A .png sheet or an .npy array; default: in the run."),
+        seed_option("the draws"),
+        weights_option,
+        device_options,
+        given_options,
+        examples_options,
+    ):
+        task = option(task)
+    return task
 
 
 _steps = click.option("--steps", type=click.IntRange(1), default=100, help="Steps (default 100).")
@@ -51,21 +70,13 @@ _draws = click.option(
 )
 @_steps
 @_draws
-@task_options
-def inpaint(mask: str, repeats: int, jump: int, steps: int, draws: int, **shared: Any) -> None:
-    """Paint the white part of a mask anew; all else comes back as it was."""
-    job = Job.start("inpaint", **shared)
-    hole = read_mask(mask, job.vdm.shape)
-    gammas = grids.uniform_in_time(job.vdm.schedule, steps).detach()
+@_task_options
+def inpaint(mask: str, **options: Any) -> None:
+    """Paint the white part of a mask anew; all else comes back as it was.
 
-    def path(model: VDM, x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        return editing.inpaint(
-            model, x, hole, gammas, repeats=repeats, jump=jump, generator=generator
-        )
-
-    x, given = job.examples()
-    hidden = torch.where(hole, middle(job.vdm), x).to(x.dtype)
-    job.write(x, hidden, job.drawn(x, given, path, steps=steps, draws=draws))
+    Example: vdm edit inpaint runs/first --mask mask.png
+    """
+    _edit("inpaint", mask, **options)
 
 
 @command.command()
@@ -84,41 +95,15 @@ def inpaint(mask: str, repeats: int, jump: int, steps: int, draws: int, **shared
 )
 @_steps
 @_draws
-@task_options
-def restore(
-    measurement: str,
-    noise: float,
-    measured: bool,
-    steps: int,
-    draws: int,
-    factor: int | None,
-    width: float | None,
-    mask: str | None,
-    **shared: Any,
-) -> None:
+@_task_options
+def restore(measurement: str, **options: Any) -> None:
     """Draw examples that agree with a measurement: fewer pixels, a blur, grey, a part unseen.
 
     Without --measured, the examples are measured first, and the sheet begins with them.
+
+    Example: vdm edit restore runs/first --measurement downsample --factor 4
     """
-    job = Job.start("restore", **shared)
-    shape = job.vdm.shape
-    function = _function(measurement, shape, {"factor": factor, "width": width, "mask": mask})
-    seen = Measurement(function, noise)
-    if measured:
-        degraded, given = job.measurements(function)
-        encoded = job.vdm.encode(degraded)
-        x, y = None, function(encoded) if measurement == "mask" else encoded
-    else:
-        x, given = job.examples()
-        y = seen(job.vdm.encode(x), job.generator())
-    gammas = grids.uniform_in_time(job.vdm.schedule, steps).detach()
-
-    def path(model: VDM, y: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        return editing.posterior_samples(model, y, seen, gammas, generator=generator)
-
-    results = job.drawn(y, given, path, steps=steps, draws=draws)
-    residual = function(job.vdm.encode(results[:, 0])) - y
-    job.write(x, visible(job.vdm, y), results, residual=float(residual.square().mean().sqrt()))
+    _edit("restore", measurement, **options)
 
 
 @command.command()
@@ -126,18 +111,13 @@ def restore(
 @click.option("--sampler", default="ancestral", help=f"One of: {', '.join(SAMPLERS)}.")
 @_steps
 @_draws
-@task_options
-def vary(gamma: float, sampler: str, steps: int, draws: int, **shared: Any) -> None:
-    """Put noise on examples up to a level γ and take it off again: more noise, more change."""
-    carry = named(sampler)
-    job = Job.start("vary", **shared)
-    gammas = editing.below(grids.uniform_in_time(job.vdm.schedule, steps).detach(), gamma)
+@_task_options
+def vary(gamma: float, **options: Any) -> None:
+    """Put noise on examples up to a level γ and take it off again: more noise, more change.
 
-    def path(model: VDM, x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        return editing.variations(model, x, gammas, sampler=carry, generator=generator)
-
-    x, given = job.examples()
-    job.write(x, None, job.drawn(x, given, path, steps=len(gammas) - 1, draws=draws))
+    Example: vdm edit vary runs/first --gamma 0
+    """
+    _edit("vary", gamma, **options)
 
 
 @command.command()
@@ -150,54 +130,46 @@ def vary(gamma: float, sampler: str, steps: int, draws: int, **shared: Any) -> N
     default=1e-4,
     help="Of the ODE's solver (default 1e-4).",
 )
-@task_options
-def interpolate(between: int, tolerance: float, **shared: Any) -> None:
+@_task_options
+def interpolate(**options: Any) -> None:
     """Go from the first example to the second, from the third to the fourth, and so on.
 
     The ends are encoded and decoded too; how far they are from the examples is printed. A model
     with conditions goes without them, or with those that --label or --conditions name.
+
+    Example: vdm edit interpolate runs/first --limit 4
     """
-    job = Job.start("interpolate", **shared)
-    x, given = job.examples(free=True)
-    if len(x) < 2:
-        raise InputError("limit = 1: an interpolation takes two examples or more")
-    first, second = x[0 : len(x) // 2 * 2 : 2], x[1::2]
-    shares = np.linspace(0, 1, between + 2).tolist()
-    stages = []
-    with Meter("interpolating", "images") as meter:
-        model = given.to(job.vdm, slice(0, len(first)))
-        path = editing.interpolate(
-            model, first, second, shares, tolerance=tolerance, generator=job.generator()
-        )
-        for done, stage in enumerate(path):
-            stages.append(stage)
-            meter.update((done + 1) / len(shares), done + 1, lambda: "")
-    results = torch.stack(stages, 1)
-    ends = torch.stack([first, second], 1)
-    difference = (results[:, [0, -1]].double() - ends.double()).abs()
-    job.write(
-        first,
-        None,
-        results,
-        last=second,
-        round_trip_exact=float((difference == 0).double().mean()),
-        round_trip_largest=float(difference.max()),
-    )
+    _edit("interpolate", **options)
 
 
-def _function(
-    name: str, shape: tuple[int, ...], options: dict[str, Any]
-) -> Callable[[Tensor], Tensor]:
-    """Return the function of a measurement of the table, with the options that are its own."""
-    if name not in MEASUREMENTS:
-        raise InputError(f"measurement = {name!r}: known are {', '.join(MEASUREMENTS)}")
-    own = list(inspect.signature(MEASUREMENTS[name]).parameters)[1:]
-    given = {option: value for option, value in options.items() if value is not None}
-    for option in given.keys() - set(own):
-        takes = f"it takes --{own[0]}" if own else "it takes no option"
-        raise InputError(f"{option} = {given[option]}: no option of {name}; {takes}")
-    if "mask" in own:
-        if "mask" not in given:
-            raise InputError("measurement = 'mask': name the picture of the mask with --mask")
-        given["mask"] = read_mask(given["mask"], shape)
-    return MEASUREMENTS[name](shape, **given)
+def _edit(
+    task: str,
+    *first: Any,
+    run: str,
+    data: str | None,
+    out: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Do a task of `run.editing`, write its results, and print where they are."""
+    from variational_diffusion.images.pictures import is_image
+    from variational_diffusion.run import editing
+    from variational_diffusion.run.directory import Run
+    from variational_diffusion.storage.files import unused
+
+    opened = Run.open(run)
+    shape = opened.config.model.shape
+    if out is None:
+        name = f"{task}-seed-{options['seed']}{'.png' if is_image(shape) else '.npy'}"
+        path = unused(opened.path / "samples" / name)
+    else:
+        path = Path(out)
+    editing.check_target(path, shape)
+    found = getattr(editing, task)(opened, *first, data, progress=shown, **options)
+    found.write(path)
+    if as_json:
+        print_json({**found.as_json(), "out": str(path)})
+        return
+    click.echo(path)
+    for name, value in found.figures.items():
+        click.echo(f"{name.replace('_', ' ')}: {value:.4g}")

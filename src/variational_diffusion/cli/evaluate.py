@@ -103,7 +103,7 @@ def command(
             chain += f", given the {found.about['condition']}"
         title = f"{run}: {options['weights']} weights, {found.estimator}{chain}"
         print_table(title, ["", ""], found.rows())
-        if found.note:
-            click.echo(found.note)
+        for note in found.notes:
+            click.echo(note)
     if found.stopped:
         raise KeyboardInterrupt

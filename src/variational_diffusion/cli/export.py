@@ -2,57 +2,47 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import click
 
-from variational_diffusion.cli.devices import use_device
-from variational_diffusion.cli.shared.options import weights_option
+from variational_diffusion.cli.shared.console import print_json
+from variational_diffusion.cli.shared.options import json_option, weights_option
 from variational_diffusion.errors import InputError
-from variational_diffusion.run import evaluations
-from variational_diffusion.run.directory import Run
 
 
 @click.command()
 @click.argument("run")
 @click.option("--hub", metavar="FOLDER", help="Write a folder for VDM.from_pretrained.")
 @click.option("--onnx", metavar="FILE", help="Write the denoiser as this .onnx file.")
+@json_option
 @weights_option
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
-def command(run: str, hub: str | None, onnx: str | None, weights: str, threads: int | None) -> None:
+def command(
+    run: str, hub: str | None, onnx: str | None, as_json: bool, weights: str, threads: int | None
+) -> None:
     """Write the model in RUN as a pretrained folder or as an ONNX file.
 
     The folder holds config.json, model.safetensors and a model card with what vdm evaluate has
     measured of these weights. The ONNX file is compared with torch through onnxruntime.
+
+    Example: vdm export runs/first --hub first --onnx first.onnx
     """
+    from variational_diffusion.run.directory import Run
+    from variational_diffusion.run.sharing import export_onnx, export_pretrained
+
     if hub is None and onnx is None:
         raise InputError("nothing to write: give --hub FOLDER, --onnx FILE, or both")
-    use_device("cpu", threads)
-    opened = Run.open(run)
-    vdm = opened.load(weights)
+    opened, written = Run.open(run), dict[str, Any]()
     if hub is not None:
-        vdm.save_pretrained(hub, model_card_kwargs=card_entries(opened, weights))
-        click.echo(hub)
-        measured = evaluations.of_weights(opened, weights)
-        if not measured:
-            click.echo(
-                f"the card says that nothing was measured: vdm evaluate {run}, then export again",
-                err=True,
-            )
+        written["hub"] = str(export_pretrained(opened, hub, weights=weights))
     if onnx is not None:
-        from variational_diffusion.interchange.onnx import export_denoiser
-
-        difference = export_denoiser(vdm, Path(onnx))
+        difference = export_onnx(opened, onnx, weights=weights, threads=threads)
+        written |= {"onnx": onnx, "difference": difference}
+    if as_json:
+        print_json(written)
+        return
+    if hub is not None:
+        click.echo(hub)
+    if onnx is not None:
         click.echo(f"{onnx}   (differs from torch by at most {difference:.1e} in ε̂)")
-
-
-def card_entries(run: Run, weights: str) -> dict[str, object]:
-    """Return what the model card says of a run, as arguments of `hub.card`."""
-    training = run.config.training
-    budget = f"{training.steps:,} steps" if training.steps else f"{training.minutes:g} minutes"
-    return {
-        "evaluations": evaluations.of_weights(run, weights),
-        "facts": {
-            "trained": f"{budget} in batches of {training.batch_size}, weights: {weights}",
-        },
-    }

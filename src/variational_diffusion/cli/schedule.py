@@ -70,15 +70,22 @@ def command(run: str, data: str | None, out: str | None, as_json: bool, **option
         f"{run}: {opened.config.model.schedule.name} schedule from γ = {gamma_0:.3f} to "
         f"{gamma_1:.3f}; diffusion term {found.profile.diffusion:.3f} bits/dim of "
         f"{found.examples.description}",
-        ["schedule", "variance, (bits/dim)²", "of the optimum", f"evaluations for ± {_TARGET}"],
+        [
+            "schedule",
+            "variance, (bits/dim)²",
+            "95 % interval",
+            "of the optimum",
+            f"evaluations for ± {_TARGET}",
+        ],
         [
             (
                 name,
                 f"{value:.3f} ± {error:.3f}",
+                f"{low:.3f} to {high:.3f}",
                 f"{value / found.variances.optimum:.2f}",
                 f"{value / _TARGET**2:,.0f}",
             )
-            for (name, value), error in zip(values.items(), found.errors, strict=True)
+            for name, value, error, low, high in zip(values, *found.measured, strict=True)
         ],
     )
     for path in figures:

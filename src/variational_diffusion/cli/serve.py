@@ -7,11 +7,8 @@ from importlib.util import find_spec
 
 import click
 
-from variational_diffusion.cli.devices import use_device
 from variational_diffusion.cli.shared.options import device_options, weights_option
 from variational_diffusion.errors import InputError
-from variational_diffusion.run.directory import Run
-from variational_diffusion.web import Studio
 
 
 @click.command()
@@ -23,19 +20,27 @@ from variational_diffusion.web import Studio
 )
 @weights_option
 @device_options
-def command(run: str, port: int | None, weights: str, device: str, threads: int | None) -> None:
+def command(
+    run: str, port: int | None, weights: str, device: str, threads: int | None, **options: object
+) -> None:
     """Show the model in RUN, of images, in the browser: until Ctrl-C.
 
     Sample and watch, put noise on an image, its likelihood, inpaint, compress. Only this machine
     can open the page.
+
+    Example: vdm serve runs/first
     """
     if find_spec("gradio") is None:
         raise InputError("vdm serve needs gradio: pip install 'variational-diffusion[web]'")
-    target = use_device(device, threads)
-    studio = Studio(Run.open(run), weights, target)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from variational_diffusion.web.page import serve
+    from variational_diffusion.machine.execution import Execution
+    from variational_diffusion.run.directory import Run
+    from variational_diffusion.web import Studio
 
-    page = serve(studio, port)
-    click.echo(page.local_url)
-    page.block_thread()
+    with Execution(device, threads).begun() as target:
+        studio = Studio(Run.open(run), weights, target)
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        from variational_diffusion.web.page import serve
+
+        page = serve(studio, port)
+        click.echo(page.local_url)
+        page.block_thread()

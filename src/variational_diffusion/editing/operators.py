@@ -8,8 +8,10 @@ width), each as a function of one example's shape and of its own options.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -102,6 +104,25 @@ MEASUREMENTS: dict[str, Callable[..., Function]] = {
     "blur": blur,
     "grey": grey,
 }
+
+
+def measurement_named(name: str, shape: Shape, **options: Any) -> Function:
+    """Return the function of a name of `MEASUREMENTS`; options that are None are left out.
+
+    Raises InputError for an unknown name, for options that are not its own, and without a mask
+    where it takes one.
+    """
+    if name not in MEASUREMENTS:
+        raise InputError(f"measurement = {name!r}: known are {', '.join(MEASUREMENTS)}")
+    own = list(inspect.signature(MEASUREMENTS[name]).parameters)[1:]
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given.keys() - set(own):
+        takes = f"it takes --{own[0]}" if own else "it takes no option"
+        value = "given" if isinstance(given[option], Tensor) else given[option]
+        raise InputError(f"{option} = {value}: no option of {name}; {takes}")
+    if "mask" in own and "mask" not in given:
+        raise InputError("measurement = 'mask': name the picture of the mask with --mask")
+    return MEASUREMENTS[name](shape, **given)
 
 
 def _check_image(name: str, shape: Shape) -> None:

@@ -188,7 +188,7 @@ class ODELikelihood:
         return Estimate(
             {"ode": -log_p.mean(0), "dequantisation": drawn.cost},
             solution.evaluations,
-            0 if solution.adaptive else len(x),
+            len(x) if solution.gave_up else 0,
         )
 
     def log_weights(
@@ -207,7 +207,7 @@ class ODELikelihood:
             log_p, solution = self._log_prob(vdm, drawn.z_0, divergence)
             weights.append(log_p - drawn.cost)
             evaluations += solution.evaluations
-            failures = max(failures, 0 if solution.adaptive else len(x))
+            failures = max(failures, len(x) if solution.gave_up else 0)
         return torch.stack(weights, dim=1), evaluations, failures
 
     def name(self, vdm: VDM) -> str:

@@ -12,6 +12,7 @@ appendix I.2; the optimum is that of importance sampling.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,13 +28,20 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.grids import NoiseErrors, PredictedErrors
 from variational_diffusion.model import VDM
 from variational_diffusion.modes import in_evaluation_mode
-from variational_diffusion.numerics import bits_per_dim, expand, randn_like
+from variational_diffusion.numerics import (
+    bits_per_dim,
+    expand,
+    mean_interval,
+    randn_like,
+    skewness,
+)
 from variational_diffusion.schedules import Cosine, FixedLinear, Schedule
 
 GROUPS = 20
 """Of the jackknife: as many parts of the examples as `measured_variances` leaves out."""
 
 _PIECES = 1000  # of the range of γ, or a few more, that integrals over t are taken in
+_TOGETHER = 4  # bins of which the optimum takes the mean
 _NODES = 4  # of Gauss and Legendre, in each piece
 _HALVINGS = 60  # of [0, 1]: the first piece may be as narrow as 1e-7
 
@@ -199,9 +207,14 @@ class Profile:
 
     @property
     def least_variance(self) -> float:
-        """The variance of L under the best schedule, in (bits/dim)²."""
-        root = np.sqrt(self.mean_square).mean() * (self.gamma_1 - self.gamma_0)
-        return float(root) ** 2 - self.diffusion**2
+        """The variance of L under the best schedule, in (bits/dim)².
+
+        Its density changes every four bins only: the root of a mean of few m² is too low.
+        """
+        bins = len(self.mean_square)
+        wide = np.array_split(self.mean_square, -(-bins // _TOGETHER))
+        root = sum(math.sqrt(part.mean()) * len(part) for part in wide) / bins
+        return (root * (self.gamma_1 - self.gamma_0)) ** 2 - self.diffusion**2
 
     def variance(self, rates: Float[np.ndarray, " bins"]) -> float:
         """Return the variance of L under a schedule with these `rate_integrals`, in (bits/dim)²."""
@@ -301,26 +314,37 @@ def _variances(of: Profile, rates: list[np.ndarray]) -> Variances:
     return Variances(learned, linear, cosine, of.least_variance)
 
 
+class MeasuredVariances(NamedTuple):
+    """Variances, their standard errors, and the ends of their 95 % intervals."""
+
+    values: Variances
+    errors: Variances
+    low: Variances
+    high: Variances
+
+
 def measured_variances(
     errors: Iterable[Errors],
     end_points: tuple[float, float],
     schedule: Schedule,
     *,
     bins: int = 100,
-) -> tuple[Variances, Variances]:
-    """Return `variances` without the bias of few evaluations, and their standard errors.
+) -> MeasuredVariances:
+    """Return `variances` without the bias of few evaluations, with standard errors and intervals.
 
-    Both by the jackknife over twenty groups, batch i in group i mod 20: with
+    All by the jackknife over twenty groups, batch i in group i mod 20: with
     `measuring_batches(parts=GROUPS)` each has examples of its own, and the errors are for other
     examples and other draws. The bias is that of the optimum: the mean of the root of an estimate
-    of E[m²] is below the root of E[m²]. Errors are NaN for one batch, and nothing is corrected.
+    of E[m²] is below the root of E[m²]. Intervals are corrected for the skewness of the groups
+    (`numerics.mean_interval`). Errors are NaN for one batch, and nothing is corrected.
     """
     gathered = list(errors)
     groups = min(GROUPS, len(gathered))
     rates = _rates(schedule, end_points, bins)
     whole = _variances(profile(gathered, end_points, bins=bins), rates)
     if groups < 2:
-        return whole, Variances(*[float("nan")] * 4)
+        unknown = Variances(*[float("nan")] * 4)
+        return MeasuredVariances(whole, unknown, unknown, unknown)
     without = np.array(
         [
             _variances(
@@ -332,6 +356,15 @@ def measured_variances(
             for k in range(groups)
         ]
     )
-    values = groups * np.array(whole) - (groups - 1) * without.mean(0)
-    spread = np.sqrt((groups - 1) * np.var(without, axis=0))
-    return Variances(*values.tolist()), Variances(*spread.tolist())
+    of_groups = groups * np.array(whole) - (groups - 1) * without
+    values = of_groups.mean(0)
+    spread = of_groups.std(0, ddof=1) / math.sqrt(groups)
+    low, high = np.transpose(
+        [
+            mean_interval(value, error, groups - 1, skewness(each) / math.sqrt(groups))
+            for value, error, each in zip(
+                values.tolist(), spread.tolist(), of_groups.T, strict=True
+            )
+        ]
+    )
+    return MeasuredVariances(*(Variances(*of.tolist()) for of in (values, spread, low, high)))

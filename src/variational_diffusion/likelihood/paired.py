@@ -50,7 +50,6 @@ from variational_diffusion.likelihood.summary import (
 )
 from variational_diffusion.machine.distributed import ALONE, Place
 from variational_diffusion.model import VDM
-from variational_diffusion.numerics import t_quantile
 
 PROBABILITY = 0.95
 """With which the intervals of all pairs hold together."""
@@ -95,11 +94,9 @@ class Pair:
         """The interval of the population's difference.
 
         Those of all pairs hold together with a probability of at least 95 % (Bonferroni): each has
-        1 − 0.05/pairs. For two models it is the ordinary 95 % interval of Student's t.
+        1 − 0.05/pairs. For two models it is the ordinary 95 % interval.
         """
-        tail = (1 - PROBABILITY) / (2 * self.pairs)
-        half = t_quantile(self.degrees, 1 - tail) * self.standard_error
-        return self.difference - half, self.difference + half
+        return self.summary.interval_with(1 - (1 - PROBABILITY) / self.pairs)
 
     @property
     def better(self) -> int | None:

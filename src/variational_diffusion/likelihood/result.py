@@ -22,7 +22,7 @@ class Likelihood:
             the draws.
         nats_per_example: −log p(x) of each example, shape (examples,).
         estimator: its name in `ESTIMATORS`. examples: what they are, such as "297 test examples".
-        rounds: of independent draws. note: what a reader has to know of the figure, or "".
+        rounds: of independent draws. notes: what a reader has to know of the figure, a line each.
         stopped: whether the work was ended before every example was reached.
         about: what else there is to know, for `as_json`.
     """
@@ -33,7 +33,7 @@ class Likelihood:
     estimator: str
     examples: str
     rounds: int
-    note: str = ""
+    notes: tuple[str, ...] = ()
     stopped: bool = False
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -64,7 +64,7 @@ class Likelihood:
     def as_json(self) -> dict[str, Any]:
         """Return what `vdm evaluate --json` prints."""
         values = {"estimator": self.estimator, **self.summary.as_json(), **self.about}
-        return values | {"rounds": self.rounds}
+        return values | {"rounds": self.rounds, "notes": list(self.notes)}
 
     def __str__(self) -> str:
         known = not math.isnan(self.standard_error)

@@ -32,17 +32,43 @@ MOST_EVALUATIONS = 128
 """Of the network for an example: what rounds that go on by themselves cost at most."""
 
 
+FEW_EXAMPLES = 30
+"""With fewer, a kind of them with a share of a tenth is missing from one set in twenty or more."""
+
+
 class Rounds:
     """What `evaluate_rounds` came to.
 
     rounds: estimates by round and batch. dimensions: d of the examples. stopped: whether it was
-    stopped; the last round has then fewer batches than there are.
+    stopped; the last round has then fewer batches than there are. spent: whether `most_evaluations`
+    ended it before the error of the draws was known and small.
     """
 
     def __init__(self, dimensions: int) -> None:
         self.dimensions = dimensions
         self.rounds: list[Round] = []
         self.stopped = False
+        self.spent = False
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the figure has to know, one line each."""
+        found, summary = [], self.summary
+        n = summary.examples
+        if self.spent:
+            part = summary.draws_error / summary.standard_error
+            found.append(
+                f"the draws are still {part:.0%} of the standard error after "
+                f"{summary.evaluations:g} network evaluations an example: give --rounds or "
+                "--target-se for more"
+            )
+        if 1 < n < FEW_EXAMPLES:
+            share = 1 - 0.05 ** (1 / n)
+            found.append(
+                f"the interval is too narrow for {n} examples if kinds of them are rare: one in "
+                f"twenty such sets lacks a kind with a share of {share:.0%}"
+            )
+        return found
 
     @property
     def summary(self) -> Summary:
@@ -108,9 +134,10 @@ def evaluate_rounds(
         estimates = _gathered(own, sizes, estimator, place, device)
         done.rounds.append(estimates)
         done.stopped = len(estimates) < len(sizes)
-        if done.stopped or enough(
-            done.summary, len(done.rounds), rounds, target_error, most_evaluations
-        ):
+        state = done.summary, len(done.rounds)
+        if done.stopped or enough(*state, rounds, target_error, most_evaluations):
+            free = rounds is None and target_error is None and not done.stopped
+            done.spent = free and len(split) > 1 and not _precise(*state)
             break
     return done
 
@@ -154,11 +181,18 @@ def enough(
         return finished >= count
     if finished < _LEAST_ROUNDS:
         return False
-    known = summary.degrees >= LEAST_DEGREES
     if target is not None:
-        return known and summary.draws_error <= target
+        return _known(summary, finished) and summary.draws_error <= target
+    return _precise(summary, finished) or summary.evaluations * (finished + 1) / finished > most
+
+
+def _known(summary: Summary, finished: int) -> bool:
+    return summary.degrees >= LEAST_DEGREES or finished > LEAST_DEGREES
+
+
+def _precise(summary: Summary, finished: int) -> bool:
     small = summary.draws_error <= LARGEST_SHARE * summary.standard_error
-    return (known and small) or summary.evaluations * (finished + 1) / finished > most
+    return _known(summary, finished) and small
 
 
 def _gathered(

@@ -12,9 +12,16 @@ With Y_ri the estimate of example i in round r of R, of n examples, the whole is
 
 and so D ≤ W. The times of a batch are spread evenly over its examples, so D² is far below b²/n, and
 is measured as the variance of the batches' means between rounds. Where these give fewer than
-`LEAST_DEGREES` degrees of freedom, D² = b²/n is taken, which has n(R − 1) and is what D² would be
-without the even spread: above it. The interval is Student's, with the degrees of freedom of W² by
-Satterthwaite's formula ("An Approximate Distribution of Estimates of Variance Components", 1946).
+`LEAST_DEGREES` degrees of freedom, D² = b²/n is taken, which has n(R − 1) for normal draws and is
+what D² would be without the even spread: above it.
+
+Draws of a bound are mostly near zero and rarely large, so few examples tell D. With v_i the
+variance of example i over rounds, these are (Σv)²/Σv² examples (Kish, "Survey Sampling", 1965), and
+D is given no more than 1 − 1/R times as many degrees of freedom.
+
+The interval is Student's, with the degrees of freedom of W² by Satterthwaite's formula ("An
+Approximate Distribution of Estimates of Variance Components", 1946), corrected for the skewness of
+the examples (`numerics.mean_interval`).
 """
 
 from __future__ import annotations
@@ -31,7 +38,7 @@ from torch import Tensor
 
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood.estimators import Estimate
-from variational_diffusion.numerics import bits_per_dim, t_quantile
+from variational_diffusion.numerics import bits_per_dim, mean_interval, skewness
 
 LEAST_DEGREES = 8
 """Degrees of freedom from which on the variance between rounds is relied on."""
@@ -46,6 +53,8 @@ class Summary:
     draws_error: the part of it that is due to the draws: the standard error of `bits_per_dim` as a
         figure for these examples. At most `standard_error`; NaN for one round.
     degrees: of freedom of `draws_error`; 0 for one round. interval_degrees: of `standard_error`.
+    skewness: of the distribution of `bits_per_dim`, g/√n with g that of the examples; 0 for two
+        examples and fewer.
     terms: that add up to `bits_per_dim`. evaluations: of the network for each example, in all.
     failures: examples for which an adaptive solver gave up.
     """
@@ -56,15 +65,25 @@ class Summary:
     draws_error: float
     terms: dict[str, float]
     evaluations: float
-    degrees: int = 0
+    degrees: float = 0.0
     interval_degrees: float = math.nan
+    skewness: float = 0.0
     failures: int = 0
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the population's bits per dimension; NaN for one example."""
-        half = t_quantile(self.interval_degrees) * self.standard_error
-        return self.bits_per_dim - half, self.bits_per_dim + half
+        return self.interval_with()
+
+    def interval_with(self, probability: float = 0.95) -> tuple[float, float]:
+        """Return the interval that holds the population's figure with this probability."""
+        return mean_interval(
+            self.bits_per_dim,
+            self.standard_error,
+            self.interval_degrees,
+            self.skewness,
+            probability,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields for a JSON object, with None for what is not known."""
@@ -113,6 +132,7 @@ def summarize(*rounds: Iterable[Estimate], dimensions: int) -> Summary:
         ),
         degrees=errors.degrees,
         interval_degrees=errors.degrees_of_whole,
+        skewness=skewness(examples.numpy()) / math.sqrt(n),
         failures=max(sum(e.failures for e in row) for row in table),
     )
 
@@ -177,7 +197,7 @@ class _Errors(NamedTuple):
     whole: float
     degrees_of_whole: float
     draws: float
-    degrees: int
+    degrees: float
 
 
 def _errors(total: Float[Tensor, "rounds examples"], sizes: list[int]) -> _Errors:
@@ -185,23 +205,31 @@ def _errors(total: Float[Tensor, "rounds examples"], sizes: list[int]) -> _Error
     rounds, n = total.shape
     naive = float(total.mean(0).var()) / n if n > 1 else math.nan
     if rounds == 1:
-        return _Errors(math.sqrt(naive), n - 1.0 if n > 1 else math.nan, math.nan, 0)
+        return _Errors(math.sqrt(naive), n - 1.0 if n > 1 else math.nan, math.nan, 0.0)
     means = torch.stack([part.mean(1) for part in total.split(sizes, dim=1)], dim=1)
     share = torch.tensor(sizes, dtype=total.dtype) / n
     draws = float((share.square() * means.var(0)).sum()) / rounds
     independent = float(total.var(0).mean()) / (n * rounds)
-    degrees = len(sizes) * (rounds - 1)
+    degrees = float(len(sizes) * (rounds - 1))
     # variances that are added and subtracted, each with its degrees of freedom
     parts = [(naive, n - 1), (independent, n * (rounds - 1)), (draws, degrees)]
     if degrees < LEAST_DEGREES:
-        draws, degrees = independent, n * (rounds - 1)
+        draws, degrees = independent, n * (rounds - 1.0)
         parts = parts[:1]
+    degrees = min(degrees, _told_by(total.var(0)) * (1 - 1 / rounds))
+    degrees = max(1.0, degrees)
     if n == 1:
         return _Errors(math.nan, math.nan, math.sqrt(draws), degrees)
     whole = max(naive - independent, 0) + draws
     spread = sum(variance**2 / of for variance, of in parts)
     of_whole = max(1.0, whole**2 / spread) if spread else n - 1.0
     return _Errors(math.sqrt(whole), of_whole, math.sqrt(draws), degrees)
+
+
+def _told_by(variances: Float[Tensor, " examples"]) -> float:
+    """Return the number of examples, all of one variance, that would tell their sum as well."""
+    squares = float(variances.square().sum())
+    return float(variances.sum()) ** 2 / squares if squares else math.inf
 
 
 def _is_nan(value: object) -> bool:

@@ -1,8 +1,8 @@
 """What a run will take before it is begun: operations, memory, time and energy.
 
 `footprint` counts a training step without running it, `Hardware` holds a device's figures,
-`collectives` the time of an exchange between devices, `estimate` puts the three together, and `plan` is all of
-that for a configuration.
+`collectives` the time of an exchange between devices, and `estimate` puts the three together.
+`plan` is all of that for a configuration.
 """
 
 from variational_diffusion.plan.counting import Footprint, footprint

@@ -33,7 +33,7 @@ class Plan:
     """
 
     parameters: int
-    flops: dict[str, int]
+    flops: dict[str, float | int]
     batch_size: int
     batch_of_a_device: int
     precision: str
@@ -113,7 +113,7 @@ def plan(
         )
 
     chosen = "bfloat16" if precision == "auto" else precision
-    layout = {"devices": devices, "sharding": sharding, "passes": accumulate}
+    layout: dict[str, Any] = {"devices": devices, "sharding": sharding, "passes": accumulate}
     step = count(chosen, batch)
     found = {name: estimate(step, HARDWARE[name], **layout) for name in hardware}
     compared = None

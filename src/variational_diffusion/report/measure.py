@@ -277,14 +277,14 @@ def _profile(subject: Subject, options: Options, before: Before) -> Section:
     )
     gamma_0, gamma_1 = schedule.end_points.tolist()
     found = profile(errors, (gamma_0, gamma_1), bins=BINS)
-    variance, spread = measured_variances(errors, (gamma_0, gamma_1), schedule, bins=BINS)
+    measured = measured_variances(errors, (gamma_0, gamma_1), schedule, bins=BINS)
     names = ("mean", "mean_square", "low", "high")
     values = {
         "gamma_0": gamma_0,
         "gamma_1": gamma_1,
         "evaluations": found.evaluations,
-        "variance": variance._asdict(),
-        "variance_error": spread._asdict(),
+        "variance": measured.values._asdict(),
+        "variance_error": measured.errors._asdict(),
     }
     return Section({name: torch.from_numpy(getattr(found, name)) for name in names}, values, {})
 

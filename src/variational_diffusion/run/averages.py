@@ -12,19 +12,29 @@ dimension, and bfloat16 by 0.015, as narrow widths are differences of snapshots
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from variational_diffusion.errors import InputError
+from variational_diffusion.likelihood import ContinuousBound, evaluate_rounds, example_columns
 from variational_diffusion.machine.distributed import gathered, here, largest_over_processes, local
+from variational_diffusion.machine.execution import Execution
+from variational_diffusion.machine.progress import Listener, telling
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
+from variational_diffusion.run.examples import chosen_examples
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
 from variational_diffusion.training import TrainingState
 from variational_diffusion.training.posthoc import NARROWEST, WIDEST, WIDTHS, Profile, mixture
+
+WIDTHS_COMPARED = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
+"""What is compared unless other widths are given."""
 
 _FOLDER = "averages"
 _MOST = 30
@@ -39,6 +49,22 @@ class Reconstruction:
     step: int
     rest: float
     vdm: VDM
+
+
+@dataclass(frozen=True)
+class WrittenAverage:
+    """An average that `write_average` wrote. name: for `weights=`. step, rest: as above."""
+
+    name: str
+    path: Path
+    width: float
+    step: int
+    rest: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what was written for a JSON object."""
+        values = asdict(self)
+        return {"weights": values.pop("name"), **values, "path": str(self.path)}
 
 
 def interval(step: int) -> int:
@@ -121,6 +147,129 @@ def reconstruct(run: Run, width: float) -> Reconstruction:
         for name, buffer in vdm.named_buffers():
             buffer.copy_(tensors[f"buffer.{name}"])
     return Reconstruction(width, last, rest, vdm.eval().requires_grad_(False))
+
+
+@dataclass(frozen=True)
+class WidthBound:
+    """The bound with one average: bits per dimension, and their difference to those of "ema".
+
+    rest: of the average's profile, see `Reconstruction`; 0 for "ema" itself.
+    """
+
+    width: float | None
+    bits_per_dim: float
+    standard_error: float
+    difference: float
+    difference_error: float
+    rest: float
+
+
+@dataclass(frozen=True)
+class WidthComparison:
+    """Averages of several widths, compared by the bound on the same examples with the same draws.
+
+    step: after which the averages are. ema: that of training. examples: what they are.
+    """
+
+    step: int
+    ema: WidthBound
+    widths: tuple[WidthBound, ...]
+    examples: str
+
+    @property
+    def best(self) -> float:
+        """The width with the least bound."""
+        best = min(self.widths, key=lambda found: found.bits_per_dim)
+        assert best.width is not None
+        return best.width
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the comparison for a JSON object."""
+        ema = asdict(self.ema)
+        del ema["width"], ema["rest"]
+        widths = [asdict(found) for found in self.widths]
+        return {"step": self.step, "ema": ema, "widths": widths, "best": self.best}
+
+
+def compare_widths(
+    run: Run | str | Path,
+    widths: Sequence[float] = WIDTHS_COMPARED,
+    *,
+    data: str | None = None,
+    limit: int = 1000,
+    draws: int = 4,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool | Listener = False,
+) -> WidthComparison:
+    """Compare averages of a run's weights by the bound of validation examples: `vdm ema`.
+
+    Args:
+        run: The run, or its directory; trained with `training.posthoc_ema`.
+        widths: Of the averages: standard deviations in time as shares of the run, 0.02 to 0.25.
+        data: What the command line calls DATA; None: the run's own.
+        limit: Examples at most.
+        draws: Of the bound for each example.
+        seed: Of the draws, which are the same for all weights.
+        device: The device, as of `Execution`.
+        threads: CPU threads, as of `Execution`.
+        progress: See `machine.progress`.
+
+    Returns:
+        The bound of every width, and its difference to that of "ema", example by example.
+
+    Raises:
+        InputError: For a width out of range, and for a run without snapshots.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    with Execution(device, threads).begun() as target:
+        examples = chosen_examples(run, data, "validation", limit)
+
+        def bits_of(vdm: VDM) -> Tensor:
+            with telling(progress, "evaluating", "examples") as tell:
+                done = evaluate_rounds(
+                    vdm.to(target),
+                    examples,
+                    ContinuousBound(draws),
+                    rounds=1,
+                    seed=seed,
+                    progress=tell,
+                )
+            assert done.summary.examples == len(examples)  # and it refuses what is not finite
+            return example_columns(*done.rounds, dimensions=vdm.dimensions)["bits_per_dim"]
+
+        reference = bits_of(run.load("ema"))
+        found = []
+        for width in widths:
+            made = reconstruct(run, width)
+            found.append(_bound(width, bits_of(made.vdm), reference, made.rest))
+    ema = _bound(None, reference, reference, 0.0)
+    return WidthComparison(made.step, ema, tuple(found), examples.description)
+
+
+def write_average(run: Run | str | Path, width: float, name: str | None = None) -> WrittenAverage:
+    """Write the average of a width into the run, for `weights=`: `vdm ema --width`.
+
+    name: begins with "ema-"; None: that and the width.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    made, name = reconstruct(run, width), name or f"ema-{width:g}"
+    about = {"step": str(made.step), "width": str(width), "rest": repr(made.rest)}
+    path = run.save_weights(name, made.vdm, about)
+    return WrittenAverage(name, path, width, made.step, made.rest)
+
+
+def _bound(width: float | None, bits: Tensor, reference: Tensor, rest: float) -> WidthBound:
+    n, difference = len(bits), bits - reference
+    return WidthBound(
+        width,
+        float(bits.mean()),
+        float(bits.std()) / math.sqrt(n),
+        float(difference.mean()),
+        float(difference.std()) / math.sqrt(n),
+        rest,
+    )
 
 
 def _halved(values: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ def _likelihood(
         estimator=estimator,
         examples=described,
         rounds=len(done.rounds),
-        note=limited or "",
+        notes=(*([] if partial else done.notes), *([limited] if limited else [])),
         stopped=done.stopped,
         about=about | {"floor": vdm.schedule.floor if limited else None},
     )

@@ -13,6 +13,7 @@ from variational_diffusion.data import Split
 from variational_diffusion.likelihood.loss_profile import (
     GROUPS,
     Errors,
+    MeasuredVariances,
     Profile,
     Variances,
     measure,
@@ -39,19 +40,23 @@ class LearnedSchedule:
     Attributes:
         t, gamma: γ(t) at times from 0 to 1, arrays of one length.
         profile: the loss m(γ) of the model.
-        variances, errors: of the diffusion term's estimate, (bits/dim)², under the learned schedule
-            and others with the same end points, and their standard errors.
+        measured: variances of the diffusion term's estimate, (bits/dim)², under the learned
+            schedule and others with the same end points, with errors and 95 % intervals.
         examples: that it was measured on. vdm: the model. weights: their name.
     """
 
     t: np.ndarray
     gamma: np.ndarray
     profile: Profile
-    variances: Variances
-    errors: Variances
+    measured: MeasuredVariances
     examples: Split
     vdm: VDM
     weights: str
+
+    @property
+    def variances(self) -> Variances:
+        """The variances alone."""
+        return self.measured.values
 
     @property
     def end_points(self) -> tuple[float, float]:
@@ -77,7 +82,13 @@ class LearnedSchedule:
             "gamma_0": gamma_0,
             "gamma_1": gamma_1,
             "variance": self.variances._asdict(),
-            "standard_error": self.errors._asdict(),
+            "standard_error": self.measured.errors._asdict(),
+            "interval": {
+                name: [low, high]
+                for name, low, high in zip(
+                    self.variances._fields, self.measured.low, self.measured.high, strict=True
+                )
+            },
             "diffusion": self.profile.diffusion,
             "evaluations": self.profile.evaluations,
             "weights": self.weights,
@@ -121,7 +132,7 @@ def schedule(
         examples = examples_for(run, data, split, limit)
         found = measure_split(vdm, examples, evaluations=evaluations, seed=seed, progress=progress)
         gamma_0, gamma_1 = vdm.schedule.end_points.tolist()
-        values, spread = measured_variances(found, (gamma_0, gamma_1), vdm.schedule, bins=BINS)
+        measured = measured_variances(found, (gamma_0, gamma_1), vdm.schedule, bins=BINS)
         t = torch.linspace(0, 1, _TIMES, dtype=vdm.dtype, device=vdm.device)
         with torch.no_grad():
             gamma = vdm.schedule(t).cpu().numpy()
@@ -129,8 +140,7 @@ def schedule(
         t=t.cpu().numpy(),
         gamma=gamma,
         profile=profile(found, (gamma_0, gamma_1), bins=BINS),
-        variances=values,
-        errors=spread,
+        measured=measured,
         examples=examples,
         vdm=vdm,
         weights=weights,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,22 +20,21 @@ from torch import Tensor
 
 from variational_diffusion import editing, grids, process
 from variational_diffusion.compression import number_of_tiles
-from variational_diffusion.conditions import Labels, parted
-from variational_diffusion.data import open_dataset
+from variational_diffusion.conditions import Labels
 from variational_diffusion.errors import InputError
 from variational_diffusion.images.pictures import is_image
-from variational_diffusion.likelihood import (
-    ContinuousBound,
-    bits_of_entries,
-    evaluate,
-    example_columns,
-)
+from variational_diffusion.likelihood import bits_of_entries
+from variational_diffusion.machine.execution import Execution
 from variational_diffusion.model import VDM
-from variational_diffusion.numerics import bits_per_dim, randn_like
+from variational_diffusion.numerics import derived_seed, randn_like
 from variational_diffusion.report import read_section
 from variational_diffusion.run.compression import compress, decompress
 from variational_diffusion.run.directory import Run
-from variational_diffusion.sampling import named
+from variational_diffusion.run.editing import JUMP, REPEATS
+from variational_diffusion.run.evaluation import evaluate
+from variational_diffusion.run.examples import own_data
+from variational_diffusion.run.samples import sampling_of
+from variational_diffusion.run.trained import Trained
 
 Image = Integer[np.ndarray, "channels height width"]
 
@@ -42,7 +42,7 @@ MOST_STEPS, MOST_SAMPLES = 250, 16
 MOST_TILES = 256
 """Of an image that is compressed."""
 _FRAMES = 24
-_DRAWS = 64
+_DRAWS, _ROUNDS = 64, 8
 _TEST_EXAMPLES = 128
 
 
@@ -93,7 +93,6 @@ class Studio:
     """
 
     def __init__(self, run: Run, weights: str, device: torch.device | str = "cpu") -> None:
-        self.run, self.weights = run, weights
         config = run.config.model
         if not is_image(config.shape) or run.config.data.levels is None:
             kind = "real-valued data" if is_image(config.shape) else f"shape {config.shape}"
@@ -101,7 +100,7 @@ class Studio:
                 f"run = '{run.path}' is a model of {kind}: vdm serve shows images of integers; "
                 "vdm sample and vdm evaluate take any run"
             )
-        self.vdm = run.load(weights).to(device)
+        self.trained = Trained.open(run, weights, Execution(str(device)))
         self.shape, self.levels = config.shape, run.config.data.levels
         condition = self.vdm.condition
         self.labels = condition.names if isinstance(condition, Labels) else ()
@@ -111,6 +110,16 @@ class Studio:
                 f"run = '{run.path}' was trained with condition_dropout = 0 on arrays as "
                 "conditions: vdm serve shows models that can do without them"
             )
+
+    @property
+    def run(self) -> Run:
+        """The run of the model."""
+        return self.trained.run
+
+    @property
+    def vdm(self) -> VDM:
+        """The model, without a label."""
+        return self.trained.vdm
 
     def given(self, label: str | None = None, guidance: float = 1.0) -> VDM:
         """Return the model of p(x|label), or of p(x) for None."""
@@ -136,15 +145,15 @@ class Studio:
     ) -> Iterator[tuple[float, float, np.ndarray, np.ndarray]]:
         """Draw images; yield (share done, γ, z, x̂), the last with the samples in place of both.
 
-        z and x̂ are images, shape (count, *shape).
+        z and x̂ are images, shape (count, *shape). The samples are those of `Run.sample`.
         """
         _check("count", count, 1, MOST_SAMPLES)
         _check("steps", steps, 1, MOST_STEPS)
-        named(sampler)
-        model, generator = self.given(label, guidance), self._generator(seed)
-        gammas = model.sampling_grid(steps).detach()
+        given = replace(self.trained, vdm=self.given(label, guidance))
+        model, carry, gammas, _ = sampling_of(given, sampler=sampler, steps=steps)
+        generator = self._generator(seed, 0)
         with torch.no_grad():
-            path = model.trajectory(count, gammas=gammas, sampler=sampler, generator=generator)
+            path = model.trajectory(count, gammas=gammas, sampler=carry, generator=generator)
             for step, (gamma, z) in enumerate(path):
                 frame = step * _FRAMES // steps
                 if step < steps and (step == 0 or frame > (step - 1) * _FRAMES // steps):
@@ -170,15 +179,14 @@ class Studio:
 
     def likelihood(self, x: Image, *, label: str | None = None, seed: int = 0) -> Likelihood:
         """Estimate the bound for infinitely many steps of an image, in bits per dimension."""
-        model, generator = self.given(label), self._generator(seed)
-        batch = self._batch(x).expand(8, *self.shape)
-        with torch.no_grad():
-            nats = ContinuousBound(_DRAWS // 8)(model, batch, generator).total
-        bits = bits_per_dim(nats, model.dimensions)
-        entries = bits_of_entries(model, self._batch(x), draws=_DRAWS, generator=generator)
+        model = self.given(label)
+        found = evaluate(model, x[None], rounds=_ROUNDS, draws=_DRAWS // _ROUNDS, seed=seed)
+        entries = bits_of_entries(
+            model, self._batch(x), draws=_DRAWS, generator=self._generator(seed)
+        )
         return Likelihood(
-            float(bits.mean()),
-            float(bits.std() / math.sqrt(len(bits))),
+            found.bits_per_dim,
+            float(found.table["error"][0]),
             entries[0].sum(0).cpu().numpy(),
             self.test_bits,
         )
@@ -189,25 +197,19 @@ class Studio:
 
         Empty where there is no report and the data are gone.
         """
-        kept = read_section(self.run, "likelihood", self.weights)
+        kept = read_section(self.run, "likelihood", self.trained.weights)
         if kept is not None:
             return kept.arrays["bits_per_dim"].numpy()
         try:
-            test = open_dataset(self.run.config.data).splits["test"].sample(_TEST_EXAMPLES)
+            test = own_data(self.run).splits["test"].sample(_TEST_EXAMPLES)
         except InputError:
             return np.empty(0)
-        batches = [test.__getitems__(part) for part in np.array_split(np.arange(len(test)), 4)]
-        with torch.no_grad():
-            found = list(
-                evaluate(self.vdm, batches, ContinuousBound(8), generator=self._generator(0))
-            )
-        return example_columns(found, dimensions=self.vdm.dimensions)["bits_per_dim"].numpy()
+        return evaluate(self.vdm, test, rounds=1, draws=8).table["bits_per_dim"]
 
     def test_example(self, number: int) -> Image:
         """Return a test example; numbers go round."""
-        test = open_dataset(self.run.config.data).splits["test"]
-        x, _ = parted(test.batch(range(number % len(test), number % len(test) + 1)))
-        return x[0].numpy()
+        test = own_data(self.run).splits["test"]
+        return test.read(np.array([number % len(test)]))[0]
 
     def inpaint(
         self,
@@ -218,7 +220,10 @@ class Studio:
         label: str | None = None,
         seed: int = 0,
     ) -> Iterator[tuple[float, Image]]:
-        """Paint an image anew where the mask is true; yield (share done, image) on the way."""
+        """Paint an image anew where the mask is true; yield (share done, image) on the way.
+
+        The last is that of `run.editing.inpaint`.
+        """
         _check("steps", steps, 1, MOST_STEPS)
         if not mask.any():
             raise InputError("mask = empty: paint over what is to be made anew")
@@ -226,7 +231,13 @@ class Studio:
         hole = torch.from_numpy(mask).to(self.vdm.device).expand(self.shape)
         gammas = grids.uniform_in_time(model.schedule, steps).detach()
         path = editing.inpaint(
-            model, self._batch(x), hole, gammas, repeats=3, generator=self._generator(seed)
+            model,
+            self._batch(x),
+            hole,
+            gammas,
+            repeats=REPEATS,
+            jump=JUMP,
+            generator=self._generator(seed, 1, 0),
         )
         for done, z in enumerate(path, 1):
             if done == steps or done * _FRAMES // steps > (done - 1) * _FRAMES // steps:
@@ -245,7 +256,7 @@ class Studio:
         with TemporaryDirectory() as folder:
             file = Path(folder) / "image.vdmz"
             found = compress(
-                self.run, x[None], file, weights=self.weights, device=str(self.vdm.device)
+                self.run, x[None], file, weights=self.trained.weights, device=str(self.vdm.device)
             )
             content = file.read_bytes()
         pictures = {
@@ -263,8 +274,8 @@ class Studio:
             (image,) = decompress(self.run, file, device=str(self.vdm.device))
         return image
 
-    def _generator(self, seed: int) -> torch.Generator:
-        return torch.Generator(self.vdm.device).manual_seed(seed)
+    def _generator(self, *seeds: int) -> torch.Generator:
+        return torch.Generator(self.vdm.device).manual_seed(derived_seed(*seeds))
 
     def _batch(self, x: Image) -> Tensor:
         return torch.from_numpy(x.astype(np.int64))[None].to(self.vdm.device)

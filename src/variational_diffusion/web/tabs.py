@@ -15,6 +15,7 @@ from PIL import Image
 from variational_diffusion.errors import InputError
 from variational_diffusion.images.pictures import sheet
 from variational_diffusion.report.images import heat_maps
+from variational_diffusion.run.editing import REPEATS
 from variational_diffusion.sampling import DEFAULT_STEPS, SAMPLERS, default_for
 from variational_diffusion.web.parts import (
     CANVAS,
@@ -140,7 +141,7 @@ def inpaint_tab(studio: Studio, label: gr.Dropdown) -> None:
         with gr.Column(min_width=280):
             canvas = canvas_of("Paint a hole", brush="#ff3b30")
     with gr.Row():
-        steps = gr.Slider(1, MOST_STEPS, 50, step=1, label="Steps, each done three times")
+        steps = gr.Slider(1, MOST_STEPS, 50, step=1, label=f"Steps, each done {REPEATS} times")
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31)
     button = gr.Button("Inpaint", variant="primary")
     told = gr.Markdown(elem_id="inpaint-text")
