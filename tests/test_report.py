@@ -63,7 +63,7 @@ def hostile(tmp_path_factory):
 def no_page(monkeypatch):
     """Measuring without the page, which takes a second."""
     page = '<meta name="generator" content="variational-diffusion report">'
-    monkeypatch.setattr("variational_diffusion.cli.report.render", lambda *_, **__: page)
+    monkeypatch.setattr("variational_diffusion.report.measure.render", lambda *_, **__: page)
 
 
 def page_of(run):
