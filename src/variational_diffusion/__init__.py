@@ -68,7 +68,7 @@ _HOMES = {
     "LearnedLinear": "schedules",
     "MLP": "networks",
     "Monotone": "schedules",
-    "Muon": "optimizers",
+    "Muon": "training.optimizers",
     "PaperUNet": "networks",
     "Run": "run.directory",
     "RunConfig": "config",
