@@ -252,6 +252,11 @@ def decompress(
         InputError: Where the run has not the model that the file needs, with what is missing; for
             images of several sizes without a folder; and, after all others were written, where
             some are damaged.
+
+    Example:
+        >>> import variational_diffusion as vd
+        >>> vd.decompress("runs/first", "photos.vdmz", "back")  # doctest: +SKIP
+        PosixPath('back')
     """
     run = run if isinstance(run, Run) else Run.open(run)
     execution = Execution(device, threads)
