@@ -357,7 +357,9 @@ def _needed(run: Run, container: Container, execution: Execution) -> VDM:
         trained = Trained.open(run, header.weights, execution)
         vdm = widened(trained, header.variance, measure=False)
     except InputError as error:
-        raise InputError(f"{error}; '{container.name}' needs that, or '{kept}'") from error
+        raise InputError(
+            f"'{container.name}' needs '{kept}', which is missing; without it: {error}"
+        ) from error
     if model_digest(vdm) != header.model:
         raise InputError(
             f"'{container.name}' was compressed by another model than the {header.weights} weights "
