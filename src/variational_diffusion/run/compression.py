@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from torch import Tensor
 
 from variational_diffusion.compression import ChainCoder, Container
 from variational_diffusion.compression.archive import COMPARED, check_new, classical_lengths, pack
@@ -34,7 +33,7 @@ from variational_diffusion.machine.progress import Listener
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import VarianceHead
 from variational_diffusion.run.directory import Run
-from variational_diffusion.run.examples import check_free, chosen_examples
+from variational_diffusion.run.examples import Data, check_free, chosen_examples
 from variational_diffusion.run.noise_errors import expected_errors, reverse_chain, widened
 from variational_diffusion.run.trained import Trained
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
@@ -45,8 +44,6 @@ GROUP = 10_000
 """Images that share a stack at most, if nothing else is asked for."""
 
 _KEPT = "kept"
-
-Compressible = str | Path | np.ndarray | Tensor | Split | Dataset
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class Compressed:
 
 def compress(
     run: Run | str | Path,
-    data: Compressible | None,
+    data: Data | None,
     path: str | Path,
     *,
     split: str | None = None,
@@ -281,7 +278,7 @@ def decompress(
 
 
 def _originals(
-    run: Run, vdm: VDM, data: Compressible | None, split: str | None, limit: int | None
+    run: Run, vdm: VDM, data: Data | None, split: str | None, limit: int | None
 ) -> Originals:
     if data is None:
         return Originals(chosen_examples(run, None, split, limit, condition="none"))
