@@ -123,6 +123,11 @@ def inpaint(
 
     Raises:
         InputError: For a mask of another size, and for what `examples_for` and `given_by` refuse.
+
+    Example:
+        >>> import variational_diffusion as vd
+        >>> vd.inpaint("runs/first", "mask.png", limit=4).write("painted.png")  # doctest: +SKIP
+        PosixPath('painted.png')
     """
     with _job("inpaint", run, **chosen) as job:
         hole = mask_of(mask, job.vdm.shape).to(job.device)
@@ -174,6 +179,11 @@ def restore(
 
     Raises:
         InputError: As `inpaint`, and for options that the measurement does not have.
+
+    Example:
+        >>> import variational_diffusion as vd
+        >>> vd.restore("runs/first", "downsample", factor=4).figures  # doctest: +SKIP
+        {'residual': 0.021}
     """
     with _job("restore", run, **chosen) as job:
         hole = None if mask is None else mask_of(mask, job.vdm.shape)
@@ -227,6 +237,11 @@ def vary(
 
     Raises:
         InputError: As `inpaint`, and for a γ that is not on the chain.
+
+    Example:
+        >>> import variational_diffusion as vd
+        >>> vd.vary("runs/first", 0.0, limit=2, draws=3).results.shape  # doctest: +SKIP
+        (2, 3, 1, 8, 8)
     """
     carry = named(sampler) if isinstance(sampler, str) else sampler
     with _job("vary", run, **chosen) as job:
@@ -265,6 +280,11 @@ def interpolate(
 
     Raises:
         InputError: As `inpaint`, and for fewer than two examples.
+
+    Example:
+        >>> import variational_diffusion as vd
+        >>> vd.interpolate("runs/first", limit=4, between=1).results.shape  # doctest: +SKIP
+        (2, 3, 1, 8, 8)
     """
     with _job("interpolate", run, **chosen) as job:
         x, given = job.examples(data, free=True)
