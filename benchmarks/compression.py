@@ -4,7 +4,7 @@
     vdm variance runs/fashion
     python benchmarks/compression.py runs/fashion --limit 1000 --configuration none
 
-Test images are compressed by the command itself and decompressed in this process, which gives the
+Test images are compressed as by the command and decompressed in this process, which gives the
 sizes, the share of the time that is the network's, and the speed of the coder. Then every
 configuration decompresses the same file in a process of its own: other numbers of threads, other
 batches, other memory formats, other instructions of numpy, torch, oneDNN and MKL. `--other-torch`
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import subprocess
@@ -40,7 +39,7 @@ import numpy as np
 import torch
 from common import log_option, markdown, report, threads_option
 
-from variational_diffusion.cli import run as vdm_command
+from variational_diffusion import compress, decompress
 from variational_diffusion.compression import ChainCoder, Encoded, decode, encode
 from variational_diffusion.compression.chain import FINEST, STD_SIZE
 from variational_diffusion.compression.exact import PER_OCTAVE, on_grid
@@ -127,7 +126,7 @@ class Network:
             self.seconds += self.end - begin
             return normal
 
-        # the command makes its own models: it is timed from outside
+        # compress makes its own models: it is timed from outside
         VDM.reverse = measured  # type: ignore[method-assign]
         try:
             yield
@@ -153,7 +152,7 @@ def coders(configuration: Configuration) -> Iterator[list[ChainCoder]]:
             self._vdm.to(memory_format=torch.channels_last)
         made.append(self)
 
-    # no option of the command says this, nor should it: coders are changed as they are made
+    # no option says this, nor should it: coders are changed as they are made
     ChainCoder.__init__ = constructed  # type: ignore[method-assign]
     torch.backends.mkldnn.enabled = configuration.onednn
     try:
@@ -161,13 +160,6 @@ def coders(configuration: Configuration) -> Iterator[list[ChainCoder]]:
     finally:
         ChainCoder.__init__ = construct  # type: ignore[method-assign]
         torch.backends.mkldnn.enabled = True
-
-
-def vdm(*arguments: object) -> str:
-    """Run a command of vdm in this process; return what it printed."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        vdm_command([str(argument) for argument in arguments])
-    return printed.getvalue()
 
 
 def probe(coder: ChainCoder, latents: list[np.ndarray]) -> list[np.ndarray]:
@@ -297,8 +289,7 @@ def child(task: dict[str, Any]) -> None:
     configuration, file = Configuration(**task["settings"]), Path(task["file"])
     begin = time.perf_counter()
     with coders(configuration) as made:
-        threads = str(configuration.threads)
-        vdm("decompress", task["run"], file, "--out", task["out"], "--threads", threads)
+        decompress(task["run"], file, task["out"], threads=configuration.threads)
         seconds = time.perf_counter() - begin
         with np.load(file.with_suffix(".npz")) as arrays:
             steps = len(arrays.files) // 2
@@ -357,19 +348,17 @@ def main(
         file = folder / "x.vdmz"
         x = np.asarray(chosen_examples(Run.open(run), data, None, limit).read())
         np.save(folder / "original.npy", x)
-        options = [*(["--steps", steps] if steps else []), *(["--fast"] if fast else [])]
-        source = [run] if data is None else [run, data]
         encoding, decoding = Network(), Network()
         with coders(Configuration()) as made, encoding.timed():
-            where = ["--limit", limit, "--threads", threads, "--out", file]
-            told = json.loads(vdm("compress", *source, *where, "--no-verify", "--json", *options))
+            options = {"limit": limit, "steps": steps, "fast": fast, "threads": threads}
+            told = compress(run, data, file, verify=False, **options).as_json()
         latents = probed_latents(made[0], x)
         outputs = probe(made[0], latents)
         arrays = {f"z{i}": z for i, z in enumerate(latents)}
         arrays |= {f"y{i}": y for i, y in enumerate(outputs)}
         np.savez(file.with_suffix(".npz"), **arrays)
         with decoding.timed():
-            vdm("decompress", run, file, "--threads", threads, "--out", folder / "x.npy")
+            decompress(run, file, folder / "x.npy", threads=threads)
         assert np.array_equal(np.load(folder / "x.npy").reshape(x.shape), x)
         texts = [sizes(told), times(encoding, decoding, len(x))]
         if "none" not in names:
