@@ -34,7 +34,15 @@ def command(directory: str, minutes: float, device: str, threads: int | None) ->
     run = end.run
     summary = evaluate(run, progress=shown, **where).summary
     samples = sample_run(
-        run, 64, sampler="ancestral", steps=256, grid="time", stop_early=0, frames=48, progress=shown, **where
+        run,
+        64,
+        sampler="ancestral",
+        steps=256,
+        grid="time",
+        stop_early=0,
+        frames=48,
+        progress=shown,
+        **where,
     )
     sheet = unused(run.path / "samples" / "sheet.png")
     film = unused(run.path / "samples" / "reverse-process.gif")

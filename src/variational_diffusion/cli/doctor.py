@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import os
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import psutil
-import torch
 
 from variational_diffusion.cli.shared.console import print_json, print_table
-from variational_diffusion.data import DATASETS
-from variational_diffusion.data.idx import FASHION_MNIST, is_idx_folder
-from variational_diffusion.machine.environment import (
-    DISTRIBUTION,
-    EXTRAS,
-    Package,
-    packages,
-    processor,
-    version,
-)
-from variational_diffusion.machine.execution import multiplies_bfloat16
+from variational_diffusion.cli.shared.options import json_option
+
+if TYPE_CHECKING:
+    from variational_diffusion.machine.environment import Package
 
 _GIB = 2**30
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def command(as_json: bool) -> None:
     """Say what is installed and what is missing for which command.
 
     Exit code 1 where a package that is always needed is missing or too old.
+
+    Example: vdm doctor
     """
+    from variational_diffusion.machine.environment import EXTRAS, packages
+
     found, machine = packages(), _machine()
     ailing = [package for package in found if package.extra is None and not package.fits]
     if as_json:
@@ -63,6 +58,14 @@ def command(as_json: bool) -> None:
 
 
 def _machine() -> dict[str, Any]:
+    import psutil
+    import torch
+
+    from variational_diffusion.data import DATASETS
+    from variational_diffusion.data.idx import FASHION_MNIST, is_idx_folder
+    from variational_diffusion.machine.environment import processor, version
+    from variational_diffusion.machine.execution import multiplies_bfloat16
+
     gpus = []
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
@@ -85,6 +88,8 @@ def _machine() -> dict[str, Any]:
 
 
 def _show(found: list[Package], machine: dict[str, Any]) -> None:
+    from variational_diffusion.machine.environment import DISTRIBUTION, EXTRAS
+
     units = "with" if machine["bfloat16"] else "without"
     data = ", ".join(machine["data"])
     if "fashion-mnist" not in machine["data"]:
@@ -114,5 +119,7 @@ def _show(found: list[Package], machine: dict[str, Any]) -> None:
 
 
 def _install(extra: str | None = None) -> str:
+    from variational_diffusion.machine.environment import DISTRIBUTION
+
     name = DISTRIBUTION if extra is None else f"{DISTRIBUTION}[{extra}]"
     return f'pip install "{name}"'

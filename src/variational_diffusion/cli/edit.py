@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,14 +16,15 @@ from variational_diffusion.cli.shared.options import (
     seed_option,
     weights_option,
 )
-from variational_diffusion.editing.operators import MEASUREMENTS
-from variational_diffusion.images.pictures import is_image
-from variational_diffusion.run import editing
-from variational_diffusion.run.directory import Run
-from variational_diffusion.sampling import SAMPLERS
-from variational_diffusion.storage.files import unused
+from variational_diffusion.cli.shared.sampling import SAMPLERS
+
+if TYPE_CHECKING:
+    from variational_diffusion.run import editing
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+MEASUREMENTS = ("mask", "downsample", "blur", "grey")
+"""As in `editing.operators`, which imports torch; a test compares them."""
 
 
 @click.group()
@@ -33,6 +34,8 @@ def command() -> None:
     DATA is as at vdm train; without it the run's own SPLIT is taken. Eight examples drawn at random
     are changed unless --limit says otherwise. A model with conditions is given those of the
     examples, unless --label or --conditions names others.
+
+    Example: vdm edit inpaint runs/first --mask mask.png
     """
 
 
@@ -74,8 +77,11 @@ _draws = click.option(
 @_draws
 @_task_options
 def inpaint(mask: str, **options: Any) -> None:
-    """Paint the white part of a mask anew; all else comes back as it was."""
-    _edit(editing.inpaint, mask, **options)
+    """Paint the white part of a mask anew; all else comes back as it was.
+
+    Example: vdm edit inpaint runs/first --mask mask.png
+    """
+    _edit("inpaint", mask, **options)
 
 
 @command.command()
@@ -99,8 +105,10 @@ def restore(measurement: str, **options: Any) -> None:
     """Draw examples that agree with a measurement: fewer pixels, a blur, grey, a part unseen.
 
     Without --measured, the examples are measured first, and the sheet begins with them.
+
+    Example: vdm edit restore runs/first --measurement downsample --factor 2
     """
-    _edit(editing.restore, measurement, **options)
+    _edit("restore", measurement, **options)
 
 
 @command.command()
@@ -110,8 +118,11 @@ def restore(measurement: str, **options: Any) -> None:
 @_draws
 @_task_options
 def vary(gamma: float, **options: Any) -> None:
-    """Put noise on examples up to a level γ and take it off again: more noise, more change."""
-    _edit(editing.vary, gamma, **options)
+    """Put noise on examples up to a level γ and take it off again: more noise, more change.
+
+    Example: vdm edit vary runs/first --gamma 0
+    """
+    _edit("vary", gamma, **options)
 
 
 @command.command()
@@ -130,12 +141,14 @@ def interpolate(**options: Any) -> None:
 
     The ends are encoded and decoded too; how far they are from the examples is printed. A model
     with conditions goes without them, or with those that --label or --conditions name.
+
+    Example: vdm edit interpolate runs/first --limit 2 --between 8
     """
-    _edit(editing.interpolate, **options)
+    _edit("interpolate", **options)
 
 
 def _edit(
-    task: Callable[..., editing.Edited],
+    task: str,
     *first: Any,
     run: str,
     data: str | None,
@@ -144,15 +157,20 @@ def _edit(
     **options: Any,
 ) -> None:
     """Do a task, write its results, and print where they are."""
+    from variational_diffusion.images.pictures import is_image
+    from variational_diffusion.run import editing
+    from variational_diffusion.run.directory import Run
+    from variational_diffusion.storage.files import unused
+
     opened = Run.open(run)
     shape = opened.config.model.shape
     if out is None:
-        name = f"{task.__name__}-seed-{options['seed']}{'.png' if is_image(shape) else '.npy'}"
+        name = f"{task}-seed-{options['seed']}{'.png' if is_image(shape) else '.npy'}"
         path = unused(opened.path / "samples" / name)
     else:
         path = Path(out)
     editing.check_target(path, shape)
-    found = task(opened, *first, data, progress=shown, **options)
+    found: editing.Edited = getattr(editing, task)(opened, *first, data, progress=shown, **options)
     found.write(path)
     if as_json:
         print_json({**found.as_json(), "out": str(path)})
