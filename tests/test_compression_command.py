@@ -16,7 +16,7 @@ import variational_diffusion as vd
 from variational_diffusion.cli import run
 from variational_diffusion.compression.unpacking import checked_name
 from variational_diffusion.errors import InputError
-from variational_diffusion.grids import NoiseErrors
+from variational_diffusion.grids import VARIANCES, NoiseErrors
 from variational_diffusion.networks import VarianceHead
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples
@@ -355,6 +355,10 @@ def test_decompressing_takes_neither_data_nor_errors_and_leaves_the_run_as_it_is
         assert np.array_equal(Image.open(path), Image.open(back / path.name))
     assert contents(copy) == before
     (kept,) = (copy / "kept").iterdir()
+    handed = tmp_path / "handed"  # to somebody who only decompresses
+    shutil.copytree(copy / "kept", handed / "kept")
+    shutil.copy(copy / "config.json", handed)
+    assert np.array_equal(vd.decompress(handed, file), vd.decompress(copy, file))
     kept.unlink()
     with pytest.raises(InputError, match=r"errors-ema.safetensors' is missing: .*") as raised:
         vd.decompress(copy, file)
@@ -366,7 +370,7 @@ def test_decompressing_takes_neither_data_nor_errors_and_leaves_the_run_as_it_is
     assert len(vd.decompress(copy, file)) == 10  # the run as it was does without what was kept
 
 
-@pytest.mark.parametrize("variance", ["posterior", "scalar", "position", "predicted"])
+@pytest.mark.parametrize("variance", VARIANCES)
 def test_training_on_keeps_what_a_file_needs(trained, tmp_path, variance):
     path = tmp_path / "run"
     shutil.copytree(trained, path)

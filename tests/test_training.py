@@ -19,11 +19,11 @@ from variational_diffusion.training import (
     Engine,
     TrainingState,
     fit,
-    learning_rate_factor,
     make_optimizers,
     steps,
 )
 from variational_diffusion.training.ema import ExponentialAverage
+from variational_diffusion.training.steps import learning_rate_factor
 
 LEVELS = 17
 

@@ -47,7 +47,7 @@ class Divergence(Protocol):
 class ProbabilityFlow(Protocol):
     """What the solver asks of a model; `VDM` has it."""
 
-    def drift(self, z: Tensor, gamma: Tensor, conditioning: Tensor | None = None) -> Tensor:
+    def drift(self, z: Tensor, gamma: Tensor) -> Tensor:
         """Return dz/dγ."""
 
 
@@ -76,7 +76,6 @@ def solve(
     divergence: Divergence | None = None,
     tolerance: float = 1e-5,
     steps: int | None = None,
-    conditioning: Tensor | None = None,
 ) -> Solution:
     """Solve the ODE from z at γ = `start` to γ = `end`, either way.
 
@@ -91,7 +90,7 @@ def solve(
         order at both ends, where that rule would otherwise err.
     """
     if steps is not None:
-        return _solve_in_steps(model, z, start, end, steps, divergence, conditioning)
+        return _solve_in_steps(model, z, start, end, steps, divergence)
     evaluations = 0
     dimensions = z[0].numel()
 
@@ -101,7 +100,7 @@ def solve(
         gamma = gamma.to(z.dtype)
 
         def drift(z: Tensor) -> Tensor:
-            return model.drift(z, gamma, conditioning)
+            return model.drift(z, gamma)
 
         if divergence is None:
             return drift(state[0]), torch.zeros_like(state[1])
@@ -142,7 +141,6 @@ def _solve_in_steps(
     end: Tensor,
     steps: int,
     divergence: Divergence | None,
-    conditioning: Tensor | None,
 ) -> Solution:
     from torchdiffeq import odeint  # noqa: PLC0415 (as above)
 
@@ -151,7 +149,7 @@ def _solve_in_steps(
     def drift(gamma: Tensor, z: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += 1
-        return model.drift(z, gamma.to(z.dtype), conditioning)
+        return model.drift(z, gamma.to(z.dtype))
 
     gammas = torch.linspace(float(start), float(end), steps + 1, dtype=torch.float64)
     gammas = gammas.to(z.device)
@@ -226,7 +224,6 @@ def log_prob(
     *,
     tolerance: float = 1e-5,
     steps: int | None = None,
-    conditioning: Tensor | None = None,
 ) -> tuple[Float[Tensor, "estimates batch"], Solution]:
     """Return log p(z_0), a density in nats, and the solution that ends in the prior.
 
@@ -240,7 +237,6 @@ def log_prob(
         divergence=divergence,
         tolerance=tolerance,
         steps=steps,
-        conditioning=conditioning,
     )
     z_1 = solution.z
     prior = sum_per_example(-0.5 * (z_1.square() + math.log(2 * math.pi)))

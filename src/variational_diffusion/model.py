@@ -254,13 +254,12 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         z_t: Float[Tensor, "batch *shape"],
         gamma_t: process.Gamma,
         gamma_s: process.Gamma,
-        conditioning: Tensor | None = None,
     ) -> Normal:
         """Return p(z_s|z_t) = q(z_s|z_t, x = x̂(z_t; γ_t)) (VDM section 3.3).
 
         With `reverse_errors`, its variance is the best for them instead: `process.widened`.
         """
-        noise, x = self.denoise(z_t, gamma_t, conditioning)
+        noise, x = self.denoise(z_t, gamma_t)
         posterior = process.q_s_given_t(z_t, x, gamma_s, gamma_t)
         if self.reverse_errors is None:
             return posterior
@@ -271,10 +270,9 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         self,
         z: Float[Tensor, "batch *shape"],
         gamma: process.Gamma,
-        conditioning: Tensor | None = None,
     ) -> Float[Tensor, "batch *shape"]:
         """Return dz/dγ of the probability-flow ODE, −½ sigma² z + ½ sigma ε̂(z; γ)."""
-        noise = self.denoise(z, gamma, conditioning).noise
+        noise = self.denoise(z, gamma).noise
         sigma = expand(process.sigma(gamma.expand(z.shape[0])), z)
         return 0.5 * sigma * (noise - sigma * z)
 
@@ -358,7 +356,6 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
         sampler: str | Sampler | None = None,
-        conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Float[Tensor, "n *shape"]]]:
         """Yield (γ, z) for n samples: first the prior's draw at γ_1, then after every step.
@@ -379,7 +376,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         shape = (n, *self.shape)
         z = torch.randn(shape, generator=generator, dtype=gammas.dtype, device=gammas.device)
         yield gammas[0], z
-        path = carry(self, z, gammas, conditioning=conditioning, generator=generator)
+        path = carry(self, z, gammas, generator=generator)
         yield from zip(gammas[1:], path, strict=True)
 
     @torch.no_grad()
@@ -390,7 +387,6 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
         sampler: str | Sampler | None = None,
-        conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Shaped[Tensor, "n *shape"]:
         """Draw n examples x ~ p(x), in the decoder's domain.
@@ -403,7 +399,6 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
             steps=steps,
             gammas=gammas,
             sampler=sampler,
-            conditioning=conditioning,
             generator=generator,
         )
         *_, (gamma_0, z_0) = path

@@ -56,7 +56,7 @@ def command(
     own data. The file needs the model to be read: vdm decompress RUN FILE --out FOLDER. A model
     with conditions compresses without them.
 
-    Example: vdm compress runs/first --split test --out test.vdmz
+    Example: vdm compress runs/first photos --out photos.vdmz
     """
     from variational_diffusion.run.compression import compress
 

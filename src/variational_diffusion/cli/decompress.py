@@ -22,7 +22,7 @@ def command(run: str, file: str, out: str, as_json: bool, **execution: Any) -> N
     Images that are damaged are left out (in an array they are zero) and told at the end. RUN is
     only read.
 
-    Example: vdm decompress runs/first test.vdmz --out test
+    Example: vdm decompress runs/first photos.vdmz --out back
     """
     from variational_diffusion.run.compression import decompress
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -18,13 +18,10 @@ from variational_diffusion.cli.shared.options import (
 )
 from variational_diffusion.cli.shared.sampling import SAMPLERS
 
-if TYPE_CHECKING:
-    from variational_diffusion.run import editing
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 MEASUREMENTS = ("mask", "downsample", "blur", "grey")
 """As in `editing.operators`, which imports torch; a test compares them."""
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @click.group()
@@ -34,8 +31,6 @@ def command() -> None:
     DATA is as at vdm train; without it the run's own SPLIT is taken. Eight examples drawn at random
     are changed unless --limit says otherwise. A model with conditions is given those of the
     examples, unless --label or --conditions names others.
-
-    Example: vdm edit inpaint runs/first --mask mask.png
     """
 
 
@@ -106,7 +101,7 @@ def restore(measurement: str, **options: Any) -> None:
 
     Without --measured, the examples are measured first, and the sheet begins with them.
 
-    Example: vdm edit restore runs/first --measurement downsample --factor 2
+    Example: vdm edit restore runs/first --measurement downsample --factor 4
     """
     _edit("restore", measurement, **options)
 
@@ -142,7 +137,7 @@ def interpolate(**options: Any) -> None:
     The ends are encoded and decoded too; how far they are from the examples is printed. A model
     with conditions goes without them, or with those that --label or --conditions name.
 
-    Example: vdm edit interpolate runs/first --limit 2 --between 8
+    Example: vdm edit interpolate runs/first --limit 4
     """
     _edit("interpolate", **options)
 
@@ -156,7 +151,7 @@ def _edit(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Do a task, write its results, and print where they are."""
+    """Do a task of `run.editing`, write its results, and print where they are."""
     from variational_diffusion.images.pictures import is_image
     from variational_diffusion.run import editing
     from variational_diffusion.run.directory import Run
@@ -170,7 +165,7 @@ def _edit(
     else:
         path = Path(out)
     editing.check_target(path, shape)
-    found: editing.Edited = getattr(editing, task)(opened, *first, data, progress=shown, **options)
+    found = getattr(editing, task)(opened, *first, data, progress=shown, **options)
     found.write(path)
     if as_json:
         print_json({**found.as_json(), "out": str(path)})

@@ -11,11 +11,10 @@ from variational_diffusion.cli.shared.options import device_options, json_option
 from variational_diffusion.errors import InputError
 
 if TYPE_CHECKING:
-    from variational_diffusion.run import averages
+    from variational_diffusion.run.averages import WidthBound
 
-WIDTHS = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
+WIDTHS = "0.03,0.05,0.07,0.1,0.15,0.2"
 """As in `run.averages`, which imports torch; a test compares them."""
-_WIDTHS = ",".join(map(str, WIDTHS))
 
 
 class Widths(click.ParamType):
@@ -29,16 +28,14 @@ class Widths(click.ParamType):
         try:
             return [float(part) for part in str(value).split(",")]
         except ValueError:
-            self.fail(f"{value!r} is no list of widths: give one as {_WIDTHS}")
+            self.fail(f"{value!r} is no list of widths: give one as {WIDTHS}")
 
 
 @click.command()
 @click.argument("run")
 @click.option("--width", type=float, help="Write the average of this width, 0.02 to 0.25.")
 @click.option("--out", metavar="NAME", help="Its name for --weights; default: ema-WIDTH.")
-@click.option(
-    "--widths", type=Widths(), default=_WIDTHS, help=f"Compare these (default {_WIDTHS})."
-)
+@click.option("--widths", type=Widths(), default=WIDTHS, help=f"Compare these (default {WIDTHS}).")
 @click.option("--data", help="Examples to compare them on; default: those of the run.")
 @click.option("--limit", type=click.IntRange(2), default=1000, help="How many (default 1000).")
 @click.option("--draws", type=click.IntRange(1), default=4, help="Of the bound (default 4).")
@@ -58,7 +55,7 @@ def command(
     A width is the standard deviation of the average in time, as a share of the run. With --width
     the average is written, for the --weights of other commands.
 
-    Example: vdm ema runs/first --widths 0.05,0.1,0.15
+    Example: vdm ema runs/first --width 0.07
     """
     from variational_diffusion.run import averages
 
@@ -89,7 +86,7 @@ def command(
     click.echo(f"next: vdm ema {run} --width {found.best:g}", err=True)
 
 
-def _cells(bound: averages.WidthBound) -> tuple[str, str]:
+def _cells(bound: WidthBound) -> tuple[str, str]:
     return (
         f"{bound.bits_per_dim:.4f} ± {bound.standard_error:.4f}",
         f"{bound.difference:+.4f} ± {bound.difference_error:.4f}",

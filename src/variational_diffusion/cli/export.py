@@ -26,7 +26,7 @@ def command(
     The folder holds config.json, model.safetensors and a model card with what vdm evaluate has
     measured of these weights. The ONNX file is compared with torch through onnxruntime.
 
-    Example: vdm export runs/first --hub my-model --onnx my-model.onnx
+    Example: vdm export runs/first --hub first --onnx first.onnx
     """
     from variational_diffusion.run.directory import Run
     from variational_diffusion.run.sharing import export_onnx, export_pretrained

@@ -23,7 +23,7 @@ def command(file: str, run: str, data: str, size: tuple[int, int], as_json: bool
 
     The network is that of the preset paper, with the same numbers to the precision of float32.
 
-    Example: vdm import-official checkpoints-5000000.flax --run runs/official
+    Example: vdm import-official checkpoints-10000000.flax --run runs/official
     """
     from variational_diffusion.run.sharing import import_official
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HARDWARE = ("h100", "h200", "b200", "a100", "l4", "rtx-4090")
 """As in `plan`, which imports torch; a test compares them."""
+
 _STEPS = 100_000
 _HERE = "this machine"
 _SHARDINGS = {"replicated": "replicated", "node": "sharded in the node", "sharded": "sharded"}
@@ -68,7 +69,7 @@ def command(
     sheets; energy is of the devices alone, at their rated power. With --measure, this machine is
     measured too.
 
-    Example: vdm plan --shape 3,32,32 --preset paper --hardware h100 --devices 8
+    Example: vdm plan --shape 3,64,64 --devices 8 --batch-size 512 --hardware h100
     """
     from variational_diffusion.plan import plan
 

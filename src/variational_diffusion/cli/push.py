@@ -20,7 +20,7 @@ def command(run: str, repository: str, private: bool, as_json: bool, weights: st
     What is uploaded is what vdm export RUN --hub FOLDER writes; look at that first. Log in with:
     hf auth login.
 
-    Example: vdm push runs/first me/my-model --private
+    Example: vdm push runs/first someone/first
     """
     from variational_diffusion.run.directory import Run
     from variational_diffusion.run.sharing import push

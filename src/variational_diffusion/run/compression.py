@@ -31,7 +31,7 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.grids import PredictedErrors, fewest_steps
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener
-from variational_diffusion.model import VDM, build
+from variational_diffusion.model import VDM
 from variational_diffusion.networks import VarianceHead
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import check_free, chosen_examples
@@ -342,7 +342,7 @@ def _needed(run: Run, container: Container, execution: Execution) -> VDM:
     header, kept = container.header, _kept_path(run, container.header.model)
     if kept.exists():
         tensors, about = read_tensors(kept)
-        model = build(run.config.model).eval().requires_grad_(False).prepare(execution)
+        model = run.build().eval().requires_grad_(False).prepare(execution)
         head = None
         if "head" in about:
             head = VarianceHead(run.config.model.shape, **json.loads(about["head"]))

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from variational_diffusion.config import DEFAULT_MINUTES, DataConfig, RunConfig, validated
-from variational_diffusion.data import Dataset, in_memory, open_dataset
+from variational_diffusion.config import DEFAULT_MINUTES, DataConfig, RunConfig
+from variational_diffusion.data import Dataset, open_dataset
 from variational_diffusion.data.loader import (
     Batches,
     joined_positions,
@@ -290,7 +290,7 @@ def configuration(
     if settings.keys().isdisjoint({"training.steps", "training.minutes"}):
         budget = {"minutes": DEFAULT_MINUTES} if there is None else there.config.budget
         settings |= {f"training.{name}": value for name, value in budget.items()}
-    dataset = _opened(data, options)
+    dataset = open_dataset(data, **options)
     made = configure(
         dataset.config or DataConfig(source=dataset.source),
         dataset,
@@ -324,7 +324,7 @@ def _configured(
                 "data and no configuration"
             )
     config = config.with_budget(**budget)
-    dataset = open_dataset(config.data) if data is None else _opened(data, options)
+    dataset = open_dataset(config.data) if data is None else open_dataset(data, **options)
     if (dataset.shape, dataset.levels) != (config.model.shape, config.data.levels):
         raise InputError(
             f"data = '{dataset.source}' has shape {dataset.shape} and levels {dataset.levels}: the "
@@ -597,14 +597,3 @@ class _Training:
     def _say(self, text: str) -> None:
         if self.place.leads:
             LOG.info(text)
-
-
-def _opened(data: Any, options: Mapping[str, Any]) -> Dataset:
-    """Return data as a data set."""
-    if isinstance(data, str | Path):
-        return open_dataset(validated(DataConfig, {"source": str(data), **options}))
-    if not isinstance(data, Dataset):
-        return in_memory(data, **options)
-    for name, value in options.items():
-        raise InputError(f"{name} = {value!r}: the data set is opened; give it to open_dataset")
-    return data

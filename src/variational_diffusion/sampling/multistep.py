@@ -81,14 +81,13 @@ class Multistep:
         z: Float[Tensor, "batch *shape"],
         gammas: Float[Tensor, " levels"],
         *,
-        conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[Float[Tensor, "batch *shape"]]:
         """Yield z after every step; one evaluation each."""
         seen: list[Tensor] = []  # x̂, the newest first
         base, correct = z, None
         for gamma_t, step in zip(gammas, self.steps(gammas), strict=False):
-            x = model.denoise(z, gamma_t, conditioning).x
+            x = model.denoise(z, gamma_t).x
             seen = [x, *seen]
             if correct is not None:
                 z = _sum(base, correct, seen)
