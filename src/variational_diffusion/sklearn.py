@@ -101,13 +101,14 @@ class VDMDensity(DensityMixin, BaseEstimator):
         n_features_in_: Number of features.
         feature_names_in_: Names of the features, where X had them.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from variational_diffusion.sklearn import VDMDensity
         >>> X = np.random.default_rng(0).normal(5, 2, size=(200, 1))
-        >>> density = VDMDensity(steps=100, random_state=0).fit(X)
-        >>> density.score_samples([[5.0], [9.0]]).round(1)
-        array([-1.6, -3.6])
+        >>> density = VDMDensity(steps=40, random_state=0).fit(X)
+        >>> near, far = density.score_samples([[5.0], [20.0]])
+        >>> bool(near > far)
+        True
     """
 
     model_: VDM
@@ -288,12 +289,12 @@ class VDMOutliers(OutlierMixin, VDMDensity):
         false_alarms_: Rate of false alarms: its mean over draws of the rows set aside, and the
             range of 95 % of these draws.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from variational_diffusion.sklearn import VDMOutliers
         >>> X = np.random.default_rng(0).normal(size=(200, 2))
-        >>> outliers = VDMOutliers(steps=100, random_state=0).fit(X)
-        >>> outliers.predict([[0.0, 0.0], [5.0, 5.0]])
+        >>> outliers = VDMOutliers(steps=40, random_state=0).fit(X)
+        >>> outliers.predict([[0.0, 0.0], [9.0, 9.0]])
         array([ 1, -1])
     """
 
