@@ -83,12 +83,12 @@ def problems(name, thing, *, whole):
     referred = not whole and re.search("arguments are those of", text)
     if "Args" in found and not referred and described - parameters and not inspect.isclass(thing):
         yield f"{name}: no parameters {described - parameters}"
-    if (whole or len(parameters) > 1 or "Args" in found) and not referred:
-        if not parameters <= described:
-            yield f"{name}: not described: {sorted(parameters - described)}"
-    if whole and not inspect.isclass(thing) and signature.return_annotation not in (None, "None"):
-        if not {"Returns", "Yields"} & set(found):
-            yield f"{name}: no Returns"
+    asked = (whole or len(parameters) > 1 or "Args" in found) and not referred
+    if asked and not parameters <= described:
+        yield f"{name}: not described: {sorted(parameters - described)}"
+    gives = not inspect.isclass(thing) and signature.return_annotation not in (None, "None")
+    if whole and gives and not {"Returns", "Yields"} & set(found):
+        yield f"{name}: no Returns"
     if whole and not inspect.isclass(thing) and "Raises" not in found:
         yield f"{name}: no Raises"
 

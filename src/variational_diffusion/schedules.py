@@ -473,7 +473,8 @@ class Adaptive(Schedule):
 
     Examples:
         >>> schedule = vd.Adaptive(-10.0, 6.0)
-        >>> torch.allclose(schedule(torch.tensor([0.0, 0.5, 1.0])), torch.tensor([-10.0, -2.0, 6.0]))
+        >>> gammas = schedule(torch.tensor([0.0, 0.5, 1.0]))
+        >>> torch.allclose(gammas, torch.tensor([-10.0, -2.0, 6.0]))
         True
     """
 

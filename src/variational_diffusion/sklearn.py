@@ -123,6 +123,7 @@ class VDMDensity(DensityMixin, BaseEstimator):
     learning_rate: float
     batch_size: int
     validation_fraction: float
+    solver_steps: int
     random_state: RandomState
 
     @no_type_check  # scikit-learn: any value may be given here, and `fit` looks at it
