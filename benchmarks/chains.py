@@ -41,7 +41,7 @@ def main(
     device = device_of(threads)
     opened = Run.open(run)
     vdm = opened.load().to(device)
-    variances = VARIANCES if opened.head() is not None else VARIANCES[:-1]
+    variances = [n for n, v in VARIANCES.items() if opened.head() is not None or not v.predicted]
     report(bounds(opened, vdm, counts, laid, variances, limit), log=log)
 
 

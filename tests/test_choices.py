@@ -3,11 +3,13 @@
 import math
 
 from variational_diffusion.anomaly import SCORES
-from variational_diffusion.cli import score
+from variational_diffusion.cli import compress, edit, ema, plan, score
 from variational_diffusion.cli.shared import estimators, examples, options, sampling
+from variational_diffusion.compression import MAX_IMAGES
 from variational_diffusion.data import SPLITS
 from variational_diffusion.data.beside import DEGRADATIONS
 from variational_diffusion.decoders import UNSEEN
+from variational_diffusion.editing.operators import MEASUREMENTS
 from variational_diffusion.grids import GRIDS, VARIANCES
 from variational_diffusion.likelihood import (
     DEQUANTISATIONS,
@@ -19,6 +21,9 @@ from variational_diffusion.likelihood import (
     PROBES,
 )
 from variational_diffusion.machine.execution import COMPILE_MODES, PRECISIONS
+from variational_diffusion.plan import HARDWARE
+from variational_diffusion.run.averages import WIDTHS_COMPARED
+from variational_diffusion.run.compression import GROUP
 from variational_diffusion.run.scoring import FALSE_ALARMS, REFERENCE
 from variational_diffusion.sampling import DEFAULT_STEPS, SAMPLERS
 
@@ -60,3 +65,10 @@ def _help(decorate):
 
     decorate(command)
     return " ".join(option.help or "" for option in command.__click_params__)
+
+
+def test_the_choices_of_files_edits_and_plans_are_the_tables():
+    assert (compress.GROUP, compress.MAX_IMAGES) == (GROUP, MAX_IMAGES)
+    assert tuple(MEASUREMENTS) == edit.MEASUREMENTS
+    assert tuple(map(float, ema.WIDTHS.split(","))) == WIDTHS_COMPARED
+    assert tuple(HARDWARE) == plan.HARDWARE

@@ -19,6 +19,7 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood import ContinuousBound
 from variational_diffusion.numerics import bits_per_dim
 from variational_diffusion.run.directory import Run
+from variational_diffusion.sampling import SAMPLERS
 from variational_diffusion.web import MAX_BYTES, Studio, read_upload
 from variational_diffusion.web.uploads import read_mask
 
@@ -164,6 +165,13 @@ def test_inpainting_keeps_what_is_not_painted(studio):
     np.testing.assert_array_equal(result, expected)
     with pytest.raises(InputError, match="mask = empty"):
         next(studio.inpaint(x, np.zeros((8, 8), bool), 5))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_what_python_draws(studio, sampler):
+    *_, last = studio.samples(2, 3, sampler, seed=4)
+    expected = studio.run.sample(2, steps=3, sampler=sampler, condition="none", seed=4)
+    np.testing.assert_array_equal(last[2], expected)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (21, 30)])

@@ -20,7 +20,6 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchdiffeq import odeint
 
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import randn_like, sum_per_example
@@ -48,7 +47,7 @@ class Divergence(Protocol):
 class ProbabilityFlow(Protocol):
     """What the solver asks of a model; `VDM` has it."""
 
-    def drift(self, z: Tensor, gamma: Tensor, conditioning: Tensor | None = None) -> Tensor:
+    def drift(self, z: Tensor, gamma: Tensor) -> Tensor:
         """Return dz/dγ."""
 
 
@@ -77,7 +76,6 @@ def solve(
     divergence: Divergence | None = None,
     tolerance: float = 1e-5,
     steps: int | None = None,
-    conditioning: Tensor | None = None,
 ) -> Solution:
     """Solve the ODE from z at γ = `start` to γ = `end`, either way.
 
@@ -92,7 +90,7 @@ def solve(
         order at both ends, where that rule would otherwise err.
     """
     if steps is not None:
-        return _solve_in_steps(model, z, start, end, steps, divergence, conditioning)
+        return _solve_in_steps(model, z, start, end, steps, divergence)
     evaluations = 0
     dimensions = z[0].numel()
 
@@ -102,7 +100,7 @@ def solve(
         gamma = gamma.to(z.dtype)
 
         def drift(z: Tensor) -> Tensor:
-            return model.drift(z, gamma, conditioning)
+            return model.drift(z, gamma)
 
         if divergence is None:
             return drift(state[0]), torch.zeros_like(state[1])
@@ -111,6 +109,8 @@ def solve(
 
     def error_norm(state: tuple[Tensor, Tensor]) -> Tensor:
         return torch.stack([part.square().mean().sqrt() for part in state]).max()
+
+    from torchdiffeq import odeint  # noqa: PLC0415 (it imports scipy.integrate: half a second)
 
     span = torch.stack([start, end]).detach().double()
     state = z, z.new_zeros(1 if divergence is None else divergence.estimates, len(z))
@@ -141,14 +141,15 @@ def _solve_in_steps(
     end: Tensor,
     steps: int,
     divergence: Divergence | None,
-    conditioning: Tensor | None,
 ) -> Solution:
+    from torchdiffeq import odeint  # noqa: PLC0415 (as above)
+
     evaluations = 0
 
     def drift(gamma: Tensor, z: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += 1
-        return model.drift(z, gamma.to(z.dtype), conditioning)
+        return model.drift(z, gamma.to(z.dtype))
 
     gammas = torch.linspace(float(start), float(end), steps + 1, dtype=torch.float64)
     gammas = gammas.to(z.device)
@@ -223,7 +224,6 @@ def log_prob(
     *,
     tolerance: float = 1e-5,
     steps: int | None = None,
-    conditioning: Tensor | None = None,
 ) -> tuple[Float[Tensor, "estimates batch"], Solution]:
     """Return log p(z_0), a density in nats, and the solution that ends in the prior.
 
@@ -237,7 +237,6 @@ def log_prob(
         divergence=divergence,
         tolerance=tolerance,
         steps=steps,
-        conditioning=conditioning,
     )
     z_1 = solution.z
     prior = sum_per_example(-0.5 * (z_1.square() + math.log(2 * math.pi)))

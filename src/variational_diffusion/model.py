@@ -99,7 +99,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         self.autocast: torch.dtype | None = None
         self.reverse_errors: grids.NoiseErrors | grids.PredictedErrors | None = None
         self.config: ModelConfig | None = None
-        self._walked: int | None = 0  # steps of a walk from 1 down to 0; None: warned of
+        self._walked: tuple[int, float] | None = 0, 0.0  # steps from 1 down, the last level
 
     def __repr__(self) -> str:
         network, schedule, decoder = (
@@ -327,7 +327,6 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         z_t: Float[Tensor, "batch *shape"],
         gamma_t: process.Gamma,
         gamma_s: process.Gamma,
-        conditioning: Tensor | None = None,
     ) -> Normal:
         """Return p(z_s|z_t) = q(z_s|z_t, x = x̂(z_t; γ_t)) (VDM section 3.3).
 
@@ -337,7 +336,6 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
             z_t: Noisy data, shape (batch, *self.shape).
             gamma_t: Its noise level γ_t, shape (batch,) or (). Not a time t.
             gamma_s: The lower noise level γ_s ≤ γ_t of the result.
-            conditioning: As at `vlb`.
 
         Returns:
             A normal distribution: `.mean`, `.std`, `.sample(generator)`.
@@ -356,7 +354,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
             torch.Size([4, 1, 8, 8])
         """
         self._warn_of_times(gamma_t, gamma_s)
-        noise, x = self.denoise(z_t, gamma_t, conditioning)
+        noise, x = self.denoise(z_t, gamma_t)
         posterior = process.q_s_given_t(z_t, x, gamma_s, gamma_t)
         if self.reverse_errors is None:
             return posterior
@@ -371,9 +369,10 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         if self._walked is None or gamma_t.is_cuda or gamma_s.is_cuda:
             return
         t, s = float(gamma_t.detach().max()), float(gamma_s.detach().min())
-        begun = self._walked > 0 or t == 1
-        self._walked = self._walked + 1 if begun and 0 <= s <= t <= 1 else 0
-        if s > 1e-3 or self._walked < 2:
+        steps, before = self._walked
+        begun = steps > 0 or (t == 1 and before != 1)  # a chain may pass 1 on its way
+        self._walked = (steps + 1 if begun and 0 <= s <= t <= 1 else 0), s
+        if s > 1e-3 or self._walked[0] < 2:
             return
         gamma_0, gamma_1 = (float(end) for end in self.schedule.end_points)
         if gamma_0 < 0 and gamma_1 > 1:
@@ -388,14 +387,12 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         self,
         z: Float[Tensor, "batch *shape"],
         gamma: process.Gamma,
-        conditioning: Tensor | None = None,
     ) -> Float[Tensor, "batch *shape"]:
         """Return dz/dγ of the probability-flow ODE, −½ sigma² z + ½ sigma ε̂(z; γ).
 
         Args:
             z: Noisy data, shape (batch, *self.shape).
             gamma: Noise level γ of each example, shape (batch,), or of all, shape ().
-            conditioning: As at `vlb`.
 
         Returns:
             The derivative along γ, in the shape of z.
@@ -406,7 +403,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential
         Equations" (2021), eq. 13, with γ as its time.
         """
-        noise = self.denoise(z, gamma, conditioning).noise
+        noise = self.denoise(z, gamma).noise
         sigma = expand(process.sigma(gamma.expand(z.shape[0])), z)
         return 0.5 * sigma * (noise - sigma * z)
 
@@ -499,7 +496,6 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
         sampler: str | Sampler | None = None,
-        conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Float[Tensor, "n *shape"]]]:
         """Yield (γ, z) for n samples: first the prior's draw at γ_1, then after every step.
@@ -511,7 +507,6 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
                 the sampler "ancestral" is the paper's.
             sampler: A name in `SAMPLERS`, or a function called as its entries are; None:
                 "sde-dpmpp-2m" for images, "unipc" for vectors.
-            conditioning: As at `vlb`.
             generator: Of the draws; None: torch's global one.
 
         Yields:
@@ -535,7 +530,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         shape = (n, *self.shape)
         z = torch.randn(shape, generator=generator, dtype=gammas.dtype, device=gammas.device)
         yield gammas[0], z
-        path = carry(self, z, gammas, conditioning=conditioning, generator=generator)
+        path = carry(self, z, gammas, generator=generator)
         yield from zip(gammas[1:], path, strict=True)
 
     @torch.no_grad()
@@ -546,7 +541,6 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         steps: int | None = None,
         gammas: grids.Gammas | None = None,
         sampler: str | Sampler | None = None,
-        conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Shaped[Tensor, "n *shape"]:
         """Draw n examples x ~ p(x), in the decoder's domain.
@@ -556,7 +550,6 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
             steps: As at `trajectory`.
             gammas: As at `trajectory`.
             sampler: As at `trajectory`.
-            conditioning: As at `vlb`.
             generator: Of the draws; None: torch's global one.
 
         Returns:
@@ -575,7 +568,6 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
             steps=steps,
             gammas=gammas,
             sampler=sampler,
-            conditioning=conditioning,
             generator=generator,
         )
         *_, (gamma_0, z_0) = path

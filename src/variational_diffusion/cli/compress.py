@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from variational_diffusion.cli.shared.console import print_json, print_table, shown
 from variational_diffusion.cli.shared.examples import examples_options
-from variational_diffusion.cli.shared.options import device_options, weights_option
-from variational_diffusion.compression import MAX_IMAGES
-from variational_diffusion.grids import VARIANCES
-from variational_diffusion.run.compression import GROUP, Compressed, compress
+from variational_diffusion.cli.shared.options import device_options, json_option, weights_option
+from variational_diffusion.cli.shared.sampling import VARIANCES
+
+if TYPE_CHECKING:
+    from variational_diffusion.run.compression import Compressed
+
+GROUP, MAX_IMAGES = 10_000, 1 << 20
+"""As in `run.compression` and `compression`, which import torch; a test compares them."""
 
 
 @click.command()
@@ -40,7 +44,7 @@ from variational_diffusion.run.compression import GROUP, Compressed, compress
     help="In float32: twice as fast; only this machine, with as many threads, can decode it.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not decode what was written.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 @weights_option
 @device_options
 def command(
@@ -51,7 +55,11 @@ def command(
     DATA is anything of the model's kind, all of it, images of any size; left out, --split of RUN's
     own data. The file needs the model to be read: vdm decompress RUN FILE --out FOLDER. A model
     with conditions compresses without them.
+
+    Example: vdm compress runs/first photos --out photos.vdmz
     """
+    from variational_diffusion.run.compression import compress
+
     found = compress(run, data, out, verify=not no_verify, progress=shown, **options)
     if as_json:
         print_json(found.as_json())

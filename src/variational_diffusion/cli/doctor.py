@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import psutil
-import torch
 
 from variational_diffusion.cli.shared.console import print_json, print_table
-from variational_diffusion.data import DATASETS
-from variational_diffusion.data.idx import FASHION_MNIST, is_idx_folder
-from variational_diffusion.machine.environment import (
-    DISTRIBUTION,
-    EXTRAS,
-    Package,
-    packages,
-    processor,
-    version,
-)
-from variational_diffusion.machine.execution import multiplies_bfloat16
+from variational_diffusion.cli.shared.options import json_option
 
-_GIB = 2**30
+if TYPE_CHECKING:
+    from variational_diffusion.machine.environment import Package
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def command(as_json: bool) -> None:
     """Say what is installed and what is missing for which command.
 
     Exit code 1 where a package that is always needed is missing or too old.
+
+    Example: vdm doctor
     """
-    found, machine = packages(), _machine()
+    from variational_diffusion.data import at_hand
+    from variational_diffusion.machine.environment import EXTRAS, machine, packages
+
+    found, here = packages(), {**machine(), "data": at_hand()}
     ailing = [package for package in found if package.extra is None and not package.fits]
     if as_json:
         print_json(
             {
-                **machine,
+                **here,
                 "packages": {
                     package.name: {
                         "wanted": package.wanted,
@@ -55,36 +47,16 @@ def command(as_json: bool) -> None:
             }
         )
     else:
-        _show(found, machine)
+        _show(found, here)
     if ailing:
         names = ", ".join(package.name for package in ailing)
         click.echo(f"vdm: missing or too old: {names}; {_install()}", err=True)
         click.get_current_context().exit(1)
 
 
-def _machine() -> dict[str, Any]:
-    gpus = []
-    for i in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(i)
-        gpus.append(f"{properties.name}, {properties.total_memory / _GIB:.0f} GiB")
-    data = [name for name in DATASETS if name != "fashion-mnist" or is_idx_folder(FASHION_MNIST)]
-    return {
-        "version": version(),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "torch": torch.__version__,
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(psutil.virtual_memory().total / _GIB, 1),
-        "bfloat16": multiplies_bfloat16(torch.device("cpu")),
-        "gpus": gpus,
-        "device": "cuda" if gpus else "cpu",
-        "data": data,
-    }
-
-
 def _show(found: list[Package], machine: dict[str, Any]) -> None:
+    from variational_diffusion.machine.environment import DISTRIBUTION, EXTRAS
+
     units = "with" if machine["bfloat16"] else "without"
     data = ", ".join(machine["data"])
     if "fashion-mnist" not in machine["data"]:
@@ -114,5 +86,7 @@ def _show(found: list[Package], machine: dict[str, Any]) -> None:
 
 
 def _install(extra: str | None = None) -> str:
+    from variational_diffusion.machine.environment import DISTRIBUTION
+
     name = DISTRIBUTION if extra is None else f"{DISTRIBUTION}[{extra}]"
     return f'pip install "{name}"'

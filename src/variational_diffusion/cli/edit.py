@@ -16,12 +16,10 @@ from variational_diffusion.cli.shared.options import (
     seed_option,
     weights_option,
 )
-from variational_diffusion.editing.operators import MEASUREMENTS
-from variational_diffusion.images.pictures import is_image
-from variational_diffusion.run import editing
-from variational_diffusion.run.directory import Run
-from variational_diffusion.sampling import SAMPLERS
-from variational_diffusion.storage.files import unused
+from variational_diffusion.cli.shared.sampling import SAMPLERS
+
+MEASUREMENTS = ("mask", "downsample", "blur", "grey")
+"""As in `editing.operators`, which imports torch; a test compares them."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -74,8 +72,11 @@ _draws = click.option(
 @_draws
 @_task_options
 def inpaint(mask: str, **options: Any) -> None:
-    """Paint the white part of a mask anew; all else comes back as it was."""
-    _edit(editing.inpaint, mask, **options)
+    """Paint the white part of a mask anew; all else comes back as it was.
+
+    Example: vdm edit inpaint runs/first --mask mask.png
+    """
+    _edit("inpaint", mask, **options)
 
 
 @command.command()
@@ -99,8 +100,10 @@ def restore(measurement: str, **options: Any) -> None:
     """Draw examples that agree with a measurement: fewer pixels, a blur, grey, a part unseen.
 
     Without --measured, the examples are measured first, and the sheet begins with them.
+
+    Example: vdm edit restore runs/first --measurement downsample --factor 4
     """
-    _edit(editing.restore, measurement, **options)
+    _edit("restore", measurement, **options)
 
 
 @command.command()
@@ -110,8 +113,11 @@ def restore(measurement: str, **options: Any) -> None:
 @_draws
 @_task_options
 def vary(gamma: float, **options: Any) -> None:
-    """Put noise on examples up to a level γ and take it off again: more noise, more change."""
-    _edit(editing.vary, gamma, **options)
+    """Put noise on examples up to a level γ and take it off again: more noise, more change.
+
+    Example: vdm edit vary runs/first --gamma 0
+    """
+    _edit("vary", gamma, **options)
 
 
 @command.command()
@@ -130,12 +136,14 @@ def interpolate(**options: Any) -> None:
 
     The ends are encoded and decoded too; how far they are from the examples is printed. A model
     with conditions goes without them, or with those that --label or --conditions name.
+
+    Example: vdm edit interpolate runs/first --limit 4
     """
-    _edit(editing.interpolate, **options)
+    _edit("interpolate", **options)
 
 
 def _edit(
-    task: Callable[..., editing.Edited],
+    task: str,
     *first: Any,
     run: str,
     data: str | None,
@@ -143,16 +151,21 @@ def _edit(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Do a task, write its results, and print where they are."""
+    """Do a task of `run.editing`, write its results, and print where they are."""
+    from variational_diffusion.images.pictures import is_image
+    from variational_diffusion.run import editing
+    from variational_diffusion.run.directory import Run
+    from variational_diffusion.storage.files import unused
+
     opened = Run.open(run)
     shape = opened.config.model.shape
     if out is None:
-        name = f"{task.__name__}-seed-{options['seed']}{'.png' if is_image(shape) else '.npy'}"
+        name = f"{task}-seed-{options['seed']}{'.png' if is_image(shape) else '.npy'}"
         path = unused(opened.path / "samples" / name)
     else:
         path = Path(out)
     editing.check_target(path, shape)
-    found = task(opened, *first, data, progress=shown, **options)
+    found = getattr(editing, task)(opened, *first, data, progress=shown, **options)
     found.write(path)
     if as_json:
         print_json({**found.as_json(), "out": str(path)})

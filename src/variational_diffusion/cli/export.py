@@ -9,8 +9,6 @@ import click
 from variational_diffusion.cli.shared.console import print_json
 from variational_diffusion.cli.shared.options import json_option, weights_option
 from variational_diffusion.errors import InputError
-from variational_diffusion.run.directory import Run
-from variational_diffusion.run.sharing import export_onnx, export_pretrained
 
 
 @click.command()
@@ -27,7 +25,12 @@ def command(
 
     The folder holds config.json, model.safetensors and a model card with what vdm evaluate has
     measured of these weights. The ONNX file is compared with torch through onnxruntime.
+
+    Example: vdm export runs/first --hub first --onnx first.onnx
     """
+    from variational_diffusion.run.directory import Run
+    from variational_diffusion.run.sharing import export_onnx, export_pretrained
+
     if hub is None and onnx is None:
         raise InputError("nothing to write: give --hub FOLDER, --onnx FILE, or both")
     opened, written = Run.open(run), dict[str, Any]()

@@ -6,7 +6,6 @@ import click
 
 from variational_diffusion.cli.shared.console import print_json
 from variational_diffusion.cli.shared.options import Size, json_option
-from variational_diffusion.run.sharing import import_official
 
 
 @click.command()
@@ -23,7 +22,11 @@ def command(file: str, run: str, data: str, size: tuple[int, int], as_json: bool
     """Make a run of FILE, a checkpoint of the official VDM release (flax, checkpoints-N.flax).
 
     The network is that of the preset paper, with the same numbers to the precision of float32.
+
+    Example: vdm import-official checkpoints-10000000.flax --run runs/official
     """
+    from variational_diffusion.run.sharing import import_official
+
     made = import_official(file, run, data=data, size=size)
     vdm, step = made.load(), made.states()[0]
     gamma_0, gamma_1 = vdm.schedule.end_points.tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,13 +13,17 @@ from variational_diffusion.cli.shared.options import (
     data_config,
     data_options,
     device_options,
+    json_option,
+    parsed_settings,
 )
-from variational_diffusion.cli.train import parsed_settings
-from variational_diffusion.config import Component, ModelConfig, TrainingConfig
-from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import InputError
-from variational_diffusion.plan import HARDWARE, Plan, plan
-from variational_diffusion.presets import configure, parts
+
+if TYPE_CHECKING:
+    from variational_diffusion.config import ModelConfig, TrainingConfig
+    from variational_diffusion.plan import Plan
+
+HARDWARE = ("h100", "h200", "b200", "a100", "l4", "rtx-4090")
+"""As in `plan`, which imports torch; a test compares them."""
 
 _STEPS = 100_000
 _HERE = "this machine"
@@ -38,7 +42,7 @@ _SHARDINGS = {"replicated": "replicated", "node": "sharded in the node", "sharde
     "--hardware",
     "names",
     multiple=True,
-    type=click.Choice(list(HARDWARE)),
+    type=click.Choice(HARDWARE),
     help="Devices to plan for; default: all of these.",
 )
 @click.option("--devices", type=click.IntRange(1), default=1, help="How many of them.")
@@ -47,7 +51,7 @@ _SHARDINGS = {"replicated": "replicated", "node": "sharded in the node", "sharde
 @click.option("--checkpointing", is_flag=True, help="Compute activations again in backward.")
 @click.option("--sharding", type=click.Choice(list(_SHARDINGS)), default="replicated")
 @click.option("--measure", is_flag=True, help="Train a few steps here; compare with the plan.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 @data_options
 @device_options
 def command(
@@ -64,12 +68,16 @@ def command(
     Memory, time and energy are estimates from operations that are counted and figures of data
     sheets; energy is of the devices alone, at their rated power. With --measure, this machine is
     measured too.
+
+    Example: vdm plan --shape 3,64,64 --devices 8 --batch-size 512 --hardware h100
     """
+    from variational_diffusion.plan import plan
+
     model, training = _configured(data, options)
     found = plan(
         model,
         training,
-        hardware=names or tuple(HARDWARE),
+        hardware=names or HARDWARE,
         sharding=_SHARDINGS[options["sharding"]],
         **{name: options[name] for name in ("devices", "accumulate", "precision", "checkpointing")},
         measure=measure,
@@ -83,6 +91,10 @@ def command(
 
 
 def _configured(data: str | None, options: dict[str, Any]) -> tuple[ModelConfig, TrainingConfig]:
+    from variational_diffusion.config import Component
+    from variational_diffusion.data import open_dataset
+    from variational_diffusion.presets import configure, parts
+
     settings = {"training.steps": options["steps"], **parsed_settings(options["settings"])}
     if options["batch_size"] is not None:
         settings["training.batch_size"] = options["batch_size"]

@@ -6,8 +6,6 @@ import click
 
 from variational_diffusion.cli.shared.console import print_json
 from variational_diffusion.cli.shared.options import json_option, weights_option
-from variational_diffusion.run.directory import Run
-from variational_diffusion.run.sharing import push
 
 
 @click.command()
@@ -21,7 +19,12 @@ def command(run: str, repository: str, private: bool, as_json: bool, weights: st
 
     What is uploaded is what vdm export RUN --hub FOLDER writes; look at that first. Log in with:
     hf auth login.
+
+    Example: vdm push runs/first someone/first
     """
+    from variational_diffusion.run.directory import Run
+    from variational_diffusion.run.sharing import push
+
     url = push(Run.open(run), repository, weights=weights, private=private)
     if as_json:
         print_json({"url": str(url)})

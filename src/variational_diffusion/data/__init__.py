@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +9,28 @@ import numpy as np
 from torch import Tensor
 
 from variational_diffusion.config import DataConfig, validated
-from variational_diffusion.data.arrays import ArraySource, array_source, open_array
+from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.data.dataset import SPLITS, Dataset
-from variational_diffusion.data.decoding import Decoded
-from variational_diffusion.data.digits import open_digits
-from variational_diffusion.data.folder import image_files, kind_of, open_folder
-from variational_diffusion.data.idx import is_idx_folder, open_fashion_mnist, open_idx_folder
 from variational_diffusion.data.images import CHANNELS
-from variational_diffusion.data.memory import MEMORY, in_memory
+from variational_diffusion.data.kinds import DATASETS, KINDS, at_hand, kind_named
+from variational_diffusion.data.memory import in_memory
 from variational_diffusion.data.originals import Originals
 from variational_diffusion.data.source import Source, Split
-from variational_diffusion.data.survey import survey
 from variational_diffusion.errors import InputError
 
 __all__ = [
     "DATASETS",
+    "KINDS",
     "SPLITS",
     "Dataset",
     "Originals",
     "Source",
     "Split",
+    "at_hand",
     "in_memory",
     "open_dataset",
     "open_originals",
 ]
-
-Opener = Callable[[DataConfig], Dataset]
-
-DATASETS: dict[str, Opener] = {
-    "digits": open_digits,
-    "fashion-mnist": open_fashion_mnist,
-}
 
 _ONLY_FOR = {
     "array": "an .npz file",
@@ -54,9 +43,6 @@ _ONLY_FOR = {
 }
 """Options that some kinds of data do not have, and the kinds that have them."""
 
-_ARRAY = {".npy": {"value_range"}, ".npz": {"value_range", "array"}}
-_STORED = {"resize", "channels", "skip_damaged"}
-_SHARDED = {"value_range", "column", "streaming", *_STORED}
 _CHANNELS = {3: "rgb", 4: "rgba"}
 """Channels of a model → those that images are read with: more than they have lose nothing."""
 
@@ -96,10 +82,10 @@ def open_dataset(source: Any, **options: Any) -> Dataset:
 
 
 def _opened(config: DataConfig) -> Dataset:
-    opener, options = _kind(config)
-    given = _given(config)
+    kind, given = kind_named(config.source), _given(config)
+    options = kind.options
     if config.levels is not None:
-        options = options | {"value_range"}  # of the levels of floats; what are no floats has none
+        options |= {"value_range"}  # of the levels of floats; what are no floats has none
     for name in (name for name in given if name in _ONLY_FOR and name not in options):
         value = getattr(config, name)
         flag = "range" if name == "value_range" else name.replace("_", "-")
@@ -112,7 +98,7 @@ def _opened(config: DataConfig) -> Dataset:
             f"{name} = {getattr(config, name)} is for streaming; give --streaming, or leave out "
             f"--{name.replace('_', '-')}"
         )
-    return opener(config).read_as(config)
+    return kind.opener(config).read_as(config)
 
 
 def open_originals(
@@ -120,11 +106,10 @@ def open_originals(
 ) -> Originals:
     """Open all examples of what `source` names, as they are stored and at sizes of their own.
 
-    source: as at `open_dataset`, or an array or tensor with examples along its first axis.
-
-    like: data whose levels, array and column these have, too. shape: of a model's examples; images
-    are read with as many channels where that loses nothing. Of a source that has several parts, all
-    are taken, the training part first.
+    source: what the command line calls DATA, or an array or tensor with examples along its first
+    axis. like: data whose levels, array and column these have, too. shape: of a model's examples;
+    images are read with as many channels where that loses nothing. Of a source that has several
+    parts, all are taken, the training part first.
     Raises InputError as `open_dataset` does, and for images that would not come back as they are.
     """
     if isinstance(source, np.ndarray | Tensor):
@@ -133,73 +118,18 @@ def open_originals(
     config = DataConfig(
         source=str(source), levels=like.levels, array=like.array, column=like.column
     )
-    opener, options = _kind(config)
-    if opener is open_array:
-        return Originals.of_array(array_source(config))
-    if "resize" in options:
+    kind = kind_named(config.source)
+    if "resize" in kind.options:  # images: of their own sizes
         config = config.model_copy(update={"crop": (1, 1)})
-    originals = _originals(config, opener)
+    originals = kind.originals(config)
     if originals.mode in ("1", "L", "RGB") and CHANNELS[originals.mode] < shape[0]:
         channels = _CHANNELS.get(shape[0], "auto")
-        originals = _originals(config.model_copy(update={"channels": channels}), opener)
+        originals = kind.originals(config.model_copy(update={"channels": channels}))
     originals.check_exact()
     return originals
-
-
-def _originals(config: DataConfig, opener: Opener) -> Originals:
-    if opener is open_folder:
-        files, notes = image_files(config)
-        decoder, kept, found, _ = survey({"train": files}, config)
-        examples: Source = Decoded(files, kept["train"], decoder)
-        notes = (*found, *notes)
-    else:
-        dataset = opener(config)
-        examples, notes = dataset.everything().source, dataset.notes
-    return Originals(Split(examples, np.arange(len(examples))), notes)
-
-
-def _open_hub(config: DataConfig) -> Dataset:
-    from variational_diffusion.data import hub  # noqa: PLC0415 (it imports datasets: a second)
-
-    return hub.open_hub(config)
-
-
-def _open_files(config: DataConfig) -> Dataset:
-    from variational_diffusion.data import hub  # noqa: PLC0415 (as above)
-
-    return hub.open_files(config)
 
 
 def _given(config: DataConfig) -> list[str]:
     """Return the options that are not as they are by default."""
     fields = DataConfig.model_fields.items()
     return [name for name, field in fields if getattr(config, name) != field.default]
-
-
-def _kind(config: DataConfig) -> tuple[Opener, set[str]]:
-    """Return the opener and the options of `_ONLY_FOR` that it knows."""
-    if config.source in DATASETS:
-        return DATASETS[config.source], set()
-    if config.source.startswith(MEMORY):
-        raise InputError(
-            f"data = '{config.source}' were given in memory, and a run does not keep them: pass "
-            "them again as data, as in evaluate(run, data)"
-        )
-    if config.source.startswith("hf:"):
-        return _open_hub, _SHARDED
-    path = Path(config.source).expanduser()
-    if os.path.isdir(path) and is_idx_folder(path):
-        return open_idx_folder, set()
-    if os.path.exists(path) and kind_of(path):
-        return _open_files, _SHARDED
-    if os.path.isdir(path):
-        return open_folder, _STORED
-    if os.path.isfile(path) and path.suffix.lower() in _ARRAY:
-        return open_array, _ARRAY[path.suffix.lower()]
-    problem = "is a file of no known kind"
-    if not os.path.exists(path):
-        problem = "is no known name, and no such file or folder exists"
-    raise InputError(
-        f"data = '{config.source}' {problem}; give {', '.join(DATASETS)}, hf:NAME, a folder of "
-        "images, of IDX files, of parquet or of tar files, or an .npy, .npz, .parquet or .tar file"
-    )

@@ -60,7 +60,6 @@ def inpaint(
     *,
     repeats: int = 1,
     jump: int = 1,
-    conditioning: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Float[Tensor, "batch *shape"]]:
     """Paint examples anew where the mask is true, by replacement with resampling.
@@ -96,7 +95,7 @@ def inpaint(
                 z = process.q_t_given_s(z, block[-1], block[0]).sample(generator)
             done = []
             for gamma_t, gamma_s in pairwise(block):
-                painted = model.reverse(z, gamma_t, gamma_s, conditioning).sample(generator)
+                painted = model.reverse(z, gamma_t, gamma_s).sample(generator)
                 z = torch.where(mask, painted, process.q_t(known, gamma_s).sample(generator))
                 done.append(z)
         if start + len(done) == last:
@@ -112,7 +111,6 @@ def posterior_samples(
     gammas: Gammas,
     *,
     iterations: int = 1,
-    conditioning: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Float[Tensor, "batch *shape"]]:
     """Draw examples from p(x|y), one for each y, by diffusion posterior sampling.
@@ -151,7 +149,7 @@ def posterior_samples(
         )
     z = randn_like(like, generator)
     for gamma_t, gamma_s in pairwise(gammas):
-        x = _informed(model, z, gamma_t, y, measurement, iterations, conditioning)
+        x = _informed(model, z, gamma_t, y, measurement, iterations)
         z = process.q_s_given_t(z, x, gamma_s, gamma_t).sample(generator)
         yield z
 
@@ -163,13 +161,12 @@ def _informed(
     y: Tensor,
     measurement: Measurement,
     iterations: int,
-    conditioning: Tensor | None,
 ) -> Tensor:
     """Return E[x|z, y] as at `posterior_samples`."""
     scale = torch.sigmoid(gamma) / process.alpha(gamma)  # sigma²/alpha
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        x = model.denoise(z, gamma, conditioning).x
+        x = model.denoise(z, gamma).x
         predicted = measurement.function(x)
 
     def pulled_back(u: Tensor) -> Tensor:
@@ -213,7 +210,6 @@ def variations(
     gammas: Gammas,
     *,
     sampler: str | Sampler = "ancestral",
-    conditioning: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Float[Tensor, "batch *shape"]]:
     """Put noise on examples up to the level gammas[0], and sample back from there.
@@ -228,7 +224,7 @@ def variations(
     """
     carry = named(sampler) if isinstance(sampler, str) else sampler
     z = process.q_t(model.encode(x), gammas[0]).sample(generator)
-    yield from carry(model, z, gammas, conditioning=conditioning, generator=generator)
+    yield from carry(model, z, gammas, generator=generator)
 
 
 def encode(
@@ -236,7 +232,6 @@ def encode(
     x: Shaped[Tensor, "batch *shape"],
     *,
     tolerance: float = 1e-5,
-    conditioning: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "batch *shape"]:
     """Return the z_1 that the probability-flow ODE takes x to; `decode` takes it back.
@@ -248,9 +243,7 @@ def encode(
         dequantise = truncated_normal if isinstance(model.decoder, Discretized) else none
         z_0 = dequantise(model, x, generator).z_0
     gamma_0, gamma_1 = model.schedule.end_points.detach()
-    return flow.solve(
-        model, z_0, gamma_0, gamma_1, tolerance=tolerance, conditioning=conditioning
-    ).z
+    return flow.solve(model, z_0, gamma_0, gamma_1, tolerance=tolerance).z
 
 
 def decode(
@@ -258,13 +251,10 @@ def decode(
     z_1: Float[Tensor, "batch *shape"],
     *,
     tolerance: float = 1e-5,
-    conditioning: Tensor | None = None,
 ) -> Shaped[Tensor, "batch *shape"]:
     """Return the data that the probability-flow ODE takes z_1 to, in the decoder's domain."""
     gamma_0, gamma_1 = model.schedule.end_points.detach()
-    solution = flow.solve(
-        model, z_1, gamma_1, gamma_0, tolerance=tolerance, conditioning=conditioning
-    )
+    solution = flow.solve(model, z_1, gamma_1, gamma_0, tolerance=tolerance)
     return to_data(model, solution.z)
 
 
@@ -275,7 +265,6 @@ def interpolate(
     shares: Iterable[float],
     *,
     tolerance: float = 1e-5,
-    conditioning: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Shaped[Tensor, "batch *shape"]]:
     """Yield data between pairs of examples, for each share from 0, the first, to 1, the second.
@@ -286,12 +275,11 @@ def interpolate(
     Source: Song, Meng, Ermon, "Denoising Diffusion Implicit Models" (2021), appendix D.5.
     """
     start, end = (
-        encode(model, x, tolerance=tolerance, conditioning=conditioning, generator=generator)
-        for x in (first, second)
+        encode(model, x, tolerance=tolerance, generator=generator) for x in (first, second)
     )
     for share in shares:
         z = spherical(start, end, share)
-        yield decode(model, z, tolerance=tolerance, conditioning=conditioning)
+        yield decode(model, z, tolerance=tolerance)
 
 
 def spherical(

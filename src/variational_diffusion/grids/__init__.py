@@ -15,7 +15,9 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.grids.errors import VARIANCES as VARIANCES
 from variational_diffusion.grids.errors import NoiseErrors as NoiseErrors
 from variational_diffusion.grids.errors import PredictedErrors as PredictedErrors
+from variational_diffusion.grids.errors import ReverseVariance as ReverseVariance
 from variational_diffusion.grids.errors import assumed_errors as assumed_errors
+from variational_diffusion.grids.errors import variance_named as variance_named
 from variational_diffusion.grids.even import Gammas as Gammas
 from variational_diffusion.grids.even import check_ends as check_ends
 from variational_diffusion.grids.even import check_falling as check_falling

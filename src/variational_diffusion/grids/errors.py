@@ -86,9 +86,37 @@ class PredictedErrors:
         return self.mean.at(gamma) * factor
 
 
-VARIANCES = ("posterior", "scalar", "position", "predicted")
-"""The reverse variance: as in the paper; widened by one number a step; by one for each position; by
-one that a network predicts from z."""
+@dataclass(frozen=True)
+class ReverseVariance:
+    """How wide the reverse steps are.
+
+    assumed: the measured errors of ε̂ → those that a step assumes. None: the step is that of the
+    paper, and no errors are needed. predicted: whether a network refines them for every z.
+    """
+
+    assumed: Callable[[NoiseErrors], NoiseErrors] | None
+    predicted: bool = False
+
+
+def _as_measured(errors: NoiseErrors) -> NoiseErrors:
+    return errors
+
+
+VARIANCES: dict[str, ReverseVariance] = {
+    "posterior": ReverseVariance(None),
+    "scalar": ReverseVariance(NoiseErrors.averaged),
+    "position": ReverseVariance(_as_measured),
+    "predicted": ReverseVariance(_as_measured, predicted=True),
+}
+"""As in the paper; widened by one number a step; by one for each position; by one that a network
+predicts from z."""
+
+
+def variance_named(name: str) -> ReverseVariance:
+    """Return an entry of `VARIANCES`; raise InputError for an unknown name."""
+    if name not in VARIANCES:
+        raise InputError(f"variance = {name!r}: known are {', '.join(VARIANCES)}")
+    return VARIANCES[name]
 
 
 def assumed_errors(variance: str, errors: NoiseErrors | None) -> NoiseErrors | None:
@@ -96,12 +124,11 @@ def assumed_errors(variance: str, errors: NoiseErrors | None) -> NoiseErrors | N
 
     For "predicted" those for each position, which a `PredictedErrors` refines for every z.
     """
-    if variance not in VARIANCES:
-        raise InputError(f"variance = {variance!r}: known are {', '.join(VARIANCES)}")
-    if variance == "posterior":
+    assumed = variance_named(variance).assumed
+    if assumed is None:
         return None
     if errors is None:
         raise InputError(
             f"variance = {variance!r} needs measured errors; give them, or 'posterior'"
         )
-    return errors.averaged() if variance == "scalar" else errors
+    return assumed(errors)

@@ -5,9 +5,11 @@ The packages that are wanted are those of our own metadata, so nothing is listed
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -26,6 +28,9 @@ EXTRAS = {
 
 DEVELOPMENT = ("docs", "dev")
 """Extras for work on the package itself."""
+
+
+_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,34 @@ class Package:
 def version() -> str:
     """Return the version of this package."""
     return metadata.version(DISTRIBUTION)
+
+
+def machine() -> dict[str, Any]:
+    """Return what there is to compute with: versions, processor, memory, GPUs."""
+    import psutil  # noqa: PLC0415 (where it is needed: this module tells what is missing)
+    import torch  # noqa: PLC0415 (a second)
+
+    from variational_diffusion.machine.execution import (  # noqa: PLC0415 (it imports torch)
+        multiplies_bfloat16,
+    )
+
+    gpus = []
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        gpus.append(f"{properties.name}, {properties.total_memory / _GIB:.0f} GiB")
+    return {
+        "version": version(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "torch": torch.__version__,
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / _GIB, 1),
+        "bfloat16": multiplies_bfloat16(torch.device("cpu")),
+        "gpus": gpus,
+        "device": "cuda" if gpus else "cpu",
+    }
 
 
 def packages() -> list[Package]:

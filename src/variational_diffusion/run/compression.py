@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from torch import Tensor
 
 from variational_diffusion.compression import ChainCoder, Container
 from variational_diffusion.compression.archive import COMPARED, check_new, classical_lengths, pack
@@ -31,10 +30,10 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.grids import PredictedErrors, fewest_steps
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener
-from variational_diffusion.model import VDM, build
+from variational_diffusion.model import VDM
 from variational_diffusion.networks import VarianceHead
 from variational_diffusion.run.directory import Run
-from variational_diffusion.run.examples import check_free, chosen_examples
+from variational_diffusion.run.examples import Data, check_free, chosen_examples
 from variational_diffusion.run.noise_errors import expected_errors, reverse_chain, widened
 from variational_diffusion.run.trained import Trained
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
@@ -45,8 +44,6 @@ GROUP = 10_000
 """Images that share a stack at most, if nothing else is asked for."""
 
 _KEPT = "kept"
-
-Compressible = str | Path | np.ndarray | Tensor | Split | Dataset
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class Compressed:
 
 def compress(
     run: Run | str | Path,
-    data: Compressible | None,
+    data: Data | None,
     path: str | Path,
     *,
     split: str | None = None,
@@ -292,7 +289,7 @@ def decompress(
 
 
 def _originals(
-    run: Run, vdm: VDM, data: Compressible | None, split: str | None, limit: int | None
+    run: Run, vdm: VDM, data: Data | None, split: str | None, limit: int | None
 ) -> Originals:
     if data is None:
         return Originals(chosen_examples(run, None, split, limit, condition="none"))
@@ -358,7 +355,7 @@ def _needed(run: Run, container: Container, execution: Execution) -> VDM:
     header, kept = container.header, _kept_path(run, container.header.model)
     if kept.exists():
         tensors, about = read_tensors(kept)
-        model = build(run.config.model).eval().requires_grad_(False).prepare(execution)
+        model = run.build().eval().requires_grad_(False).prepare(execution)
         head = None
         if "head" in about:
             head = VarianceHead(run.config.model.shape, **json.loads(about["head"]))
@@ -368,7 +365,9 @@ def _needed(run: Run, container: Container, execution: Execution) -> VDM:
         trained = Trained.open(run, header.weights, execution)
         vdm = widened(trained, header.variance, measure=False)
     except InputError as error:
-        raise InputError(f"{error}; '{container.name}' needs that, or '{kept}'") from error
+        raise InputError(
+            f"'{container.name}' needs '{kept}', which is missing; without it: {error}"
+        ) from error
     if model_digest(vdm) != header.model:
         raise InputError(
             f"'{container.name}' was compressed by another model than the {header.weights} weights "

@@ -37,13 +37,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from variational_diffusion.config import RunConfig, TrainingConfig
 from variational_diffusion.data import Dataset
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import NoiseErrors
-from variational_diffusion.machine.distributed import Place, gathered, here, laid_out_as
+from variational_diffusion.machine.distributed import (
+    Place,
+    gathered,
+    here,
+    is_share,
+    laid_out_as,
+    local,
+)
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener
 from variational_diffusion.model import VDM, build
@@ -214,9 +220,9 @@ class Run:
             self.write_weights(state)
         else:
             own = {
-                name: value.to_local() if isinstance(value, DTensor) else value
+                name: local(value)
                 for name, value in tensors.items()
-                if isinstance(value, DTensor) or place.leads
+                if is_share(value) or place.leads
             }
             write_tensors(self._state_path(state.step, place), own, header)
         if place is None or place.leads:
@@ -631,7 +637,7 @@ def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _distributed_as(like: Tensor, value: Tensor) -> Tensor:
     """Return a whole tensor laid out over the processes as `like` of its shape is, if it is."""
-    if isinstance(like, DTensor) and value.shape == like.shape:
+    if is_share(like) and value.shape == like.shape:
         return laid_out_as(like, value.to(like.device))
     return value
 

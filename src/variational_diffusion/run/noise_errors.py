@@ -24,6 +24,7 @@ from variational_diffusion.grids import (
     PredictedErrors,
     assumed_errors,
     step_grid,
+    variance_named,
 )
 from variational_diffusion.likelihood.loss_profile import noise_errors, predictions
 from variational_diffusion.machine.progress import Listener, nothing, telling
@@ -81,10 +82,11 @@ def widened(
     measure: whether errors that the run does not hold are measured and kept in it. Otherwise they
     are an `InputError`.
     """
-    if variance == "posterior":
+    kind = variance_named(variance)
+    if kind.assumed is None:
         return trained.vdm.widened(None)
     errors = measured_errors(trained, measure=measure, progress=progress)
-    if variance == "predicted":
+    if kind.predicted:
         return trained.vdm.widened(_predicted(trained, errors))
     return trained.vdm.widened(assumed_errors(variance, errors))
 
@@ -93,7 +95,7 @@ def expected_errors(
     trained: Trained, variance: str, *, progress: bool | Listener = False
 ) -> tuple[NoiseErrors, NoiseErrors | None]:
     """Return the model's errors and what a name of `VARIANCES` takes them to be, for a grid."""
-    if variance == "predicted":
+    if variance_named(variance).predicted:
         return predicted_errors(trained, progress=progress)
     errors = measured_errors(trained, progress=progress)
     return errors, assumed_errors(variance, errors)
@@ -130,9 +132,13 @@ def measured_errors(
         return errors
     if not measure:
         path = run.errors_path(weights)
-        gone = f"'{path}' is missing" if not path.exists() else f"'{path}' is of other weights"
+        if path.exists():
+            raise InputError(
+                f"'{path}' holds errors of other weights than '{weights}' are now: the run was "
+                "trained on since"
+            )
         raise InputError(
-            f"{gone}: the measured errors of the {weights} weights; bring that file back"
+            f"'{path}' is missing, the measured errors of the {weights} weights; bring it back"
         )
     title = "measuring the model's errors"
     batches = to_measure(

@@ -23,7 +23,7 @@ class Denoised(NamedTuple):
 class ReverseProcess(Protocol):
     """What a sampler asks of a model; `VDM` has it."""
 
-    def denoise(self, z: Tensor, gamma: Tensor, conditioning: Tensor | None = None) -> Denoised:
+    def denoise(self, z: Tensor, gamma: Tensor) -> Denoised:
         """Estimate the noise in z and the encoded data under it."""
 
     def reverse(
@@ -31,11 +31,10 @@ class ReverseProcess(Protocol):
         z_t: Tensor,
         gamma_t: Tensor,
         gamma_s: Tensor,
-        conditioning: Tensor | None = None,
     ) -> Normal:
         """Return p(z_s|z_t)."""
 
-    def drift(self, z: Tensor, gamma: Tensor, conditioning: Tensor | None = None) -> Tensor:
+    def drift(self, z: Tensor, gamma: Tensor) -> Tensor:
         """Return dz/dγ of the probability-flow ODE."""
 
 
@@ -59,4 +58,4 @@ def estimate(
 
 
 Sampler = Callable[..., Iterator[Tensor]]
-"""(model, z, gammas, *, conditioning, generator) → z after every step; see the package."""
+"""(model, z, gammas, *, generator) → z after every step; see the package."""

@@ -19,7 +19,6 @@ def ancestral(
     z: Float[Tensor, "batch *shape"],
     gammas: Float[Tensor, " levels"],
     *,
-    conditioning: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Float[Tensor, "batch *shape"]]:
     """Draw z_s ~ p(z_s|z_t) for each step of the grid (VDM appendix A).
@@ -27,7 +26,7 @@ def ancestral(
     The only sampler of the chain whose bound is known, and the only one that uses its variance.
     """
     for gamma_t, gamma_s in pairwise(gammas):
-        z = model.reverse(z, gamma_t, gamma_s, conditioning).sample(generator)
+        z = model.reverse(z, gamma_t, gamma_s).sample(generator)
         yield z
 
 
@@ -36,7 +35,6 @@ def heun(
     z: Float[Tensor, "batch *shape"],
     gammas: Float[Tensor, " levels"],
     *,
-    conditioning: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Float[Tensor, "batch *shape"]]:
     """Follow the flow by the trapezoidal rule, two evaluations a step; draws nothing.
@@ -48,8 +46,8 @@ def heun(
         alpha_ts = process.alpha(gamma_s) / process.alpha(gamma_t)
         # alpha_s (k_s − k_t)
         move = alpha_ts * process.sigma(gamma_t) * torch.expm1(0.5 * (gamma_s - gamma_t))
-        noise = model.denoise(z, gamma_t, conditioning).noise
-        ahead = model.denoise(alpha_ts * z + move * noise, gamma_s, conditioning).noise
+        noise = model.denoise(z, gamma_t).noise
+        ahead = model.denoise(alpha_ts * z + move * noise, gamma_s).noise
         z = alpha_ts * z + 0.5 * move * (noise + ahead)
         yield z
 
@@ -71,13 +69,10 @@ class Adaptive:
         z: Float[Tensor, "batch *shape"],
         gammas: Float[Tensor, " levels"],
         *,
-        conditioning: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[Float[Tensor, "batch *shape"]]:
         """Yield z at every level of the grid; draws nothing."""
         for gamma_t, gamma_s in pairwise(gammas):
-            solution = flow.solve(
-                model, z, gamma_t, gamma_s, tolerance=self.tolerance, conditioning=conditioning
-            )
+            solution = flow.solve(model, z, gamma_t, gamma_s, tolerance=self.tolerance)
             z = solution.z
             yield z

@@ -192,10 +192,9 @@ def fit(
     paused = 0.0
     in_a_row = 0
 
-    for batch in _without_end(batches):
-        progress = spent(state, config)
-        if progress >= 1:
-            return
+    stream = _without_end(batches)
+    while (progress := spent(state, config)) < 1:
+        batch = next(stream)
         factor = state.rate * learning_rate_factor(state.step, progress, config)
         _set_rates(state.optimizers.values(), factor)
         if not state.vdm.training:
