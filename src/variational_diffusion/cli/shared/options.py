@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
+
+from variational_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from variational_diffusion.config import DataConfig
@@ -131,6 +134,23 @@ def data_config(source: str, options: dict[str, Any]) -> DataConfig:
 
     names = DataConfig.model_fields.keys() - {"source"}
     return validated(DataConfig, {"source": source, **{name: options.pop(name) for name in names}})
+
+
+def parsed_settings(assignments: Iterable[str]) -> dict[str, Any]:
+    """Return "section.field" → value from the arguments of --set."""
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or "." not in key:
+            raise InputError(
+                f"set = {assignment!r}: give SECTION.FIELD=VALUE, "
+                "for example --set training.weight_decay=0.05"
+            )
+        try:
+            settings[key] = json.loads(text)
+        except json.JSONDecodeError:
+            settings[key] = text
+    return settings
 
 
 def typed_options(options: dict[str, Any]) -> dict[str, Any]:
