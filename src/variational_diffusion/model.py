@@ -99,7 +99,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         self.autocast: torch.dtype | None = None
         self.reverse_errors: grids.NoiseErrors | grids.PredictedErrors | None = None
         self.config: ModelConfig | None = None
-        self._walked: int | None = 0  # steps of a walk from 1 down to 0; None: warned of
+        self._walked: tuple[int, float] | None = 0, 0.0  # steps from 1 down, the last level
 
     def __repr__(self) -> str:
         network, schedule, decoder = (
@@ -369,9 +369,10 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         if self._walked is None or gamma_t.is_cuda or gamma_s.is_cuda:
             return
         t, s = float(gamma_t.detach().max()), float(gamma_s.detach().min())
-        begun = self._walked > 0 or t == 1
-        self._walked = self._walked + 1 if begun and 0 <= s <= t <= 1 else 0
-        if s > 1e-3 or self._walked < 2:
+        steps, before = self._walked
+        begun = steps > 0 or (t == 1 and before != 1)  # a chain may pass 1 on its way
+        self._walked = (steps + 1 if begun and 0 <= s <= t <= 1 else 0), s
+        if s > 1e-3 or self._walked[0] < 2:
             return
         gamma_0, gamma_1 = (float(end) for end in self.schedule.end_points)
         if gamma_0 < 0 and gamma_1 > 1:
