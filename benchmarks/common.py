@@ -19,9 +19,9 @@ import torch
 from variational_diffusion.cli.shared.options import (
     data_config,
     data_options,
+    parsed_settings,
     training_speed_options,
 )
-from variational_diffusion.cli.train import parsed_settings
 from variational_diffusion.config import RunConfig
 from variational_diffusion.data import Dataset, open_dataset
 from variational_diffusion.machine.execution import Execution

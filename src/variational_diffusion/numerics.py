@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 
@@ -37,6 +36,8 @@ def t_quantile(degrees: int | float, probability: float = 0.975) -> float:
 
     degrees: of freedom, > 0. probability: in (0, 1); 0.975 for the upper end of a 95 % interval.
     """
+    from scipy.special import ndtri, stdtrit  # noqa: PLC0415 (a quarter of a second)
+
     if math.isinf(degrees):
         return float(ndtri(probability))
     return float(stdtrit(degrees, probability))

@@ -8,10 +8,7 @@ from typing import Any
 import click
 
 from variational_diffusion.cli.shared.console import print_json, print_table
-from variational_diffusion.cli.shared.options import data_config, data_options
-from variational_diffusion.data import open_dataset
-from variational_diffusion.images.pictures import is_image, save_sheet
-from variational_diffusion.storage.files import unused
+from variational_diffusion.cli.shared.options import data_config, data_options, json_option
 
 _EXAMPLES = 64
 
@@ -19,10 +16,17 @@ _EXAMPLES = 64
 @click.command()
 @click.argument("data")
 @click.option("--sheet", help="Where the .png of examples goes; default: NAME-examples.png here.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 @data_options
 def command(data: str, sheet: str | None, as_json: bool, **options: Any) -> None:
-    """Show how DATA will be read: count, shape, levels, splits, and a sheet of examples."""
+    """Show how DATA will be read: count, shape, levels, splits, and a sheet of examples.
+
+    Example: vdm data photos --resize 32x32
+    """
+    from variational_diffusion.data import open_dataset
+    from variational_diffusion.images.pictures import is_image, save_sheet
+    from variational_diffusion.storage.files import unused
+
     dataset = open_dataset(data_config(data, options))
     counts: dict[str, int | None] = {name: len(part) for name, part in dataset.splits.items()}
     if dataset.stream is not None:

@@ -39,7 +39,7 @@ def command(directory: str, minutes: float, device: str, threads: int | None) ->
         sampler="ancestral",
         steps=256,
         grid="time",
-        stop_early=0,
+        stop_early=0.0,
         frames=48,
         progress=shown,
         **where,

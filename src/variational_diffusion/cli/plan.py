@@ -14,6 +14,7 @@ from variational_diffusion.cli.shared.options import (
     data_options,
     device_options,
     json_option,
+    parsed_settings,
 )
 from variational_diffusion.errors import InputError
 
@@ -90,7 +91,6 @@ def command(
 
 
 def _configured(data: str | None, options: dict[str, Any]) -> tuple[ModelConfig, TrainingConfig]:
-    from variational_diffusion.cli.train import parsed_settings
     from variational_diffusion.config import Component
     from variational_diffusion.data import open_dataset
     from variational_diffusion.presets import configure, parts

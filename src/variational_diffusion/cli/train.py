@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from variational_diffusion.cli.overfit import report_overfit
 from variational_diffusion.cli.shared.console import print_json, print_table, shown
 from variational_diffusion.cli.shared.options import (
     data_options,
     device_options,
     json_option,
+    parsed_settings,
     training_speed_options,
     typed_options,
 )
-from variational_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from variational_diffusion.run.training import End
+    from variational_diffusion.training.overfit import OverfitCheck
 
 _HOW = (
     "every",
@@ -161,7 +159,7 @@ def command(
     elif overfit:
         where = {name: how[name] for name in ("device", "threads")}
         found = training.overfit_check(data, progress=shown, **where, **choices)
-        report_overfit(found, as_json=as_json)
+        _report_overfit(found, as_json=as_json)
     else:
         events = training.training_events(data, directory, **how, **choices)
         end = training.finished(events, shown)
@@ -197,18 +195,33 @@ def _report(end: End, directory: str, as_json: bool) -> None:
     click.echo(f"next: vdm evaluate {directory}   or: vdm sample {directory}", err=True)
 
 
-def parsed_settings(assignments: Iterable[str]) -> dict[str, Any]:
-    """Return "section.field" → value from the arguments of --set."""
-    settings: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or "." not in key:
-            raise InputError(
-                f"set = {assignment!r}: give SECTION.FIELD=VALUE, "
-                "for example --set training.weight_decay=0.05"
-            )
-        try:
-            settings[key] = json.loads(text)
-        except json.JSONDecodeError:
-            settings[key] = text
-    return settings
+def _report_overfit(found: OverfitCheck, *, as_json: bool) -> None:
+    """Print what came of the check; exit with 1 if it failed."""
+    from variational_diffusion.training.overfit import SHARE
+
+    if as_json:
+        print_json(
+            {
+                "passed": found.passed,
+                "first": found.first.bits_per_dim,
+                "last": found.last.bits_per_dim,
+                "fallen": found.fallen,
+                "steps": found.steps,
+                "seconds": found.seconds,
+                "causes": found.causes,
+            }
+        )
+    else:
+        first, last = found.first.bits_per_dim, found.last.bits_per_dim
+        enough = first - SHARE * found.first.terms["diffusion"]
+        rows = {"first": first, "last": last, f"to pass: {SHARE:.0%} of diffusion less": enough}
+        print_table(
+            f"{'passed' if found.passed else 'FAILED'}: {found.first.examples} examples, "
+            f"{found.steps} steps in {found.seconds:.0f} seconds",
+            ["bound of the examples", "bits/dim"],
+            [(name, f"{value:.3f}") for name, value in rows.items()],
+        )
+        for cause in found.causes:
+            click.echo(f"perhaps: {cause}")
+    if not found.passed:
+        click.get_current_context().exit(1)

@@ -6,6 +6,7 @@ Collectives are torch's; alone, every function here returns what it was given.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from variational_diffusion.errors import InputError
 
@@ -133,9 +133,18 @@ def largest_over_processes(values: Sequence[float], device: torch.device) -> lis
     return tensor.tolist()
 
 
+def is_share(tensor: Tensor) -> bool:
+    """Return whether a tensor is sharded over processes: torch's DTensor.
+
+    Only who has loaded that module, which takes a second, can have made one.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor that is sharded over processes as one; every process has to call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_share(tensor) else tensor
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -154,17 +163,20 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def is_sharded(module: nn.Module) -> bool:
     """Return whether a model's weights are shared out over processes."""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    return any(map(is_share, module.parameters()))
 
 
 def local(tensor: Tensor) -> Tensor:
     """Return what this process holds of a tensor: all of it, or its rows, in the same memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_share(tensor) else tensor
 
 
 def laid_out_as(like: Tensor, values: Tensor) -> Tensor:
     """Return values that every process has, in the shape of `like` and sharded as it is."""
     values = values.view(like.shape)
-    if isinstance(like, DTensor):
-        return distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)
-    return values
+    if not is_share(like):
+        return values
+    from torch.distributed.tensor import DTensor, distribute_tensor  # noqa: PLC0415 (a second)
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)

@@ -87,7 +87,7 @@ def plan(
     Raises:
         InputError: For fewer examples in a step than devices and passes, and for unknown names.
 
-    Example:
+    Examples:
         >>> from variational_diffusion.config import Component
         >>> from variational_diffusion.plan import plan
         >>> from variational_diffusion.presets import parts

@@ -111,27 +111,25 @@ def train(
     and save as they come, see `training_events`.
 
     Args:
-        data: what the command line calls DATA (a name, `hf:NAME`, a path), a `Dataset`, or data in
-            memory: an array, a tensor, a torch data set of tensors, a loader of them; see
-            `in_memory`. None: the data of the run in `directory`.
-        directory: of the run.
-        progress: whether to show a bar; or what is called with a `Progress` now and then.
-        options: those of `training_events`: steps or minutes, preset, schedule, network,
+        data: What the command line calls DATA (a name, `hf:NAME`, a path), a `Dataset`, or data in
+            memory, as of `open_dataset`. None: the data of the run in `directory`.
+        directory: Of the run.
+        progress: True for a bar, or a callable that is given a `Progress`.
+        **options: Those of `training_events`: steps or minutes, preset, schedule, network,
             condition, seed, settings, device, threads, …
 
     Returns:
         The run, with its data attached as `Run.data`.
 
     Raises:
-        InputError: for settings that cannot be, for a directory with a run of another
+        InputError: For settings that cannot be, for a directory with a run of another
             configuration, and for a training that diverged twice.
-        KeyboardInterrupt: after a signal; what was trained is saved.
+        KeyboardInterrupt: After a signal; what was trained is saved.
 
-    Example:
-        >>> import tempfile, numpy as np, variational_diffusion as vd
+    Examples:
         >>> x = np.random.default_rng(0).normal(size=(200, 2))
-        >>> run = vd.train(x, tempfile.mkdtemp(), steps=2, progress=False)
-        >>> run.states()
+        >>> small = vd.train(x, "runs/small", steps=2, progress=False)
+        >>> small.states()
         [2]
     """
     return finished(training_events(data, directory, **options), progress).run
@@ -176,30 +174,35 @@ def training_events(
     Several processes, started by torchrun or accelerate, all call this and share every batch.
 
     Args:
-        data, directory: as of `train`.
-        every: seconds of training between two validations, each followed by saving.
-        sheets_every: minutes of training between two sheets of samples, of images.
-        log_every: steps between two lines of `metrics.jsonl`.
-        keep: how many states stay, beside the one before the learning rate falls.
-        accumulate: parts that a batch goes through the network in, to take less memory.
-        checkpointing: compute activations again in the backward pass, to take less memory.
+        data: As of `train`.
+        directory: As of `train`.
+        every: Seconds of training between two validations, each followed by saving.
+        sheets_every: Minutes of training between two sheets of samples, of images.
+        log_every: Steps between two lines of `metrics.jsonl`.
+        keep: Number of states that stay, beside the one before the learning rate falls.
+        accumulate: Parts that a batch goes through the network in, to take less memory.
+        checkpointing: Compute activations again in the backward pass, to take less memory.
         sharding: "replicated" or "sharded": whether each of several processes has the whole model.
-        workers: threads that read ahead.
-        track: names of trackers: "tensorboard", "wandb", "trackio", ….
-        device, threads, precision, compile, channels_last: as of `Execution`.
-        choices: those of `configuration`: what is trained, and for how long.
+        workers: Threads that read ahead.
+        track: Names of trackers: "tensorboard", "wandb", "trackio", ….
+        device: As of `Execution`.
+        threads: As of `Execution`.
+        precision: As of `Execution`.
+        compile: As of `Execution`.
+        channels_last: As of `Execution`.
+        **choices: Those of `configuration`: what is trained, and for how long.
 
     Yields:
         A `StepRecord` after each step, `Means` of those between two lines of the log, `Validation`,
         `Save`, `GoingBack` after divergence, and `End`.
 
     Raises:
-        InputError, KeyboardInterrupt: as `train`.
+        InputError: As `train`.
+        KeyboardInterrupt: As `train`.
 
-    Example:
-        >>> import tempfile, numpy as np, variational_diffusion as vd
+    Examples:
         >>> x = np.random.default_rng(0).normal(size=(200, 2))
-        >>> for event in vd.training_events(x, tempfile.mkdtemp(), steps=2):
+        >>> for event in vd.training_events(x, "runs/events", steps=2):
         ...     print(type(event).__name__)
         StepRecord
         Save
@@ -260,20 +263,26 @@ def configuration(
     """Return what `train` trains with these arguments; nothing is written.
 
     Args:
-        data, directory: as of `train`.
-        steps, minutes: the budget; neither: that of the run, and 10 minutes for a new one.
-        preset: a name of `PRESETS`; None: by the shape of the data.
-        schedule: a name of `SCHEDULES`.
-        network: a name of `NETWORKS`, a class or function of one's own (shape → module, see
+        data: As of `train`.
+        directory: As of `train`.
+        steps: The budget in steps.
+        minutes: The budget in minutes; without either, that of the run, and 10 minutes for a new
+            one.
+        preset: A name of `PRESETS`; None: by the shape of the data.
+        schedule: A name of `SCHEDULES`.
+        network: A name of `NETWORKS`, a class or function of one's own (shape → module, see
             docs/network.md), or its import path, as "mypackage.nets:Tiny".
-        seed: of weights, order, times and noise; 0 by default.
+        seed: Of weights, order, times and noise; 0 by default.
         settings: "section.field" → value of any other setting, as in {"training.batch_size": 64}.
-        config: a whole configuration, or a file of one (TOML, or JSON), in place of preset,
+        config: A whole configuration, or a file of one (TOML, or JSON), in place of preset,
             schedule, seed and settings.
-        options: how the data are read, as of `open_dataset`: condition, levels, resize, ….
+        **options: How the data are read, as of `open_dataset`: condition, levels, resize, ….
+
+    Returns:
+        The data set, the configuration, and what makes a network of one's own.
 
     Raises:
-        InputError: for what cannot be; the message names it and what is allowed.
+        InputError: For what cannot be; the message names it and what is allowed.
     """
     own = imported(network) if isinstance(network, str) and is_path(network) else network
     factory = None if isinstance(own, str) else own
@@ -357,16 +366,22 @@ def overfit_check(
     """See for at most a minute whether a model can learn 8 examples by heart; write nothing.
 
     Args:
-        data: as of `train`.
-        device, threads: as of `Execution`.
-        progress: as of `train`.
-        choices: those of `configuration`.
+        data: As of `train`.
+        device: As of `Execution`.
+        threads: As of `Execution`.
+        progress: As of `train`.
+        **choices: Those of `configuration`.
 
     Returns:
         What came of it: `OverfitCheck.passed`, and `causes` where it failed.
 
     Raises:
-        InputError: as `configuration`.
+        InputError: As `configuration`.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=(200, 2))
+        >>> vd.overfit_check(x, steps=5).steps
+        5
     """
     with Execution(device, threads).begun() as target:
         asked = configuration(data, **choices)

@@ -29,7 +29,6 @@ from itertools import pairwise
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.special import hyp1f1
 from torch import Tensor
 
 from variational_diffusion.errors import InputError
@@ -132,6 +131,8 @@ def weights(places: list[float], span: float) -> list[float]:
 
     p: any polynomial of a degree below the number of places, which all differ. span: > 0.
     """
+    from scipy.special import hyp1f1  # noqa: PLC0415 (a quarter of a second)
+
     # of r^0, r^1, …: Kummer's function, exact however short or long the step (DLMF 13.4.1)
     moments = [span / (k + 1) * hyp1f1(1, k + 2, -span) for k in range(len(places))]
     powers = np.vander(places, increasing=True).T

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,9 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from variational_diffusion.errors import InputError
+
 if TYPE_CHECKING:
     from variational_diffusion.config import DataConfig
     from variational_diffusion.machine.distributed import Place
+    from variational_diffusion.run.directory import Run
 
 COMPILE_MODES = ("off", "default", "cuda-graphs")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -27,6 +31,8 @@ DEGRADATIONS = (
     "hidden-anywhere",
 )
 """As in `machine.execution` and `data.beside`, which import torch; a test compares them."""
+
+_NETWORK = "variational_diffusion.network"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -133,6 +139,23 @@ def data_config(source: str, options: dict[str, Any]) -> DataConfig:
     return validated(DataConfig, {"source": source, **{name: options.pop(name) for name in names}})
 
 
+def parsed_settings(assignments: Iterable[str]) -> dict[str, Any]:
+    """Return "section.field" → value from the arguments of --set."""
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or "." not in key:
+            raise InputError(
+                f"set = {assignment!r}: give SECTION.FIELD=VALUE, "
+                "for example --set training.weight_decay=0.05"
+            )
+        try:
+            settings[key] = json.loads(text)
+        except json.JSONDecodeError:
+            settings[key] = text
+    return settings
+
+
 def typed_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return those arguments of the command that are no defaults of its options."""
     context = click.get_current_context()
@@ -208,12 +231,26 @@ def joined(device: str) -> Iterator[Place]:
 
 
 def weights_option(command: Command) -> Command:
-    """Add --weights."""
+    """Add --weights, and --network for runs with one's own: `open_run` acts on it."""
+    network = click.option(
+        "--network",
+        metavar="MODULE:NAME",
+        expose_value=False,
+        callback=lambda context, _, value: context.meta.__setitem__(_NETWORK, value),
+        help="Import the network of the run from here, if it is one's own.",
+    )
     return click.option(
         "--weights",
         default="ema",
         help="ema: averaged weights (default); raw: the last ones; or what vdm ema made.",
-    )(command)
+    )(network(command))
+
+
+def open_run(path: str) -> Run:
+    """Open the run of a command, with the network of --network."""
+    from variational_diffusion.run.directory import Run
+
+    return Run.open(path, network=click.get_current_context().meta.get(_NETWORK))
 
 
 def command_line(command: str, left_out: Collection[str]) -> str:
