@@ -93,7 +93,8 @@ def plan(
         >>> from variational_diffusion.presets import parts
         >>> levels = Component(name="discretized", options={"levels": 256})
         >>> model, training = parts((1, 8, 8), 256, levels, settings={"training.steps": 1000})
-        >>> plan(model, training, hardware=["h100"]).hardware["h100"]["fits"]
+        >>> h100 = plan(model, training, hardware=["h100"]).hardware["h100"]
+        >>> h100["fits"]
         True
     """
     _check(hardware, sharding, precision)

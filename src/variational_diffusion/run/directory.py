@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -208,7 +208,7 @@ class Run:
         Args:
             state: Of training.
             position: In a stream of data, from `Batches.position`.
-            keep: Number of states that stay.
+            keep: Number of states that stay, beside the one before the learning rate falls.
             place: Of this process in a run whose state is sharded, where every process calls this
                 and writes what it holds; the weights are then left to `write_weights`.
         """
@@ -226,9 +226,16 @@ class Run:
             }
             write_tensors(self._state_path(state.step, place), own, header)
         if place is None or place.leads:
-            for step in self.states()[keep:]:
-                for path in self._parts(step):
-                    path.unlink(missing_ok=True)
+            self._forget_states({*self.states()[keep:]} - {state.before_tail})
+
+    def forget_states_after(self, step: int) -> None:
+        """Remove the states of later steps, which will be done again."""
+        self._forget_states({later for later in self.states() if later > step})
+
+    def _forget_states(self, steps: Iterable[int]) -> None:
+        for step in steps:
+            for path in self._parts(step):
+                path.unlink(missing_ok=True)
 
     def write_weights(self, state: TrainingState) -> None:
         """Write the weights and their average, each as one file.
@@ -276,12 +283,14 @@ class Run:
         device: torch.device | str = "cpu",
         *,
         distribute: Callable[[VDM], object] | None = None,
+        step: int | None = None,
     ) -> Resumed | None:
         """Return the newest state of training that is not damaged; None if nothing was saved yet.
 
         Args:
             device: To put the model on.
             distribute: Shards the weights of a model over the processes, in place.
+            step: None newer than of this one.
 
         Returns:
             The state, and the position in a stream of data.
@@ -290,9 +299,9 @@ class Run:
             InputError: When all states are damaged.
         """
         damaged: list[str] = []
-        for step in self.states():
+        for saved in (saved for saved in self.states() if step is None or saved <= step):
             try:
-                state, position = self._state(step, device, distribute)
+                state, position = self._state(saved, device, distribute)
             except InputError as error:
                 damaged.append(str(error))
             else:
@@ -327,6 +336,7 @@ class Run:
             optimizer.load_state_dict({"state": values, "param_groups": groups})
         state.step, state.seconds = int(metadata["step"]), float(metadata["seconds"])
         state.skipped, state.rate = int(metadata["skipped"]), float(metadata["rate"])
+        state.before_tail = int(metadata.get("before_tail", "0"))
         state.average.updates = state.step
         power_averages = _without_prefix("power", tensors)
         if not power_averages:
@@ -618,6 +628,7 @@ def _progress_of(state: TrainingState) -> dict[str, str]:
         "seconds": repr(state.seconds),
         "skipped": str(state.skipped),
         "rate": repr(state.rate),
+        "before_tail": str(state.before_tail),
     }
 
 

@@ -48,7 +48,13 @@ from variational_diffusion.run.tracking import Tracking
 from variational_diffusion.training.loop import Means, Validation, follow, validate
 from variational_diffusion.training.overfit import OverfitCheck, overfit
 from variational_diffusion.training.sharding import recompute_activations, shard
-from variational_diffusion.training.steps import Engine, StepRecord, TrainingState, spent
+from variational_diffusion.training.steps import (
+    Engine,
+    StepRecord,
+    TrainingState,
+    spent,
+    tail_begins,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -99,7 +105,8 @@ def train(
     """Train a model and keep it in a directory, or go on with the run that is there.
 
     A run of the same configuration goes on from its last state; with a larger budget than it had,
-    it is extended. SIGINT (Ctrl-C) and SIGTERM end it after the step that is being done, which is
+    from the one before its learning rate fell, so that it ends as if it had had this budget from
+    the beginning. SIGINT (Ctrl-C) and SIGTERM end it after the step that is being done, which is
     saved, and raise KeyboardInterrupt; the same call goes on from there. For each step, validation
     and save as they come, see `training_events`.
 
@@ -172,7 +179,7 @@ def training_events(
         every: Seconds of training between two validations, each followed by saving.
         sheets_every: Minutes of training between two sheets of samples, of images.
         log_every: Steps between two lines of `metrics.jsonl`.
-        keep: Number of states that stay.
+        keep: Number of states that stay, beside the one before the learning rate falls.
         accumulate: Parts that a batch goes through the network in, to take less memory.
         checkpointing: Compute activations again in the backward pass, to take less memory.
         sharding: "replicated" or "sharded": whether each of several processes has the whole model.
@@ -198,6 +205,7 @@ def training_events(
         >>> for event in vd.training_events(x, "runs/events", steps=2):
         ...     print(type(event).__name__)
         StepRecord
+        Save
         StepRecord
         Means
         Save
@@ -453,6 +461,7 @@ class _Training:
         if self.state.step and spent(self.state, self.config.training) >= 1:
             self._say(f"'{directory}' has done {self.state.step} steps, which is the budget")
         else:
+            self._leave_tail()
             self.run.set_budget(self.config.training)
 
     def events(self) -> Iterator[Event]:
@@ -489,7 +498,7 @@ class _Training:
         state.vdm.prepare(execution)
         graphs = execution.compile == "cuda-graphs"
         engine = Engine(bound=self._wrapped(), parts=self.parts, graphs=graphs)
-        progress = 1.0  # of a run that has no step left to do
+        tail, progress = tail_begins(self.config.training), spent(state, self.config.training)
         self.saved_step, drawn_at = state.step, state.seconds
         validation = self.dataset.splits["validation"]
         with stop_requested() as stopped:
@@ -504,8 +513,12 @@ class _Training:
                     log_every=self.log_every,
                     stopped=stopped,
                 ):
+                    due = isinstance(event, Validation)
                     if isinstance(event, StepRecord):
-                        self.position, progress = self.stream.position(), event.progress
+                        self.position, before = self.stream.position(), progress
+                        progress = event.progress
+                        if before < tail <= progress < 1:
+                            state.before_tail, due = state.step, True
                         averages.keep(self.run, state, last=progress >= 1)
                         if state.seconds - drawn_at > 60 * self.sheets_every:
                             write_sheet(self.run, state, self.tracking, validation)
@@ -517,7 +530,7 @@ class _Training:
                         bits = event.summary.bits_per_dim
                         self._say(f"step {event.step}: validation {bits:.3f} bits/dim")
                     yield event
-                    if isinstance(event, Validation):
+                    if due:
                         yield self._save()
             except DivergedError:
                 raise  # what comes before a number that is not finite is no good either
@@ -534,8 +547,8 @@ class _Training:
     def _distribute(self) -> Callable[[Any], object] | None:
         return shard if self.sharded else None
 
-    def _resumed(self) -> TrainingState | None:
-        resumed = self.run.resume(self.device, distribute=self._distribute)
+    def _resumed(self, step: int | None = None) -> TrainingState | None:
+        resumed = self.run.resume(self.device, distribute=self._distribute, step=step)
         self.position = {}
         if resumed is None:
             return None
@@ -543,6 +556,25 @@ class _Training:
             self._say(f"{line}; going on from step {resumed.state.step}")
         self.position = resumed.position
         return resumed.state
+
+    def _leave_tail(self) -> None:
+        """Where the budget has grown, take the state from before the fall of the learning rate.
+
+        What a small rate settles does not come loose again: a run that goes on from its end is
+        behind one that had the larger budget from the beginning (experiments/LOG.md).
+        """
+        state, step = self.state, self.state.before_tail
+        grown = spent(state, self.config.training) < spent(state, self.run.config.training)
+        if not grown or not 0 < step < state.step or step not in self.run.states():
+            return
+        again = self._resumed(step)
+        assert again is not None
+        self._say(f"the budget has grown: going on from step {again.step}, before the rates fell")
+        if self.place.leads:
+            self.run.forget_states_after(again.step)
+        wait_for_all()
+        again.before_tail = 0
+        self.state = again
 
     def _wrapped(self) -> Any:
         if self.checkpointing:

@@ -43,6 +43,7 @@ from variational_diffusion.weightings import weighting_named
 Function = Callable[..., Sequence[Tensor]]
 
 _PATIENCE = 10  # steps in a row that are not finite
+_HALF = 0.5
 _MATRIX_SIDE = 8
 
 
@@ -61,6 +62,7 @@ class TrainingState:
             goes on with less than one.
         power_averages: None where the configuration does not ask for them, and in a run that was
             begun without them.
+        before_tail: The step after which the learning rate was about to fall, 0 before it.
         whole: False while a step changes it, so that what is cut short there is not saved.
     """
 
@@ -72,6 +74,7 @@ class TrainingState:
     skipped: int = 0
     rate: float = 1.0
     power_averages: PowerAverages | None = None
+    before_tail: int = 0
     whole: bool = True
 
     @classmethod
@@ -88,6 +91,7 @@ class TrainingState:
             vdm: The model, which `fit` trains in place.
             config: The settings of its optimizers and averages.
             distribute: Shards the weights of a model over the processes, in place.
+            step: None newer than of this one.
 
         Returns:
             The state, with new optimizers.
@@ -435,6 +439,15 @@ def learning_rate_factor(step: int, progress: float, config: TrainingConfig) -> 
     if progress <= config.decay_from:
         return rise
     return rise * max(0.0, 1 - progress) / (1 - config.decay_from)
+
+
+def tail_begins(config: TrainingConfig) -> float:
+    """Return the share of the budget from which on the learning rate is in its tail.
+
+    A run with a larger budget goes on from there. It is where the rate begins to fall, and half of
+    the budget where it falls from earlier on.
+    """
+    return max(_HALF, config.decay_from)
 
 
 def _diagnosis(state: TrainingState, config: TrainingConfig, numbers: list[float]) -> str:
