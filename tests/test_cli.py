@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from commands import output, train_digits
+from variational_diffusion import data
 from variational_diffusion.cli import COMMANDS, run
-from variational_diffusion.cli import data as data_command
 from variational_diffusion.grids import GRIDS
 from variational_diffusion.sampling import SAMPLERS
 
@@ -253,6 +253,6 @@ def test_a_defect_of_ours_is_not_taken_for_a_mistake(monkeypatch):
     def broken(config):
         raise ValueError("not the user's fault")
 
-    monkeypatch.setattr(data_command, "open_dataset", broken)
+    monkeypatch.setattr(data, "open_dataset", broken)
     with pytest.raises(ValueError, match="not the user's fault"):
         run(["data", "digits"])

@@ -114,6 +114,12 @@ def classify(
 
     Raises:
         InputError: For a model without labels, and as `evaluate`.
+
+    Examples:
+        >>> vd.classify(run)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        variational_diffusion.errors.InputError: classify: this model is not conditioned on labels...
     """
     if prior not in PRIORS:
         raise InputError(f"prior = {prior!r}: known are {', '.join(PRIORS)}")

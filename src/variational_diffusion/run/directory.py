@@ -83,8 +83,8 @@ class Run:
 
     Examples:
         >>> run = vd.Run.open("runs/digits")
-        >>> run.config.model.shape, run.states()
-        ((1, 8, 8), [60])
+        >>> run.config.model.shape, max(run.states())
+        ((1, 8, 8), 60)
     """
 
     def __init__(
