@@ -39,7 +39,8 @@ class Classified:
     """Examples and the classes that a model takes them for.
 
     Attributes:
-        names: of the classes. predicted: the number of the class of each example, shape (n,).
+        names: Of the classes.
+        predicted: Number of the class of each example, shape (n,).
         table: columns by name, a row an example: predicted label, its probability, the true label
             where it is known, and the bits of each class.
         confusion: how many of each class (rows) were taken for each (columns); None where the
@@ -119,7 +120,7 @@ def classify(
         >>> vd.classify(run)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        variational_diffusion.errors.InputError: classify: this model is not conditioned on labels...
+        variational_diffusion.errors.InputError: classify: this model is not conditioned...
     """
     if prior not in PRIORS:
         raise InputError(f"prior = {prior!r}: known are {', '.join(PRIORS)}")
