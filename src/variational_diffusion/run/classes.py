@@ -41,11 +41,11 @@ class Classified:
     Attributes:
         names: Of the classes.
         predicted: Number of the class of each example, shape (n,).
-        table: columns by name, a row an example: predicted label, its probability, the true label
+        table: Columns by name, a row an example: predicted label, its probability, the true label
             where it is known, and the bits of each class.
-        confusion: how many of each class (rows) were taken for each (columns); None where the
-            examples have no labels.
-        examples: what was classified.
+        confusion: Counts of each class (rows) taken for each (columns); None where the examples
+            have no labels.
+        examples: What was classified.
     """
 
     names: tuple[str, ...]
@@ -117,10 +117,12 @@ def classify(
         InputError: For a model without labels, and as `evaluate`.
 
     Examples:
-        >>> vd.classify(run)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ...
-        variational_diffusion.errors.InputError: classify: this model is not conditioned...
+        >>> labelled = vd.train(
+        ...     "digits", "runs/labelled", condition="label", network="mlp", steps=2, progress=False
+        ... )
+        >>> found = vd.classify(labelled, limit=20, draws=1)
+        >>> found.predicted.shape, int(found.confusion.sum())
+        (torch.Size([20]), 20)
     """
     if prior not in PRIORS:
         raise InputError(f"prior = {prior!r}: known are {', '.join(PRIORS)}")
