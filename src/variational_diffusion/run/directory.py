@@ -395,7 +395,7 @@ class Run:
         """Write weights under a name that begins with "ema-", for `load`; return the file."""
         path = self.weights_path(name)
         if name in _WEIGHT_FILES:
-            raise InputError(f"out = '{name}' is what training writes; give a name as ema-{name}")
+            raise InputError(f"name = '{name}' is what training writes; give a name as ema-{name}")
         write_tensors(path, vdm.state_dict(), metadata)
         return path
 
