@@ -10,11 +10,15 @@ import click
 from variational_diffusion.cli.shared.console import print_json, print_table
 from variational_diffusion.cli.shared.options import (
     Shape,
+    accumulate_option,
+    checkpointing_option,
     data_config,
     data_options,
     device_options,
     json_option,
     parsed_settings,
+    precision_option,
+    settings_option,
 )
 from variational_diffusion.errors import InputError
 
@@ -31,13 +35,13 @@ _SHARDINGS = {"replicated": "replicated", "node": "sharded in the node", "sharde
 
 
 @click.command()
-@click.argument("data", required=False)
+@click.argument("data", type=click.Path(), required=False)
 @click.option("--preset", help="Complete configuration to start from; default: by the shape.")
 @click.option("--shape", type=Shape(), help="Of one example, as 3,32,32, in place of DATA.")
 @click.option("--network", help="Network: unet, transformer, paper-unet, mlp.")
-@click.option("--batch-size", type=click.IntRange(1), help="Examples in a step, of all devices.")
-@click.option("--accumulate", type=click.IntRange(1), default=1, help="Passes in a step.")
-@click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE")
+@click.option("--batch-size", type=click.IntRange(1), help="Examples in one step, of all devices.")
+@accumulate_option
+@settings_option
 @click.option(
     "--hardware",
     "names",
@@ -46,10 +50,21 @@ _SHARDINGS = {"replicated": "replicated", "node": "sharded in the node", "sharde
     help="Devices to plan for; default: all of these.",
 )
 @click.option("--devices", type=click.IntRange(1), default=1, help="How many of them.")
-@click.option("--steps", type=click.IntRange(1), default=_STEPS, show_default=True)
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto")
-@click.option("--checkpointing", is_flag=True, help="Compute activations again in backward.")
-@click.option("--sharding", type=click.Choice(list(_SHARDINGS)), default="replicated")
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=_STEPS,
+    help=f"Steps of training (default {_STEPS:,}).",
+)
+@precision_option
+@checkpointing_option
+@click.option(
+    "--sharding",
+    type=click.Choice(list(_SHARDINGS)),
+    default="replicated",
+    help="With several devices: each has the whole model, or a share of its weights, of the node's "
+    "or of all devices.",
+)
 @click.option("--measure", is_flag=True, help="Train a few steps here; compare with the plan.")
 @json_option
 @data_options

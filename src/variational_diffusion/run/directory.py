@@ -480,7 +480,7 @@ class Run:
         """
         path = self.weights_path(name)
         if name in _WEIGHT_FILES:
-            raise InputError(f"out = '{name}' is what training writes; give a name as ema-{name}")
+            raise InputError(f"name = '{name}' is what training writes; give a name as ema-{name}")
         write_tensors(path, vdm.state_dict(), metadata)
         return path
 
