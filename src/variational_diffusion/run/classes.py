@@ -96,18 +96,24 @@ def classify(
     `vdm classify` gives the same figures.
 
     Args:
-        run: a run whose model has learned labels, or its directory.
-        data: as at `evaluate`; None: the run's own test examples.
-        draws: evaluations of the network for each example and class.
-        prior: of the classes: "shares" of the training data, or "even".
-        split, limit, condition, weights, batch_size, seed, progress: as at `evaluate`.
-        execution: as at `evaluate`.
+        run: A run whose model has learned labels, or its directory.
+        data: As at `evaluate`; None: the run's own test examples.
+        draws: Evaluations of the network for each example and class.
+        prior: Of the classes: "shares" of the training data, or "even".
+        split: As at `evaluate`.
+        limit: As at `evaluate`.
+        condition: As at `evaluate`.
+        weights: As at `evaluate`.
+        batch_size: As at `evaluate`.
+        seed: As at `evaluate`.
+        progress: As at `evaluate`.
+        **execution: Those of `Execution`, as at `evaluate`.
 
     Returns:
-        A `Classified`: `.predicted`, `.table`, `.accuracy`, `.confusion`.
+        `.predicted`, `.table`, `.accuracy` and `.confusion`.
 
     Raises:
-        InputError: for a model without labels, and as `evaluate`.
+        InputError: For a model without labels, and as `evaluate`.
     """
     if prior not in PRIORS:
         raise InputError(f"prior = {prior!r}: known are {', '.join(PRIORS)}")
