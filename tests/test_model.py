@@ -133,11 +133,9 @@ def test_autocast_reaches_the_network_and_nothing_else(generator):
     torch.manual_seed(0)
     vdm = VDM(Network(), Linear(), Gaussian(), (3,))
     x = torch.randn(2, 3, generator=generator)
-    vdm.autocast = torch.bfloat16
-    bound = vdm.vlb(x, generator=torch.Generator().manual_seed(0))
+    bound = vdm.in_precision(torch.bfloat16).vlb(x, generator=torch.Generator().manual_seed(0))
     assert bound.total.dtype == torch.float32
     assert seen == {vdm.network.dense: torch.bfloat16, vdm.schedule.dense: torch.float32}
-    vdm.autocast = None
     exact = vdm.vlb(x, generator=torch.Generator().manual_seed(0))
     assert seen[vdm.network.dense] == torch.float32
     torch.testing.assert_close(bound.total, exact.total, rtol=0.02, atol=0.02)
@@ -269,8 +267,8 @@ def test_under_autocast_an_output_of_half_precision_is_taken():
     exact = vdm.denoise(z, gamma)
     with torch.autocast("cpu", torch.bfloat16):
         of_the_caller = vdm.denoise(z, gamma)
-    vdm.autocast = torch.bfloat16
-    for found in (of_the_caller, vdm.denoise(z, gamma), vdm.drift(z, gamma)):
+    half = vdm.in_precision(torch.bfloat16)
+    for found in (of_the_caller, half.denoise(z, gamma), half.drift(z, gamma)):
         assert all(part.dtype == torch.float32 for part in found)
     torch.testing.assert_close(of_the_caller.x, exact.x, rtol=0.02, atol=0.02)
 

@@ -309,7 +309,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         if z.dtype not in (torch.float32, torch.float64):
             raise InputError(
                 f"z has type {z.dtype}: the noise at γ_0 is finer than it resolves. Keep model and "
-                "data in torch.float32 or float64; vdm.autocast = torch.bfloat16 speeds the network"
+                "data in torch.float32 or float64; vdm.in_precision(torch.bfloat16) is faster"
             )
         gamma = gamma.expand(z.shape[0])
         if self.autocast is None:
