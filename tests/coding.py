@@ -35,7 +35,7 @@ def model(levels=256, shape=SHAPE, seed=0, steps=12):
     network = UNet(shape, **ends, levels=levels, widths=[8], blocks=1, attention=False)
     vdm = VDM(network, FixedLinear(**ends), Discretized(levels), shape).eval()
     gamma = torch.linspace(ends["gamma_min"], ends["gamma_max"], 20)
-    vdm.reverse_errors = NoiseErrors(gamma, torch.full((20, *(1 for _ in shape)), 0.7))
+    vdm = vdm.widened(NoiseErrors(gamma, torch.full((20, *(1 for _ in shape)), 0.7)))
     return vdm, np.linspace(ends["gamma_max"], ends["gamma_min"], steps + 1)
 
 
@@ -98,8 +98,7 @@ def quick_coder(levels=256, shape=(1, 12, 12), steps=6):
     gamma = torch.linspace(low, high, 50)
     share = SPREAD**2 * torch.exp(-gamma)
     error = (share / (1 + share)).reshape(-1, *(1 for _ in shape))
-    vdm.reverse_errors = NoiseErrors(gamma, error)
-    return ChainCoder(vdm, np.linspace(high, low, steps + 1))
+    return ChainCoder(vdm.widened(NoiseErrors(gamma, error)), np.linspace(high, low, steps + 1))
 
 
 def header_of(coder, **changes):

@@ -432,7 +432,7 @@ def test_the_command_writes_scores_figure_and_sheet(capsys, trained, tmp_path):
     np.save(foreign, np.stack([np.roll(board, k, axis=0) for k in range(40)]).astype(np.uint8))
     files = {name: str(tmp_path / f"a{name}") for name in (".csv", ".png", ".webp")}
     arguments = ["score", trained, str(foreign), "--draws", "1"]
-    targets = ["--out", files[".csv"], "--figure", files[".png"], "--sheet", files[".webp"]]
+    targets = ["--table", files[".csv"], "--figure", files[".png"], "--sheet", files[".webp"]]
     assert run([*arguments, *targets, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["examples"], result["held_out"], result["calibration"]) == (40, 160, 100)
@@ -454,7 +454,7 @@ def test_the_command_writes_scores_figure_and_sheet(capsys, trained, tmp_path):
         assert image.size == (8 * 98 + 2, 4 * (98 + 28) + 2)
     assert run([*arguments, "--score", "bits", "--fdr", "0.1"]) == 0
     assert "among 40 examples; the most anomalous first" in capsys.readouterr().out
-    assert run([*arguments, "--out", files[".csv"]]) == 2
+    assert run([*arguments, "--table", files[".csv"]]) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err
 
 
@@ -463,7 +463,7 @@ def test_by_default_all_of_the_run_s_data_are_ranked_once(capsys, trained, tmp_p
     data = Run.open(trained).config.data
     sizes = {name: len(split) for name, split in open_dataset(data).splits.items()}
     table = str(tmp_path / "all.csv")
-    options = ["--draws", "1", "--score", "bits", "--false-alarms", "0.05", "--out", table]
+    options = ["--draws", "1", "--score", "bits", "--false-alarms", "0.05", "--table", table]
     assert run(["score", trained, data.source, *options]) == 0
     printed = capsys.readouterr().out
     assert " among 200 training examples, " in printed
@@ -533,7 +533,7 @@ def test_image_files_are_called_by_their_names(capsys, tmp_path, generator):
     assert run(["train", str(folder), "--run", path, "--steps", "40", *small]) == 0
     table = tmp_path / "scores.csv"
     sheet = str(tmp_path / "sheet.png")
-    options = ["--draws", "2", "--out", str(table), "--sheet", sheet, "--condition", "none"]
+    options = ["--draws", "2", "--table", str(table), "--sheet", sheet, "--condition", "none"]
     capsys.readouterr()
     assert run(["score", path, *options, "--false-alarms", "0.2"]) == 0
     rows = read_table(table)
@@ -582,8 +582,9 @@ def test_captions_are_shortened_in_the_middle():
 def test_samples_come_with_their_likelihood(capsys, trained, tmp_path):
     path = tmp_path / "samples.npy"
     arguments = ["sample", trained, "--n", "6", "--steps", "4", "--out", str(path)]
-    assert run([*arguments, "--with-likelihood"]) == 0
-    with (tmp_path / "samples.csv").open(encoding="utf-8") as file:
+    table = tmp_path / "bits.csv"
+    assert run([*arguments, "--table", str(table)]) == 0
+    with table.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
     assert all(1 < float(row["bits_per_dim"]) < 15 for row in rows)

@@ -1,6 +1,7 @@
 """Comparisons of models: the difference, its error, what is shared, and what is refused."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from variational_diffusion.likelihood import (
     summarize,
 )
 from variational_diffusion.model import VDM
+from variational_diffusion.numerics import t_quantile
 from variational_diffusion.schedules import Cosine, FixedLinear
 
 MEAN, STD, D = 0.3, 0.5, 4
@@ -200,6 +202,9 @@ def test_three_models_have_three_pairs_whose_intervals_hold_together():
     pair = found.pairs[0]
     low, high = pair.interval
     # t with 29 degrees: 2.5409 leaves 0.05/6 above; 2.0452 would leave 0.025
+    assert t_quantile(29, 1 - 0.05 / 6) == pytest.approx(2.5409, rel=1e-4)
+    few = replace(pair.summary, skewness=0.0, interval_degrees=29.0)
+    low, high = replace(pair, summary=few).interval
     assert (high - low) / 2 == pytest.approx(2.5409 * pair.standard_error, rel=1e-3)
     assert any("Bonferroni" in note for note in found.notes)
     with pytest.raises(InputError, match=r"3 models have 3 differences"):

@@ -194,7 +194,7 @@ def test_what_cannot_be_compared_is_refused_in_a_line(capsys, runs, tmp_path):
         ([runs["a"], vectors], "cannot be compared"),
         ([runs["a"], str(tmp_path / "nothing")], "no run is there"),
         ([runs["a"], runs["b"], "nothing"], "data = 'nothing'"),
-        ([runs["a"], runs["b"], "--steps", "5"], "--steps goes with"),
+        ([runs["a"], runs["b"], "--steps", "5"], "it goes with --estimator discrete"),
         ([runs["a"], runs["b"], "--rounds", "2", "--target-se", "1"], "give one of them"),
     ):
         error = output(capsys, ["compare", *arguments], code=2).err

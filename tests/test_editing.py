@@ -10,6 +10,7 @@ import torch
 from known_answers import ExactDenoiser, correlated_vdm, exact_vdm
 from variational_diffusion import editing, grids, process
 from variational_diffusion.decoders import Discretized
+from variational_diffusion.editing import tasks
 from variational_diffusion.editing.operators import Measurement
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import VDM
@@ -149,7 +150,7 @@ def test_a_step_is_made_with_the_mean_of_x_given_z_and_y(gamma, generator):
     y = torch.randn(4, 2, dtype=torch.float64, generator=generator)
     measurement = Measurement(lambda x: x @ MATRIX.T, 0.3)
     gamma = torch.tensor(gamma, dtype=torch.float64)
-    informed = editing._informed(vdm, z, gamma, y, measurement, 2, None)
+    informed = tasks._informed(vdm, z, gamma, y, measurement, 2)
     both = torch.cat([process.alpha(gamma) * torch.eye(3, dtype=torch.float64), MATRIX])
     noise = torch.cat([torch.sigmoid(gamma).expand(3), torch.tensor([0.09, 0.09])]).double()
     seen = both @ COVARIANCE @ both.T + torch.diag(noise)
@@ -164,7 +165,7 @@ def test_one_iteration_moves_along_the_gradient_of_the_residual(generator):
     y = torch.randn(4, 2, dtype=torch.float64, generator=generator)
     gamma = torch.tensor(1.0, dtype=torch.float64)
     measurement = Measurement(lambda x: torch.tanh(x @ MATRIX.T), 0.3)
-    informed = editing._informed(vdm, z, gamma, y, measurement, 1, None)
+    informed = tasks._informed(vdm, z, gamma, y, measurement, 1)
     z.requires_grad_()
     x = vdm.denoise(z, gamma).x
     (gradient,) = torch.autograd.grad((y - measurement.function(x)).square().sum(), z)
@@ -179,9 +180,7 @@ def test_conjugate_gradients_solve_and_stop_where_there_is_nothing_to_solve(gene
     matrix[4] = -matrix[4]  # not positive: no step is taken
     right = torch.randn(5, 4, dtype=torch.float64, generator=generator)
     right[3] = 0
-    solved = editing._conjugate_gradients(
-        lambda u: torch.einsum("bij,bj->bi", matrix, u), right, 12
-    )
+    solved = tasks._conjugate_gradients(lambda u: torch.einsum("bij,bj->bi", matrix, u), right, 12)
     expected = torch.linalg.solve(matrix, right)
     expected[4] = 0
     torch.testing.assert_close(solved, expected, rtol=1e-6, atol=1e-8)

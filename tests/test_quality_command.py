@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from commands import output, train_digits
-from variational_diffusion.cli import quality as quality_command
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import open_dataset
+from variational_diffusion.run import sample_quality
 from variational_diffusion.storage.tensors import read_tensors
 
 
@@ -61,7 +61,7 @@ def test_quality_tells_copies_of_training_images(capsys, trained, tmp_path, spli
 
 
 def test_quality_trains_a_classifier_once(capsys, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(quality_command, "STEPS", 20)
+    monkeypatch.setattr(sample_quality, "STEPS", 20)
     common = ["quality", trained, "--n", "60", "--steps", "2", "--json"]
     first = json.loads(output(capsys, common).out)
     written = (Path(trained) / "quality-classifier.safetensors").stat()

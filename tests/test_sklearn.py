@@ -22,7 +22,6 @@ from variational_diffusion.anomaly.conformal import p_values, threshold
 from variational_diffusion.errors import InputError
 from variational_diffusion.sklearn import (
     EXACT_FEATURES,
-    SOLVER_STEPS,
     Gaussian,
     VDMDensity,
     VDMOutliers,
@@ -41,12 +40,12 @@ def two_clusters():
     return VDMDensity(steps=200, width=32, random_state=0).fit(rows), rows
 
 
-@pytest.mark.parametrize("estimator", [VDMDensity(**FAST), VDMOutliers(**FAST)], ids=repr)
-def test_scikit_learn_checks_it(estimator):
+@pytest.mark.parametrize("kind", [VDMDensity, VDMOutliers])
+def test_scikit_learn_checks_it(kind):
     """Every check passes; the one that is skipped asks for another environment."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the checks fit whole numbers and a dozen rows
-        results = check_estimator(estimator, on_fail="raise", on_skip=None)
+        results = check_estimator(kind(**FAST, solver_steps=2), on_fail="raise", on_skip=None)
     others = {each["check_name"] for each in results if each["status"] != "passed"}
     assert len(results) > 35
     assert others <= {"check_array_api_input"}
@@ -84,11 +83,11 @@ def test_equal_steps_are_as_exact_as_the_adaptive_solver(two_clusters):
     gamma_0, gamma_1 = vdm.schedule.end_points.detach()
     log_p, _ = flow.log_prob(vdm, u, gamma_0, gamma_1, flow.ExactDivergence(), tolerance=1e-7)
     steps, solution = flow.log_prob(
-        vdm, u, gamma_0, gamma_1, flow.ExactDivergence(), steps=SOLVER_STEPS
+        vdm, u, gamma_0, gamma_1, flow.ExactDivergence(), steps=density.solver_steps
     )
     assert not solution.gave_up
     assert float((steps - log_p).abs().max()) < 0.02
-    back = flow.solve(vdm, solution.z, gamma_1, gamma_0, steps=SOLVER_STEPS)
+    back = flow.solve(vdm, solution.z, gamma_1, gamma_0, steps=density.solver_steps)
     assert float((back.z - u).abs().max()) < 0.02
 
 
@@ -142,7 +141,10 @@ def test_probes_are_near_the_exact_divergence():
     u = torch.from_numpy(density.gaussian_.whiten(rows[:6]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("variational_diffusion.sklearn.EXACT_FEATURES", d)
-        exact = _log_density(density.model_, u).numpy() + density.gaussian_.log_det
+        exact = (
+            _log_density(density.model_, u, density.solver_steps).numpy()
+            + density.gaussian_.log_det
+        )
     assert values == pytest.approx(exact, abs=3)
 
 
@@ -169,6 +171,7 @@ def test_ties_are_told():
     ("options", "message"),
     [
         ({"steps": 0}, "steps = 0"),
+        ({"solver_steps": 0}, "solver_steps = 0"),
         ({"width": 2.5}, r"width = 2\.5"),
         ({"dropout": 1.0}, r"dropout = 1\.0"),
         ({"validation_fraction": 0.0}, r"validation_fraction = 0\.0"),

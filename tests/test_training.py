@@ -259,6 +259,20 @@ def test_the_average_follows_its_formula():
         assert float(average.module.weight.detach()) == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_average_has_the_decay_of_the_configuration():
+    """At update n the lesser of that and (1 + n)/(10 + n): half from the eighth on."""
+    config = TrainingConfig(steps=12, ema_decay=0.5, learning_rate=1e-3)
+    state = train(config, stop=11)
+    before, weight = (
+        vdm.network.dense_in.weight.detach().clone() for vdm in (state.average.module, state.vdm)
+    )
+    train(config, state)
+    after = state.average.module.network.dense_in.weight
+    new = state.vdm.network.dense_in.weight
+    assert not torch.equal(new, weight)
+    torch.testing.assert_close(after, 0.5 * before + 0.5 * new.detach())
+
+
 def test_the_average_has_the_buffers_of_the_model_and_no_gradients():
     model = torch.nn.BatchNorm1d(2)
     average = ExponentialAverage(model, decay=0.5)
@@ -328,6 +342,14 @@ def test_ten_steps_in_a_row_that_are_not_finite_end_with_a_diagnosis(broken, nam
     assert state.skipped == 10
     assert finite(state)
     assert all(torch.equal(v, before[k]) for k, v in weights(state).items() if learned(k))
+
+
+def test_steps_that_are_not_finite_but_not_in_a_row_do_not_end_it():
+    config = TrainingConfig(steps=24, learning_rate=1e-3)
+    state = TrainingState.start(a_model(), config)
+    break_down(state, "network", lambda: state.step % 2 == 1)
+    train(config, state)
+    assert (state.step, state.skipped) == (24, 12)
 
 
 def test_rates_that_were_lowered_are_lower():

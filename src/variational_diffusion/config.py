@@ -113,29 +113,39 @@ class ModelConfig(_Section):
 class TrainingConfig(_Section):
     """How long and how the model is trained.
 
-    steps, minutes: the budget; exactly one is given. A run can go on with another. Minutes are of
-        training, saving and validating left out. The learning rate follows the share of the budget
-        that is spent: a linear rise over `warmup_steps`, constant, then from the share `decay_from`
-        on a straight line to zero.
-    optimizer: of the network's matrices and convolution kernels, "muon" or "adamw". All other
-        parameters learn by AdamW.
-    matrix_learning_rate: Muon's; its momentum is 0.95.
-    learning_rate, betas: AdamW's.
-    weight_decay: of the matrices. Vectors (biases, gains) and the schedule are not decayed.
-    schedule_learning_rate: for the shape of the noise schedule, which learns by the variance.
-    end_point_learning_rate: for its end points, which learn by the bound; each is a logarithm of
-        the distance from the middle of the initial range.
-    weighting: a name of `WEIGHTINGS`, what the diffusion loss is weighted by at every γ; "bound":
-        not at all. What is reported is always the bound.
-    range_price: bits per dimension that a unit of γ at either end has to save. By the bound alone
-        γ_1 has no optimum: more noise always brings z_1 closer to N(0, I), by less and less.
-    clip_norm: largest norm of the network's gradient; None: not limited.
-    ema_decay: decay of the weight average after its warm-up.
-    posthoc_ema: keep two more averages and store them now and then, so that `vdm ema` can make one
-        of any width; takes memory for two copies of the weights, and disk space for up to thirty.
-    condition_dropout: share of the examples whose condition is left out in training, drawn anew in
-        every step: what guidance and likelihoods without the condition need.
-    seed: of the initial weights, the order of the data, the times and the noise.
+    Attributes:
+        steps: The budget in steps. Exactly one of steps and minutes is given. The learning rate
+            follows the share of the budget that is spent: a linear rise over `warmup_steps`,
+            constant, then from the share `decay_from` on a straight line to zero.
+        minutes: The budget in minutes of training, saving and validating left out.
+        batch_size: Examples of a step.
+        optimizer: Of the network's matrices and convolution kernels, "muon" or "adamw". All other
+            parameters learn by AdamW.
+        matrix_learning_rate: Muon's; its momentum is 0.95.
+        learning_rate: AdamW's.
+        betas: AdamW's.
+        weight_decay: Of the matrices. Vectors (biases, gains) and the schedule are not decayed.
+        schedule_learning_rate: For the shape of the noise schedule, which learns by the variance.
+        end_point_learning_rate: For its end points, which learn by the bound; each is a logarithm
+            of the distance from the middle of the initial range.
+        weighting: A name of `WEIGHTINGS`, what the diffusion loss is weighted by at every γ;
+            "bound": not at all. What is reported is always the bound.
+        range_price: Bits per dimension that a unit of γ at either end has to save. By the bound
+            alone γ_1 has no optimum: more noise always brings z_1 closer to N(0, I), by less and
+            less.
+        warmup_steps: Steps over which the learning rate rises.
+        decay_from: Share of the budget from which it falls, in [0, 1].
+        clip_norm: Largest norm of the network's gradient; None: not limited.
+        ema_decay: Decay of the weight average after its warm-up.
+        posthoc_ema: Keep two more averages and store them now and then, so that `vdm ema` can make
+            one of any width; takes memory for two copies of the weights, and disk space for up to
+            thirty.
+        condition_dropout: Share of the examples whose condition is left out in training, drawn anew
+            in every step: what guidance and likelihoods without the condition need.
+        seed: Of the initial weights, the order of the data, the times and the noise.
+
+    Raises:
+        ValidationError: For a value out of range, and for both budgets or none.
     """
 
     steps: int | None = Field(None, ge=1)
@@ -168,7 +178,18 @@ class TrainingConfig(_Section):
 
 
 class RunConfig(_Section):
-    """All that decides what a run comes to; stored as `config.json`."""
+    """All settings that decide what a run comes to; stored as `config.json`.
+
+    Attributes:
+        data: What the model is trained on, and how it is read.
+        model: Network, schedule and decoder.
+        training: How, and how long.
+
+    Examples:
+        >>> config = vd.RunConfig.from_json(run.config.to_json())
+        >>> config == run.config, config.budget["steps"] == config.training.steps
+        (True, True)
+    """
 
     data: DataConfig
     model: ModelConfig
@@ -223,13 +244,24 @@ class RunConfig(_Section):
             raise InputError(f"config = '{path}': {error}") from error
 
     @property
-    def budget(self) -> dict[str, float]:
+    def budget(self) -> dict[str, int | float]:
         """The budget by the name of its unit, steps or minutes."""
         values = {"steps": self.training.steps, "minutes": self.training.minutes}
         return {name: value for name, value in values.items() if value is not None}
 
     def with_budget(self, steps: int | None, minutes: float | None) -> RunConfig:
-        """Return this configuration with another budget, its own where both are None."""
+        """Return this configuration with another budget, its own where both are None.
+
+        Args:
+            steps: The budget in steps.
+            minutes: The budget in minutes.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            InputError: For both, and for a budget that is not above zero.
+        """
         if steps is None and minutes is None:
             return self
         values = self.training.model_dump() | {"steps": steps, "minutes": minutes}

@@ -29,11 +29,22 @@ data: what is finer than that, an eye hardly sees (docs/sampling.md)."""
 class Discretized(nn.Module):
     """Integers 0 … levels − 1, as the centres of `levels` equal bins of (−1, 1).
 
-    Level k is the real number f(k) = 2 (k + ½)/levels − 1, and
-    p(x_i = k | z_0) ∝ exp(−½ e^{−γ_0} (z_0i/alpha_0 − f(k))²), a softmax over all levels that is
-    computed exactly and without a tensor of levels.
+    Level k is the real number f(k) = 2 (k + ½)/levels − 1, and p(x_i = k | z_0) ∝ exp(−½ e^{−γ_0}
+    (z_0i/alpha_0 − f(k))²), a softmax over all levels that is computed exactly and without a tensor
+    of levels (VDM section 3.3).
 
-    levels: 2 to 65,536.
+    Args:
+        levels: 2 to 65,536.
+
+    Raises:
+        InputError: For another number of levels.
+
+    Examples:
+        >>> decoder = vd.Discretized(levels=4)
+        >>> decoder.encode(torch.tensor([[0, 1, 2, 3]]))
+        tensor([[-0.7500, -0.2500,  0.2500,  0.7500]])
+        >>> decoder.decode(torch.tensor([[-0.7, 0.3]]))
+        tensor([[0, 2]])
     """
 
     dtype = torch.int64
@@ -78,7 +89,13 @@ class Discretized(nn.Module):
         z_0: Float[Tensor, "batch *shape"],
         gamma_0: process.Gamma,
     ) -> Float[Tensor, " batch"]:
-        """Return log p(x|z_0) in nats per example."""
+        """Return log p(x|z_0) in nats per example, shape (batch,).
+
+        Args:
+            x: Integers from 0 to levels − 1.
+            z_0: Encoded data with the noise of γ_0.
+            gamma_0: Of the model: `vdm.schedule.gamma_0`.
+        """
         return sum_per_example(self.log_prob_entries(x, z_0, gamma_0))
 
     def log_prob_entries(
@@ -87,7 +104,7 @@ class Discretized(nn.Module):
         z_0: Float[Tensor, "batch *shape"],
         gamma_0: process.Gamma,
     ) -> Float[Tensor, "batch *shape"]:
-        """Return log p(x_i|z_0) of every entry, in nats."""
+        """Return log p(x_i|z_0) of every entry, in nats; the arguments are those of `log_prob`."""
         position, spacing = self._position_and_spacing(z_0, gamma_0)
         nearest = lattice.nearest_level(position, self.levels).detach()
         offset = x - nearest
@@ -101,7 +118,10 @@ class Discretized(nn.Module):
         gamma_0: process.Gamma,
         generator: torch.Generator | None = None,
     ) -> Integer[Tensor, "batch *shape"]:
-        """Draw x ~ p(x|z_0); raise `InputError` for a z_0 that is not finite."""
+        """Draw x ~ p(x|z_0); raise `InputError` for a z_0 that is not finite.
+
+        The arguments are those of `log_prob`; generator: None is torch's global one.
+        """
         _check_finite(z_0)
         position, spacing = self._position_and_spacing(z_0, gamma_0)
         return lattice.sample_level(position, spacing, self.levels, generator).long()
@@ -134,15 +154,26 @@ class Discretized(nn.Module):
 class Gaussian(Standardised):
     """Real-valued data, standardised by a location and a scale.
 
-    x is encoded as u = (x − location)/scale, and p(u|z_0) = N(z_0/alpha_0, e^{γ_0}): what z_0
-    says of u when nothing else is known. Likelihoods are densities of x, so they include the
-    −log scale of the encoding and can exceed one.
+    x is encoded as u = (x − location)/scale, and p(u|z_0) = N(z_0/alpha_0, e^{γ_0}): what z_0 says
+    of u when nothing else is known. Likelihoods are densities of x, so they include the −log scale
+    of the encoding and can exceed one.
 
     Location and scale are taken off and put back in float64 (`units`): give data in float64 where
-    their offset is large beside their spread. What is drawn and decoded is float64.
+    their offset is large compared with their spread. Samples and decoded data are float64.
 
-    location, scale > 0: one number, or one for every entry of the first axis of an example
-        (channels of an image, entries of a vector).
+    Args:
+        location: One number, or one for every entry of the first axis of an example: channels of an
+            image, entries of a vector.
+        scale: > 0, as `location`.
+
+    Raises:
+        InputError: For a scale that is not above 0.
+
+    Examples:
+        >>> decoder = vd.Gaussian(location=[1.0, 10.0], scale=[1.0, 5.0])
+        >>> u = decoder.encode(torch.tensor([[2.0, 20.0]]))
+        >>> u.tolist(), decoder.decode(u).tolist()
+        ([[1.0, 2.0]], [[2.0, 20.0]])
     """
 
     dtype = torch.float64
@@ -170,7 +201,13 @@ class Gaussian(Standardised):
         z_0: Float[Tensor, "batch *shape"],
         gamma_0: process.Gamma,
     ) -> Float[Tensor, " batch"]:
-        """Return log p(x|z_0), a density of x, in nats per example."""
+        """Return log p(x|z_0), a density of x, in nats per example, shape (batch,).
+
+        Args:
+            x: Real numbers.
+            z_0: Encoded data with the noise of γ_0.
+            gamma_0: Of the model: `vdm.schedule.gamma_0`.
+        """
         return sum_per_example(self.log_prob_entries(x, z_0, gamma_0))
 
     def log_prob_entries(
@@ -179,7 +216,7 @@ class Gaussian(Standardised):
         z_0: Float[Tensor, "batch *shape"],
         gamma_0: process.Gamma,
     ) -> Float[Tensor, "batch *shape"]:
-        """Return log p(x_i|z_0) of every entry, in nats, in the precision of z_0."""
+        """Return log p(x_i|z_0) of every entry, in nats; the arguments are those of `log_prob`."""
         of_encoded = self._p_encoded(z_0, gamma_0).log_prob(self.encode(x))
         return (of_encoded - self.log_scales(x)).to(z_0.dtype)
 
@@ -193,7 +230,10 @@ class Gaussian(Standardised):
         gamma_0: process.Gamma,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch *shape"]:
-        """Draw x ~ p(x|z_0), in float64; raise `InputError` for a z_0 that is not finite."""
+        """Draw x ~ p(x|z_0), in float64; raise `InputError` for a z_0 that is not finite.
+
+        The arguments are those of `log_prob`; generator: None is torch's global one.
+        """
         _check_finite(z_0)
         return self.decode(self._p_encoded(z_0, gamma_0).sample(generator))
 

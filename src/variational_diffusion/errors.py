@@ -4,8 +4,14 @@
 class InputError(ValueError):
     """A value that the caller gave is not allowed.
 
-    The message is one line: the name and the value, what is allowed, and what to do or type.
-    The command line prints it and exits with 2; every other exception is a defect of ours.
+    The message is one line: the name and the value, what is allowed, and what to do or type. The
+    command line prints it and exits with 2; every other exception is a defect of ours.
+
+    Examples:
+        >>> vd.Discretized(levels=1)
+        Traceback (most recent call last):
+        ...
+        variational_diffusion.errors.InputError: levels = 1: discrete data have 2 to 65536 levels
     """
 
 

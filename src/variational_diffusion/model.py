@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,34 @@ from variational_diffusion.weightings import Weighting
 class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
     """A variational diffusion model of arrays of one shape.
 
-    network: any module called as network(z, gamma, conditioning=None), gamma of shape (batch,),
-        with a result of the shape of z.
-    condition: how values of a condition become the network's conditioning; None: it takes none.
-    autocast: dtype that torch's autocast gives to the network's products, such as torch.bfloat16;
-        None, the default: the network runs in its own. The built-in networks keep their first and
-        last layers out of it. Nothing outside the network is ever in a lower precision.
-    reverse_errors: measured or predicted errors of ε̂ that widen the steps of `reverse`, and so of
-        samplers and of the bound with finitely many steps; None, the default: the paper's variance.
-    config: what `build` made the model of, and `save_pretrained` stores; None for a model that was
-        put together by hand.
+    Args:
+        network: Any module called as network(z, gamma, conditioning=None), gamma of shape (batch,),
+            with a result of the shape of z.
+        schedule: γ(t), such as `Monotone()`.
+        decoder: `Discretized` for integers, `Gaussian` for real values.
+        shape: Of one example, without the batch.
+        prediction: What the network estimates: "noise" ε, or "velocity" v = alpha ε − sigma x.
+        condition: How values of a condition become the network's conditioning; None: it takes none.
+
+    Attributes:
+        autocast: Type that torch's autocast gives to the network's products, such as
+            torch.bfloat16; None: the network runs in its own. Nothing outside the network is ever
+            in a lower precision.
+        reverse_errors: Errors of ε̂ that widen the steps of `reverse`; None: the paper's variance.
+            Set by `widened`.
+        config: What `build` made the model of, and `save_pretrained` stores; None for a model that
+            was put together by hand.
+
+    Raises:
+        InputError: For another prediction.
+
+    Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models" (2021), section 3.
+
+    Examples:
+        >>> x = torch.randn(8, 2)
+        >>> vdm = vd.VDM(vd.MLP((2,), width=16, blocks=1), vd.Monotone(), vd.Gaussian(), shape=(2,))
+        >>> vdm.vlb(x).total.shape, vdm.sample(3, steps=4).shape
+        (torch.Size([8]), torch.Size([3, 2]))
     """
 
     def __init__(
@@ -80,6 +99,14 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         self.autocast: torch.dtype | None = None
         self.reverse_errors: grids.NoiseErrors | grids.PredictedErrors | None = None
         self.config: ModelConfig | None = None
+        self._walked: tuple[int, float] | None = 0, 0.0  # steps from 1 down, the last level
+
+    def __repr__(self) -> str:
+        network, schedule, decoder = (
+            type(part).__name__ for part in (self.network, self.schedule, self.decoder)
+        )
+        shape, count = "×".join(map(str, self.shape)), sum(p.numel() for p in self.parameters())
+        return f"VDM({network} of {shape}, {schedule}, {decoder}, {count:,} parameters)"
 
     @property
     def device(self) -> torch.device:
@@ -114,15 +141,30 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
     ) -> Bound:
         """Estimate the variational bound on −log p(x), unbiased, in nats per example.
 
-        x: data in the decoder's domain, shape (batch, *self.shape).
-        steps: T ≥ 1 for the bound of the model with T steps, uniform in t; None for infinitely
-            many steps.
-        gammas: the grid of such a model in place of `steps`, falling from γ_1 to γ_0.
-        draws: times and noise; by default those of `draw`.
-        weighting: what the gradient of the diffusion loss for infinitely many steps is weighted by,
-            as at `objective.diffusion`; the values stay those of the bound.
-        conditioning: what the network is given, encoded; None: the bound on −log p(x) without a
-            condition. Of a model by `given`, it is the one on −log p(x|c).
+        Args:
+            x: Data in the decoder's domain, shape (batch, *self.shape).
+            steps: T ≥ 1 for the bound of T steps, uniform in t; None: infinitely many steps (VDM
+                eq. 17).
+            gammas: The grid of T steps in place of `steps`, falling from γ_1 to γ_0 (VDM eq. 14).
+            draws: Times and noise; None: those of `draw`.
+            weighting: What the gradient of the diffusion loss is weighted by, as at
+                `objective.diffusion`; the values stay those of the bound.
+            conditioning: What the network is given, encoded; None: no condition. For p(x|c), call
+                `given`.
+            generator: Of the draws; None: torch's global one.
+
+        Returns:
+            The prior, reconstruction and diffusion terms of each example, and their sum `total`.
+
+        Raises:
+            InputError: For another shape, for values outside of the decoder's domain, and for a
+                grid that does not go from γ_1 to γ_0.
+
+        Examples:
+            >>> vdm = run.model()
+            >>> bound = vdm.vlb(torch.zeros(4, 1, 8, 8, dtype=torch.int64))
+            >>> bool((bound.total == bound.prior + bound.reconstruction + bound.diffusion).all())
+            True
         """
         self._check_shape(x)
         if steps is not None:
@@ -168,8 +210,14 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
     ) -> Draws:
         """Draw what `vlb` needs for `count` examples.
 
-        times: one t in [0, 1) for each example, each uniform on its own; by default
-            low-discrepancy times over all of them.
+        Args:
+            count: Number of examples.
+            generator: Of the draws; None: torch's global one.
+            times: One t in [0, 1) for each example, each uniform on its own; None: low-discrepancy
+                times over all of them (VDM appendix I.1).
+
+        Returns:
+            Times, and noise for z_t and for z_0.
         """
         like = self.schedule.initial_end_points
         if times is None:
@@ -186,13 +234,22 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
     ) -> VDM:
         """Return the model of p(x|c): this one with the condition filled in.
 
-        Whatever takes a model takes it: samplers, estimators, the ODE. It shares its parts with
-        this one.
+        Samplers, estimators and the ODE take it as any other model. It shares its parts with this
+        one.
 
-        condition: values of the condition, one for each row of the batches to come, or one for
-            all; None: of p(x), which is this model.
-        guidance, interval: see `guidance.Guided`; with a weight other than 1, samples and the ODE
-            are of the guided process, and there is no bound for it.
+        Args:
+            condition: Values of the condition, one for each row of the batches to come, or one for
+                all; None: of p(x), which is this model.
+            guidance: Weight w ≥ 0 of the condition (Ho and Salimans, "Classifier-Free Diffusion
+                Guidance", 2022). With another weight than 1, samples and the ODE are of the guided
+                process, which has no bound.
+            interval: Lowest and highest γ at which `guidance` applies.
+
+        Returns:
+            The model given the condition.
+
+        Raises:
+            InputError: For an unconditional model, and for values that the condition does not have.
         """
         if condition is None:
             return self
@@ -230,13 +287,29 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
     ) -> Denoised:
         """Estimate the noise in z and the encoded data under it.
 
-        gamma: shape (batch,) or (). Raises InputError for a z in another precision than float32 or
-        float64, and for a network whose output has not the shape and the type of z.
+        Args:
+            z: Noisy data, shape (batch, *self.shape), float32 or float64.
+            gamma: Noise level γ of each example, shape (batch,), or of all, shape (). Not a time t.
+            conditioning: As at `vlb`.
+
+        Returns:
+            ε̂ as `.noise` and x̂ as `.x`, with z = alpha x̂ + sigma ε̂.
+
+        Raises:
+            InputError: For a z in half precision, and for a network whose output does not have the
+                shape and the type of z.
+
+        Examples:
+            >>> z, gamma = torch.randn(4, 1, 8, 8), torch.tensor(1.0)
+            >>> noise, x = run.model().denoise(z, gamma)
+            >>> alpha, sigma = vd.process.alpha(gamma), vd.process.sigma(gamma)
+            >>> torch.allclose(alpha * x + sigma * noise, z, atol=1e-5)
+            True
         """
         if z.dtype not in (torch.float32, torch.float64):
             raise InputError(
                 f"z has type {z.dtype}: the noise at γ_0 is finer than it resolves. Keep model and "
-                "data in torch.float32 or float64; vdm.autocast = torch.bfloat16 speeds the network"
+                "data in torch.float32 or float64; vdm.in_precision(torch.bfloat16) is faster"
             )
         gamma = gamma.expand(z.shape[0])
         if self.autocast is None:
@@ -257,8 +330,30 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
     ) -> Normal:
         """Return p(z_s|z_t) = q(z_s|z_t, x = x̂(z_t; γ_t)) (VDM section 3.3).
 
-        With `reverse_errors`, its variance is the best for them instead: `process.widened`.
+        Of a model by `widened`, its variance is the best for the errors of ε̂: `process.widened`.
+
+        Args:
+            z_t: Noisy data, shape (batch, *self.shape).
+            gamma_t: Its noise level γ_t, shape (batch,) or (). Not a time t.
+            gamma_s: The lower noise level γ_s ≤ γ_t of the result.
+
+        Returns:
+            A normal distribution: `.mean`, `.std`, `.sample(generator)`.
+
+        Raises:
+            InputError: As `denoise`.
+
+        Warns:
+            UserWarning: Once, where the levels look like times of this schedule.
+
+        Examples:
+            >>> vdm = run.model()
+            >>> z, gamma_t = torch.randn(4, 1, 8, 8), vdm.schedule(torch.tensor(1.0))
+            >>> gamma_s = vdm.schedule(torch.tensor(0.9))
+            >>> vdm.reverse(z, gamma_t, gamma_s).sample().shape
+            torch.Size([4, 1, 8, 8])
         """
+        self._warn_of_times(gamma_t, gamma_s)
         noise, x = self.denoise(z_t, gamma_t)
         posterior = process.q_s_given_t(z_t, x, gamma_s, gamma_t)
         if self.reverse_errors is None:
@@ -266,20 +361,61 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         assumed = self.reverse_errors(z_t, gamma_t.expand(len(z_t)), noise)
         return process.widened(posterior, gamma_s, gamma_t, assumed)
 
+    def _warn_of_times(self, gamma_t: Tensor, gamma_s: Tensor) -> None:
+        """Warn once of steps that walk from 1 to 0 and leave [0, 1] never: a loop over times.
+
+        Chains of γ begin at γ_1 and so elsewhere. Values on a GPU are not looked at: it would wait.
+        """
+        if self._walked is None or gamma_t.is_cuda or gamma_s.is_cuda:
+            return
+        t, s = float(gamma_t.detach().max()), float(gamma_s.detach().min())
+        steps, before = self._walked
+        begun = steps > 0 or (t == 1 and before != 1)  # a chain may pass 1 on its way
+        self._walked = (steps + 1 if begun and 0 <= s <= t <= 1 else 0), s
+        if s > 1e-3 or self._walked[0] < 2:
+            return
+        gamma_0, gamma_1 = (float(end) for end in self.schedule.end_points)
+        if gamma_0 < 0 and gamma_1 > 1:
+            self._walked = None
+            warnings.warn(
+                f"reverse was called with levels from 1 to {s:g}, which look like times t: it "
+                f"takes γ(t), from {gamma_1:.1f} to {gamma_0:.1f} here; give vdm.schedule(t)",
+                stacklevel=3,
+            )
+
     def drift(
         self,
         z: Float[Tensor, "batch *shape"],
         gamma: process.Gamma,
     ) -> Float[Tensor, "batch *shape"]:
-        """Return dz/dγ of the probability-flow ODE, −½ sigma² z + ½ sigma ε̂(z; γ)."""
+        """Return dz/dγ of the probability-flow ODE, −½ sigma² z + ½ sigma ε̂(z; γ).
+
+        Args:
+            z: Noisy data, shape (batch, *self.shape).
+            gamma: Noise level γ of each example, shape (batch,), or of all, shape ().
+
+        Returns:
+            The derivative along γ, in the shape of z.
+
+        Raises:
+            InputError: As `denoise`.
+
+        Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential
+        Equations" (2021), eq. 13, with γ as its time.
+        """
         noise = self.denoise(z, gamma).noise
         sigma = expand(process.sigma(gamma.expand(z.shape[0])), z)
         return 0.5 * sigma * (noise - sigma * z)
 
     def widened(self, errors: grids.NoiseErrors | grids.PredictedErrors | None) -> VDM:
-        """Return this model with reverse steps as wide as these errors of ε̂ say; None: the paper's.
+        """Return this model with the reverse variance that is best for errors of ε̂.
 
         It shares its parts with this one.
+
+        Args:
+            errors: Measured or predicted; None: the paper's variance.
+
+        Source: Bao et al., "Analytic-DPM" (2022), theorem 1, in γ.
         """
         model = self._around(self.network, self.condition)
         model.reverse_errors = errors
@@ -310,9 +446,13 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         return self
 
     def clipped(self, quantile: float = 0.0) -> VDM:
-        """Return this model with x̂ kept in the range of its levels: see `sampling.Clipped`.
+        """Return this model with x̂ kept in the range of its levels; it shares its parts.
 
-        Whatever takes a model takes it. It shares its parts with this one.
+        Args:
+            quantile: As in `sampling.Clipped`: 0 cuts x̂ off.
+
+        Raises:
+            InputError: For a model of real values.
         """
         if not isinstance(self.decoder, Discretized):
             raise InputError("clip: real-valued data have no range; only x̂ of levels is clipped")
@@ -338,8 +478,8 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         """Return the γ from which the last of a few steps is taken, or None for an even grid.
 
         Of images it is where the noise is `decoders.UNSEEN` of the range of the data. Where a level
-        is wider than that, every level is seen, and x̂ decides between them later. What is not an
-        image is for no eye, and its steps go all the way.
+        is wider than that, every level is seen, and x̂ decides between them later. The steps of
+        other data go all the way.
         """
         if not isinstance(self.decoder, Discretized) or len(self.shape) != 3 or steps < 2:
             return None
@@ -360,11 +500,25 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
     ) -> Iterator[tuple[Tensor, Float[Tensor, "n *shape"]]]:
         """Yield (γ, z) for n samples: first the prior's draw at γ_1, then after every step.
 
-        steps: on the grid that `sampling_grid` returns; None: `DEFAULT_STEPS`. gammas: another
-        grid in its place, from γ_1 down to γ_0; `uniform_in_time(vdm.schedule, 1000)` with the
-        sampler "ancestral" is the paper's. sampler: a name in `SAMPLERS`, or what is called like
-        its entries; None: `sampling.default_for` images or vectors. The model is in evaluation mode
-        while a step is made, whatever its own mode is.
+        Args:
+            n: Number of samples.
+            steps: Of the grid that `sampling_grid` returns; None: `DEFAULT_STEPS`.
+            gammas: Another grid, from γ_1 down to γ_0. `uniform_in_time(vdm.schedule, 1000)` with
+                the sampler "ancestral" is the paper's.
+            sampler: A name in `SAMPLERS`, or a function called as its entries are; None:
+                "sde-dpmpp-2m" for images, "unipc" for vectors.
+            generator: Of the draws; None: torch's global one.
+
+        Yields:
+            The noise level and z, shape (n, *self.shape).
+
+        Raises:
+            InputError: For steps and gammas together, and for a grid that does not fall.
+
+        Examples:
+            >>> path = list(run.model().trajectory(2, steps=4))
+            >>> len(path), bool(path[0][0] > path[-1][0])
+            (5, True)
         """
         if steps is not None and gammas is not None:
             raise InputError(f"steps = {steps} and gammas = {gammas}: give one of them")
@@ -391,8 +545,23 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
     ) -> Shaped[Tensor, "n *shape"]:
         """Draw n examples x ~ p(x), in the decoder's domain.
 
-        The arguments are those of `trajectory`; the last z is decoded by a draw from p(x|z_0).
-        Raises InputError where that z is not finite, as with weights that are not.
+        Args:
+            n: As at `trajectory`.
+            steps: As at `trajectory`.
+            gammas: As at `trajectory`.
+            sampler: As at `trajectory`.
+            generator: Of the draws; None: torch's global one.
+
+        Returns:
+            Samples by a draw from p(x|z_0), shape (n, *self.shape).
+
+        Raises:
+            InputError: As `trajectory`, and where a z is not finite, as with weights that are not.
+
+        Examples:
+            >>> x = run.model().sample(4, steps=5, generator=torch.Generator().manual_seed(0))
+            >>> x.shape, x.dtype, bool((x >= 0).all() and (x < 17).all())
+            (torch.Size([4, 1, 8, 8]), torch.int64, True)
         """
         path = self.trajectory(
             n,
@@ -407,9 +576,16 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write the model as a folder that `from_pretrained` reads (see `hub`).
 
-        save_directory: new or empty. options: those of `ModelHubMixin.save_pretrained`, such as
-            model_card_kwargs, which are the arguments of `hub.card`.
-        Raises InputError for a folder with files in it, and for a model that `build` did not make.
+        Args:
+            save_directory: New or empty.
+            **options: Those of `ModelHubMixin.save_pretrained`, such as model_card_kwargs, the
+                arguments of `hub.card`.
+
+        Returns:
+            Where it was pushed to, if it was.
+
+        Raises:
+            InputError: For a folder with files in it, and for a model that `build` did not make.
         """
         hub.check_new(Path(save_directory))
         self._known_config()
@@ -433,9 +609,17 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
     ) -> VDM:
         """Return a model from a folder or from a repository of the hub, in evaluation mode.
 
-        network: what makes its network, if that is one's own: its code is not in the folder.
-        options: those of `ModelHubMixin.from_pretrained`, such as revision and token.
-        Raises InputError when there is no such model, and when its files are damaged.
+        Args:
+            pretrained_model_name_or_path: The folder, or "owner/name".
+            network: The class or function that makes a network of one's own, whose code is not in
+                the folder.
+            **options: Those of `ModelHubMixin.from_pretrained`, such as revision and token.
+
+        Returns:
+            The model, on the CPU.
+
+        Raises:
+            InputError: When there is no such model, and when its files are damaged.
         """
         folder = hub.fetch(str(pretrained_model_name_or_path), **options)
         config, tensors = hub.read_folder(folder)
@@ -466,11 +650,25 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
 
 
 def build(config: ModelConfig, *, seed: int = 0, network: Factory | None = None) -> VDM:
-    """Build the model that a configuration describes, on the CPU, with initial weights by `seed`.
+    """Build the model that a configuration describes, on the CPU, with initial weights.
 
     torch's initialisers draw from the global generator; its state is put back afterwards.
 
-    network: what makes a network of one's own, whose import path alone the configuration holds.
+    Args:
+        config: Such as `RunConfig.model`.
+        seed: Of the initial weights.
+        network: The class or function that makes a network of one's own.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        InputError: For an unknown name or option of a part, with those that are known.
+
+    Examples:
+        >>> a, b = vd.build(run.config.model, seed=1), vd.build(run.config.model, seed=1)
+        >>> all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+        True
     """
     table = networks(config.network.name, network)
     with torch.random.fork_rng(devices=[]):

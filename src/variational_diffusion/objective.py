@@ -32,7 +32,18 @@ PerExample = Float[Tensor, " batch"]
 
 @dataclass(frozen=True)
 class Bound:
-    """An estimate of the variational bound on −log p(x), in nats per example, shape (batch,)."""
+    """An estimate of the variational bound on −log p(x), in nats per example (VDM eq. 11).
+
+    Attributes:
+        prior: KL(q(z_1|x) ‖ p(z_1)), shape (batch,).
+        reconstruction: −log p(x|z_0), shape (batch,).
+        diffusion: The diffusion loss, shape (batch,).
+
+    Examples:
+        >>> bound = vd.Bound(torch.ones(2), torch.zeros(2), torch.ones(2))
+        >>> bound.total
+        tensor([2., 2.])
+    """
 
     prior: Tensor
     reconstruction: Tensor

@@ -57,15 +57,23 @@ class Schedule(nn.Module, ABC):
     points alone (VDM eq. 18); the shape decides the variance of its estimate. So the parameter
     `log_stretch` of the end points learns by the bound, and all others learn by the variance.
 
-    gamma_min, gamma_max: end points; the initial ones, where they are learned.
-    mean_loss, end_errors, calls: what it remembers of the steps of training so far: a running mean
-        of the loss, ½‖ε − ε̂‖² at γ_0 and γ_1, and the number of steps. A backward pass through
-        `objective.diffusion` in training mode is a step; those inside `one_step` are one together.
-    learn_end_points: whether γ_0 and γ_1 have gradients. Each is kept as the logarithm of its
-        distance from the middle of the initial range, so they move independently and γ_0 < γ_1
-        holds whatever an optimiser does. Neither can cross that middle.
-    floor: what a learned γ_0 does not fall below; None: it may fall freely. The bound of
-        real-valued data with repeated values has no minimum (`data.reals`).
+    Args:
+        gamma_min: Cleanest level γ_0, the initial one where it is learned.
+        gamma_max: Noisiest level γ_1, the initial one where it is learned.
+        learn_end_points: Whether γ_0 and γ_1 have gradients. Each is kept as the logarithm of its
+            distance from the middle of the initial range, so they move independently and γ_0 < γ_1
+            holds whatever an optimiser does. Neither can cross that middle.
+        floor: What a learned γ_0 does not fall below; None: it may fall freely. The bound of
+            real-valued data with repeated values has no minimum (`data.reals`).
+
+    Attributes:
+        mean_loss: Running mean of the loss over the steps of training.
+        end_errors: ½‖ε − ε̂‖² at γ_0 and γ_1, shape (2,).
+        calls: Number of steps of training: a backward pass through `objective.diffusion` in
+            training mode; those inside `one_step` are one together.
+
+    Raises:
+        InputError: For gamma_min ≥ gamma_max.
     """
 
     initial_end_points: Tensor
@@ -151,9 +159,12 @@ class Schedule(nn.Module, ABC):
         """Return u(t), from u(0) = 0 to u(1) = 1, and du/dt > 0."""
 
     def weighted_shape_and_rate(self, t: Time, weighting: Weighting | None) -> tuple[Time, Time]:
-        """Return u(t) and du/dt where the loss is weighted by w(γ), which training may do.
+        """Return u(t) and du/dt where the loss is weighted, which training may do.
 
-        The shape itself, unless a schedule keeps the two apart.
+        Args:
+            t: Times in [0, 1].
+            weighting: w(γ) of the loss; a schedule that does not keep the two apart has one shape
+                for all.
         """
         return self.shape_and_rate(t)
 
@@ -215,9 +226,12 @@ class Schedule(nn.Module, ABC):
         self.observe(u, error)
 
     def observe(self, u: Time, error: Time) -> None:
-        """Take note of errors m = ½‖ε − ε̂‖² that were measured at the shape's values u.
+        """Take note of measured errors; `remember` calls it.
 
-        `remember` calls it. Schedules that learn by gradients, or not at all, have no use for it.
+        Args:
+            u: Where they were measured: values of the shape.
+            error: m = ½‖ε − ε̂‖². Schedules that learn by gradients, or not at all, have no use for
+                it.
         """
 
 
@@ -258,7 +272,19 @@ def between(end_points: Float[Tensor, " 2"], u: Time, rate: Time) -> tuple[Time,
 
 
 class FixedLinear(Schedule):
-    """γ is linear in t between two given levels; nothing is learned."""
+    """γ is linear in t between two given levels; nothing is learned.
+
+    Args:
+        gamma_min: Cleanest level γ_0.
+        gamma_max: Noisiest level γ_1.
+
+    Raises:
+        InputError: For gamma_min ≥ gamma_max.
+
+    Examples:
+        >>> vd.FixedLinear(-10.0, 6.0)(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([-10.,  -2.,   6.])
+    """
 
     def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0) -> None:
         super().__init__(gamma_min, gamma_max, learn_end_points=False)
@@ -272,6 +298,18 @@ class Cosine(Schedule):
 
     For comparison: γ = 2 log tan(π s/2), from Nichol and Dhariwal, "Improved Denoising Diffusion
     Probabilistic Models" (2021), eq. 17, without its offset and cut to [γ_0, γ_1].
+
+    Args:
+        gamma_min: Cleanest level γ_0.
+        gamma_max: Noisiest level γ_1.
+
+    Raises:
+        InputError: For gamma_min ≥ gamma_max.
+
+    Examples:
+        >>> schedule = vd.Cosine(-8.0, 8.0)
+        >>> abs(float(schedule(torch.tensor(0.5)))) < 1e-5  # as much noise as signal
+        True
     """
 
     def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0) -> None:
@@ -287,7 +325,20 @@ class Cosine(Schedule):
 
 
 class LearnedLinear(Schedule):
-    """γ is linear in t; its two end points are learned (VDM section 3.2)."""
+    """γ is linear in t; its two end points are learned (VDM section 3.2).
+
+    Args:
+        gamma_min: Initial γ_0.
+        gamma_max: Initial γ_1.
+        floor: As in `Schedule`.
+
+    Raises:
+        InputError: For gamma_min ≥ gamma_max.
+
+    Examples:
+        >>> [name for name, p in vd.LearnedLinear().named_parameters() if p.requires_grad]
+        ['log_stretch']
+    """
 
     def __init__(
         self, gamma_min: float = -13.3, gamma_max: float = 5.0, *, floor: float | None = None
@@ -309,7 +360,20 @@ class Monotone(Schedule):
     The shape starts close to linear, with the bends of the hidden units spread evenly over t, from
     wide ones to sharp ones: γ(t) has to turn sharply where the last of the noise comes in.
 
-    hidden: number of hidden units, at least 2. learn_end_points, floor: as in `Schedule`.
+    Args:
+        gamma_min: Initial γ_0.
+        gamma_max: Initial γ_1.
+        hidden: Number of hidden units, at least 2.
+        learn_end_points: As in `Schedule`.
+        floor: As in `Schedule`.
+
+    Raises:
+        InputError: For gamma_min ≥ gamma_max, and for fewer than 2 hidden units.
+
+    Examples:
+        >>> gamma = vd.Monotone(-10.0, 6.0)(torch.linspace(0, 1, 5)).detach()
+        >>> float(gamma[0]), float(gamma[-1]), bool((gamma.diff() > 0).all())
+        (-10.0, 6.0, True)
     """
 
     def __init__(
@@ -341,7 +405,14 @@ class Monotone(Schedule):
     ) -> None:
         """Let u follow g(t) = slope · t + Σ weight · sigmoid(steepness · t + offset).
 
-        All but the offsets are ≥ 0. Raises InputError where g is flatter than a learned one can be.
+        Args:
+            slope: Of the straight line, ≥ 0.
+            steepness: Of each hidden unit, ≥ 0, shape (hidden,).
+            offset: Of each hidden unit, shape (hidden,).
+            weight: Of each hidden unit, ≥ 0, shape (hidden,).
+
+        Raises:
+            InputError: Where g is flatter than a learned one can be.
         """
         least = _LEAST_RATE * weight.sum()
         if not slope > least:
@@ -379,17 +450,32 @@ class Monotone(Schedule):
 class Adaptive(Schedule):
     """The density of γ that is best for the errors seen so far; no gradient, no network.
 
-    The variance of the bound's estimate is least where γ has the density p*(γ) ∝ √E[m²],
-    m = ½‖ε − ε̂‖² (see `profile`). [γ_0, γ_1] is divided into bins of one width, each with the
-    running mean of m²; the means are smoothed over neighbouring bins, and γ(t) is the inverse of
-    the cumulative distribution function of √E[m²] with a small uniform part: piecewise linear in
-    t, and steeper where the errors are small.
+    The variance of the bound's estimate is least where γ has the density p*(γ) ∝ √E[m²], m = ½‖ε −
+    ε̂‖² (see `loss_profile`). [γ_0, γ_1] is divided into bins of one width, each with the running
+    mean of m²; the means are smoothed over neighbouring bins, and γ(t) is the inverse of the
+    cumulative distribution function of √E[m²] with a small uniform part: piecewise linear in t, and
+    steeper where the errors are small.
 
     A loss that is weighted by w(γ) is estimated best by the density ∝ w √E[m²], which its times are
     drawn from. What is kept is the mean of m², so the shape itself stays that of the bound.
 
-    bins: number of bins. memory: number of measurements, over all bins, that the means go back to.
-    uniform: share of the uniform part, in (0, 1]. learn_end_points, floor: as in `Schedule`.
+    Args:
+        gamma_min: Initial γ_0.
+        gamma_max: Initial γ_1.
+        bins: Number of bins.
+        memory: Number of measurements, over all bins, that the means go back to.
+        uniform: Share of the uniform part, in (0, 1].
+        learn_end_points: As in `Schedule`.
+        floor: As in `Schedule`.
+
+    Raises:
+        InputError: For gamma_min ≥ gamma_max, and for counts and shares out of range.
+
+    Examples:
+        >>> schedule = vd.Adaptive(-10.0, 6.0)
+        >>> gammas = schedule(torch.tensor([0.0, 0.5, 1.0])).detach()
+        >>> torch.allclose(gammas, torch.tensor([-10.0, -2.0, 6.0]))
+        True
     """
 
     count: Tensor
@@ -418,7 +504,7 @@ class Adaptive(Schedule):
 
     @torch.no_grad()
     def observe(self, u: Time, error: Time) -> None:
-        """Let the finite measurements enter the means of their bins, from all processes."""
+        # the finite ones enter the means of their bins, from all processes
         bins = len(self.count)
         index = (u * bins).long().clamp(0, bins - 1)
         seen = torch.zeros(2, bins, dtype=error.dtype, device=error.device)
@@ -445,7 +531,8 @@ class Adaptive(Schedule):
     def density(self, weighting: Weighting | None = None) -> Float[Tensor, " bins"]:
         """Return the density of u in every bin, relative to the uniform one; its mean is 1.
 
-        weighting: the density is the best one for the loss weighted by it.
+        Args:
+            weighting: The density is the best one for the loss weighted by it.
         """
         position = torch.arange(len(self.count), dtype=self.count.dtype, device=self.count.device)
         width = _SMOOTHING * len(self.count)

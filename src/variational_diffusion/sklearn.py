@@ -56,14 +56,11 @@ EXACT_FEATURES = 64
 PROBES = 16
 """Rademacher probes of the divergence for more features than these, the same for every row."""
 
-SOLVER_STEPS = 32
-"""Equal steps in γ of the probability-flow ODE (docs/sklearn.md says how exact they are)."""
-
 _CHECKS = 20  # of the held-out rows, over the budget of steps
 _STEPS_BETWEEN = 25  # two checks, or more
 _PATIENCE = 5  # checks without a better one, in the second half of the budget
 _MEASURED = 256  # held-out rows in a check
-_CHECK_SOLVER_STEPS = 16
+_CHECK_SOLVER_STEPS = 16  # at most, where only the number of steps is chosen
 _TOGETHER = 1024  # rows that go through the solver together
 _FOLDS = 5
 _SHRINKAGES = np.geomspace(1e-6, 1.0, 25)
@@ -90,6 +87,8 @@ class VDMDensity(DensityMixin, BaseEstimator):
         learning_rate: Of the network's matrices, by Muon.
         batch_size: Rows in a step, drawn without replacement until all had their turn.
         validation_fraction: Share of the rows that choose the number of steps, in (0, 1).
+        solver_steps: Equal steps in γ of the probability-flow ODE, for densities and for samples
+            (docs/sklearn.md says how exact 32 are).
         random_state: Seed of the held-out rows, the initial weights, the batches and the noise.
             With a whole number, the same rows give the same estimator on one machine.
 
@@ -102,13 +101,14 @@ class VDMDensity(DensityMixin, BaseEstimator):
         n_features_in_: Number of features.
         feature_names_in_: Names of the features, where X had them.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from variational_diffusion.sklearn import VDMDensity
         >>> X = np.random.default_rng(0).normal(5, 2, size=(200, 1))
-        >>> density = VDMDensity(steps=100, random_state=0).fit(X)
-        >>> density.score_samples([[5.0], [9.0]]).round(1)
-        array([-1.6, -3.6])
+        >>> density = VDMDensity(steps=40, random_state=0).fit(X)
+        >>> near, far = density.score_samples([[5.0], [20.0]])
+        >>> bool(near > far)
+        True
     """
 
     model_: VDM
@@ -123,6 +123,7 @@ class VDMDensity(DensityMixin, BaseEstimator):
     learning_rate: float
     batch_size: int
     validation_fraction: float
+    solver_steps: int
     random_state: RandomState
 
     @no_type_check  # scikit-learn: any value may be given here, and `fit` looks at it
@@ -136,6 +137,7 @@ class VDMDensity(DensityMixin, BaseEstimator):
         learning_rate: float = 0.015,
         batch_size: int = 128,
         validation_fraction: float = 0.2,
+        solver_steps: int = 32,
         random_state: RandomState = None,
     ) -> None:
         self.steps = steps
@@ -145,6 +147,7 @@ class VDMDensity(DensityMixin, BaseEstimator):
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.validation_fraction = validation_fraction
+        self.solver_steps = solver_steps
         self.random_state = random_state
 
     def fit(self, X: Rows, y: object = None) -> VDMDensity:
@@ -213,13 +216,14 @@ class VDMDensity(DensityMixin, BaseEstimator):
         check_is_fitted(self)
         n = _whole("n_samples", n_samples)
         generator = torch.Generator().manual_seed(_seed(random_state))
-        whitened = self.model_.sample(n, steps=SOLVER_STEPS, generator=generator)
+        whitened = self.model_.sample(n, steps=self.solver_steps, generator=generator)
         return self.gaussian_.restore(whitened.numpy())
 
     def _learn(self, rows: np.ndarray, seed: int) -> None:
         share = self.validation_fraction
         if not 0 < share < 1:
             raise InputError(f"validation_fraction = {share}: give a share between 0 and 1")
+        solver_steps = min(_whole("solver_steps", self.solver_steps), _CHECK_SOLVER_STEPS)
         values = _looked_at(rows)
         self.gaussian_ = Gaussian.of(rows, values, seed)
         whitened = torch.from_numpy(self.gaussian_.whiten(rows))
@@ -227,7 +231,7 @@ class VDMDensity(DensityMixin, BaseEstimator):
         order = np.random.default_rng(seed).permutation(len(rows))
         held_out, rest = np.split(order, [math.ceil(share * (len(rows) - 1))])
         self.n_iter_, means = _best_number_of_steps(
-            whitened[rest], whitened[held_out], model, training
+            whitened[rest], whitened[held_out], model, training, solver_steps
         )
         self.validation_scores_ = self.gaussian_.log_det + np.array(means)
         self.model_ = _trained(whitened, self.n_iter_, model, training)
@@ -257,7 +261,8 @@ class VDMDensity(DensityMixin, BaseEstimator):
 
     def _log_density(self, rows: np.ndarray) -> np.ndarray:
         whitened = torch.from_numpy(self.gaussian_.whiten(rows))
-        log_p = [_log_density(self.model_, part) for part in whitened.split(_TOGETHER)]
+        pieces = whitened.split(_TOGETHER)
+        log_p = [_log_density(self.model_, part, self.solver_steps) for part in pieces]
         return torch.cat(log_p).numpy() + self.gaussian_.log_det
 
 
@@ -285,12 +290,12 @@ class VDMOutliers(OutlierMixin, VDMDensity):
         false_alarms_: Rate of false alarms: its mean over draws of the rows set aside, and the
             range of 95 % of these draws.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from variational_diffusion.sklearn import VDMOutliers
         >>> X = np.random.default_rng(0).normal(size=(200, 2))
-        >>> outliers = VDMOutliers(steps=100, random_state=0).fit(X)
-        >>> outliers.predict([[0.0, 0.0], [5.0, 5.0]])
+        >>> outliers = VDMOutliers(steps=40, random_state=0).fit(X)
+        >>> outliers.predict([[0.0, 0.0], [9.0, 9.0]])
         array([ 1, -1])
     """
 
@@ -312,6 +317,7 @@ class VDMOutliers(OutlierMixin, VDMDensity):
         learning_rate: float = 0.015,
         batch_size: int = 128,
         validation_fraction: float = 0.2,
+        solver_steps: int = 32,
         random_state: RandomState = None,
     ) -> None:
         super().__init__(
@@ -322,6 +328,7 @@ class VDMOutliers(OutlierMixin, VDMDensity):
             learning_rate=learning_rate,
             batch_size=batch_size,
             validation_fraction=validation_fraction,
+            solver_steps=solver_steps,
             random_state=random_state,
         )
         self.false_alarms = false_alarms
@@ -470,7 +477,11 @@ def _batches(rows: Tensor, config: TrainingConfig) -> Iterator[Tensor]:
 
 
 def _best_number_of_steps(
-    rows: Tensor, held_out: Tensor, model: ModelConfig, config: TrainingConfig
+    rows: Tensor,
+    held_out: Tensor,
+    model: ModelConfig,
+    config: TrainingConfig,
+    solver_steps: int,
 ) -> tuple[int, list[float]]:
     """Return after how many steps held-out rows have the highest mean log-density; all means."""
     assert config.steps is not None
@@ -484,7 +495,7 @@ def _best_number_of_steps(
             continue
         now = copy.deepcopy(state.average.module).double().eval()
         steps.append(record.step)
-        means.append(float(_log_density(now, held_out, _CHECK_SOLVER_STEPS).mean()))
+        means.append(float(_log_density(now, held_out, solver_steps).mean()))
         best = steps[int(np.argmax(means))]
         if record.step >= max(config.steps / 2, best + _PATIENCE * every):
             break
@@ -499,7 +510,7 @@ def _trained(rows: Tensor, steps: int, model: ModelConfig, config: TrainingConfi
     return state.average.module.double().eval()
 
 
-def _log_density(vdm: VDM, u: Tensor, steps: int = SOLVER_STEPS) -> Tensor:
+def _log_density(vdm: VDM, u: Tensor, steps: int) -> Tensor:
     """Return log p(u) by the probability-flow ODE, each row by itself, shape (n,)."""
     gamma_0, gamma_1 = vdm.schedule.end_points.detach()
     divergence: flow.Divergence = flow.ExactDivergence()

@@ -35,14 +35,21 @@ _TRAINED_ON = "train"
 class Scored:
     """Examples with anomaly scores and p-values; all arrays have one entry an example.
 
-    name: of the score that p-values and marks are of.
-    parts: the examples, by the name of their split. split, number: the name of an example's
-    split, and its number there. names: of image files, printable; None for other data.
-    profiles: their losses. scores: by name, all of `SCORES` that these data have.
-    p_value: see `conformal`; without a promise for examples that the model was trained on.
-    marked: p_value ≤ false_alarms, or what Benjamini and Hochberg mark at the rate fdr if given.
-    calibration: the scores that p-values are ranks among. held_out: how many examples fit and
-    calibrate the score.
+    Attributes:
+        name: Of the score that p-values and marks are of.
+        parts: The examples, by the name of their split.
+        split: Name of each example's split.
+        number: Number of each example in its split.
+        names: Of image files, printable; None for other data.
+        profiles: Losses of the examples in bands of γ.
+        scores: By name, all of `SCORES` that these data have.
+        p_value: See `anomaly.conformal`; without a promise for examples that the model was trained
+            on.
+        marked: p_value ≤ false_alarms, or what Benjamini and Hochberg mark at the rate `fdr`.
+        calibration: The scores that p-values are ranks among.
+        held_out: Number of examples that fit and calibrate the score.
+        false_alarms: Rate of normal examples that are marked.
+        fdr: Rate of normal examples among the marked ones, if it was asked for.
     """
 
     name: str

@@ -75,7 +75,7 @@ def command(words: tuple[str, ...], table: str | None, as_json: bool, **options:
     if not place.leads:
         return
     if table is not None:
-        write_columns(table, found.table())
+        write_columns(table, found.table)
         click.echo(f"table: {table}", err=True)
     if as_json:
         names = ("estimator", "steps", "weights", "condition")

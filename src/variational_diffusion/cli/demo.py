@@ -49,7 +49,7 @@ def command(
         sampler="ancestral",
         steps=256,
         grid="time",
-        stop_early=0,
+        stop_early=0.0,
         frames=48,
         progress=shown,
         **where,

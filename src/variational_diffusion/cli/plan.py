@@ -31,7 +31,6 @@ HARDWARE = ("h100", "h200", "b200", "a100", "l4", "rtx-4090")
 
 _STEPS = 100_000
 _HERE = "this machine"
-_SHARDINGS = {"replicated": "replicated", "node": "sharded in the node", "sharded": "sharded"}
 
 
 @click.command()
@@ -39,7 +38,7 @@ _SHARDINGS = {"replicated": "replicated", "node": "sharded in the node", "sharde
 @click.option("--preset", help="Complete configuration to start from; default: by the shape.")
 @click.option("--shape", type=Shape(), help="Of one example, as 3,32,32, in place of DATA.")
 @click.option("--network", help="Network: unet, transformer, paper-unet, mlp.")
-@click.option("--batch-size", type=click.IntRange(1), help="Examples in one step, of all devices.")
+@click.option("--batch-size", type=click.IntRange(1), help="Examples in one step.")
 @accumulate_option
 @settings_option
 @click.option(
@@ -49,7 +48,6 @@ _SHARDINGS = {"replicated": "replicated", "node": "sharded in the node", "sharde
     type=click.Choice(HARDWARE),
     help="Devices to plan for; default: all of these.",
 )
-@click.option("--devices", type=click.IntRange(1), default=1, help="How many of them.")
 @click.option(
     "--steps",
     type=click.IntRange(1),
@@ -58,13 +56,6 @@ _SHARDINGS = {"replicated": "replicated", "node": "sharded in the node", "sharde
 )
 @precision_option
 @checkpointing_option
-@click.option(
-    "--sharding",
-    type=click.Choice(list(_SHARDINGS)),
-    default="replicated",
-    help="With several devices: each has the whole model, or a share of its weights, of the node's "
-    "or of all devices.",
-)
 @click.option("--measure", is_flag=True, help="Train a few steps here; compare with the plan.")
 @json_option
 @data_options
@@ -84,7 +75,7 @@ def command(
     sheets; energy is of the devices alone, at their rated power. With --measure, this machine is
     measured too.
 
-    Example: vdm plan --shape 3,64,64 --devices 8 --batch-size 512 --hardware h100
+    Example: vdm plan --shape 3,64,64 --batch-size 64 --hardware h100
     """
     from variational_diffusion.plan import plan
 
@@ -93,8 +84,7 @@ def command(
         model,
         training,
         hardware=names or HARDWARE,
-        sharding=_SHARDINGS[options["sharding"]],
-        **{name: options[name] for name in ("devices", "accumulate", "precision", "checkpointing")},
+        **{name: options[name] for name in ("accumulate", "precision", "checkpointing")},
         measure=measure,
         device=device,
         threads=threads,
@@ -141,13 +131,13 @@ def _print(found: Plan, options: dict[str, Any]) -> None:
     )
     columns = ["weights", "gradients", "optimizer", "average", "activations", "total"]
     print_table(
-        f"memory of one device by its batch, with {found.precision}",
+        f"memory by the batch of a pass, with {found.precision}",
         ["batch", *columns],
         [(str(row["batch"]), *(_size(row[name]) for name in columns)) for row in found.memory],
     )
     print_table(
-        f"{options['devices']} of each, {options['sharding']}, to {options['steps']:,} steps",
-        ["hardware", "memory", "fits", "steps/s", "images/s", "waiting", "hours", "kWh"],
+        f"one of each, to {options['steps']:,} steps",
+        ["hardware", "memory", "fits", "steps/s", "images/s", "hours", "kWh"],
         [
             (
                 name,
@@ -155,7 +145,6 @@ def _print(found: Plan, options: dict[str, Any]) -> None:
                 "yes" if row["fits"] else "no",
                 f"{row['steps_per_second']:.3g}",
                 f"{row['images_per_second']:.0f}",
-                f"{row['share_waiting']:.0%}",
                 f"{row['hours']:.1f}",
                 f"{row['kilowatt_hours']:.1f}",
             )

@@ -48,7 +48,17 @@ def as_batch(made: object) -> Batch:
 class Labels(nn.Module):
     """Classes by name, as one-hot vectors.
 
-    names: of the classes; label k is the k-th. shares: of the training examples that have them.
+    Args:
+        names: Of the classes; label k is the k-th.
+        shares: Of the training examples that have each label.
+
+    Raises:
+        InputError: For no class, a name that is there twice, and another number of shares.
+
+    Examples:
+        >>> labels = vd.Labels(["cat", "dog"], shares=[0.5, 0.5])
+        >>> labels.encode(labels.values(["dog", "cat"])).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
     """
 
     shares: Tensor
@@ -79,7 +89,12 @@ class Labels(nn.Module):
         return torch.tensor([self._number(name) for name in names])
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Integer[Tensor, " n"]:
-        """Draw n labels by their shares, on the CPU."""
+        """Draw labels by their shares, on the CPU.
+
+        Args:
+            n: Number of labels.
+            generator: None: torch's global one.
+        """
         return torch.multinomial(self.shares.cpu(), n, replacement=True, generator=generator)
 
     def _number(self, name: str) -> int:

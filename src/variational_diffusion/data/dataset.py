@@ -39,15 +39,16 @@ _SPREAD = 16
 class Dataset:
     """Three splits without a common example, and what was noticed on opening.
 
-    source: a name of `DATASETS`, `hf:NAME`, or an absolute path: opens the same data again from
-        anywhere.
-    splits: "train", "validation" and "test", none of them empty; each has its name.
-    notes: remarks of one line each, such as "12 damaged images skipped".
-    stream: the training examples of streamed data. Their split "train" is then a sample of them,
-        for what looks at the training data but does not train.
-    labels: names of the classes, of data that are conditioned on labels: value k of a condition is
-        the k-th.
-    config: how the data were read; None: as `source` says, with the defaults.
+    Attributes:
+        source: A name of `DATASETS`, `hf:NAME`, or an absolute path: opens the same data again from
+            anywhere.
+        splits: "train", "validation" and "test", none of them empty; each has its name.
+        notes: Remarks of one line each, such as "12 damaged images skipped".
+        stream: The training examples of streamed data. Their split "train" is then a sample of
+            them, for what looks at the training data but does not train.
+        labels: Names of the classes, of data that are conditioned on labels: value k of a condition
+            is the k-th.
+        config: How the data were read; None: as `source` says, with the defaults.
     """
 
     source: str
@@ -61,6 +62,10 @@ class Dataset:
         assert tuple(self.splits) == SPLITS
         named = {name: replace(split, name=name) for name, split in self.splits.items()}
         object.__setattr__(self, "splits", named)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
+        return f"Dataset('{self.source}': {parts} examples of {self.splits['train'].kind})"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -34,15 +34,15 @@ def in_memory(values: Any, **options: Any) -> Dataset:
     splits. Nothing of torch's global generator is used up.
 
     Args:
-        values: examples along the first axis of an array or tensor; a torch data set of tensors; or
+        values: Examples along the first axis of an array or tensor; a torch data set of tensors; or
             a loader, which yields batches of tensors and ends. A pair of arrays, a data set of
-            pairs and a loader of pairs hold conditions beside the examples.
-        options: levels, value_range, validation, test, split_seed, flip, crop and condition of
+            pairs and a loader of pairs hold conditions with the examples.
+        **options: levels, value_range, validation, test, split_seed, flip, crop and condition of
             `DataConfig`; a condition is "label", "vector" or "image" for the second of a pair.
 
     Raises:
-        InputError: for another option, for values that are not numbers or not finite, and for a
-            condition that does not stand beside the examples.
+        InputError: For another option, for values that are not numbers or not finite, and for a
+            condition without values for the examples.
     """
     config = validated(DataConfig, {"source": MEMORY, **options})
     for name in options.keys() - _OPTIONS - {"condition"}:

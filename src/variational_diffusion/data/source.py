@@ -109,13 +109,21 @@ class Drawn(NamedTuple):
 class Split:
     """Some of a source's examples, in a fixed order; what torch calls a map-style data set.
 
-    indices: the examples' numbers in the source, shape (n,).
-    augmentation: its crop is the middle of an example, but for `draw`, which is of the training.
-    conditions: what all examples of the source are conditioned on, shape (len(source), *value);
-        None: nothing that was read.
-    degradation: a name of `DEGRADATIONS`, for a condition that is made of the example.
-    name: "train", "validation" or "test"; "" for another choice of examples.
-    drawn: how the examples were drawn out of more by `sample`; None: they are all.
+    Attributes:
+        source: All examples.
+        indices: The examples' numbers in the source, shape (n,).
+        augmentation: Flips and crops; the crop is the middle of an example, but for `draw`, which
+            is of the training.
+        conditions: What all examples of the source are conditioned on, shape (len(source), *value);
+            None: nothing that was read.
+        degradation: A name of `DEGRADATIONS`, for a condition that is made of the example.
+        name: "train", "validation" or "test"; "" for another choice of examples.
+        drawn: How the examples were drawn out of more by `sample`; None: they are all.
+
+    Examples:
+        >>> split = vd.open_dataset("digits").splits["test"]
+        >>> split.sample(5).read().shape
+        (5, 1, 8, 8)
     """
 
     source: Source
@@ -156,7 +164,13 @@ class Split:
     def draw(self, positions: np.ndarray, seed: int, numbers: Sequence[int]) -> Batch:
         """Return a batch for training, as `batch`, with flips and crops.
 
-        numbers: of the examples in the stream of training examples; see `Augmentation.random`.
+        Args:
+            positions: Of the examples in the split.
+            seed: Of the flips and crops.
+            numbers: Of the examples in the stream of training examples; see `Augmentation.random`.
+
+        Returns:
+            Examples, with the values of their conditions if there are any.
         """
         augment = self.augmentation
         if augment is None:
@@ -184,7 +198,12 @@ class Split:
     def sample(self, n: int, seed: int = 0) -> Split:
         """Return n examples drawn at random, in the order that they have here; all if not more.
 
-        The seed fixes the draw, and a smaller draw of the same seed is part of a larger one.
+        Args:
+            n: Number of examples.
+            seed: Fixes the draw; a smaller draw of the same seed is part of a larger one.
+
+        Returns:
+            A split that knows what it was drawn from.
         """
         if n < 1:
             raise InputError(f"limit = {n}: at least one example is needed; give --limit 1 or more")
@@ -199,6 +218,15 @@ class Split:
     def positions(self) -> np.ndarray:
         """The number of each example among those it was drawn out of, shape (n,)."""
         return np.arange(len(self)) if self.drawn is None else self.drawn.positions
+
+    @property
+    def kind(self) -> str:
+        """What one example is: "1×8×8, 17 levels"."""
+        values = "real values" if self.levels is None else f"{self.levels} levels"
+        return f"{'×'.join(map(str, self.shape))}, {values}"
+
+    def __repr__(self) -> str:
+        return f"Split({self.description} of {self.kind})"
 
     @property
     def description(self) -> str:

@@ -78,10 +78,20 @@ TERMS = ("prior", "reconstruction", "diffusion")
 
 @dataclass(frozen=True)
 class ContinuousBound:
-    """The bound for infinitely many steps, with `draws` evaluations of the network an example.
+    """The bound for infinitely many steps (VDM eq. 17).
 
     The times of one example are spread evenly over [0, 1], and those of a batch are spread evenly
     between them, in random order, so more draws reduce the variance faster than their number.
+
+    Args:
+        draws: Evaluations of the network for each example, at least 1.
+
+    Raises:
+        InputError: For fewer.
+
+    Examples:
+        >>> vd.evaluate(run, estimator=vd.ContinuousBound(draws=4), limit=20, rounds=2).rounds
+        2
     """
 
     draws: int = 2
@@ -96,13 +106,24 @@ class ContinuousBound:
 
 @dataclass(frozen=True)
 class DiscreteBound:
-    """The bound of the model with T steps.
+    """The bound of the model with T steps (VDM eq. 14).
 
-    gammas: T + 1 values that fall from γ_1 to γ_0 of the model, see `grids`; anything else is an
-        `InputError`. The variance is then that of `vdm.reverse`.
-    draws: steps sampled for each example, evenly spread; None: every step once, an exact sum.
-    steps, grid, variance: T, a name of `grids.GRIDS` and one of `grids.VARIANCES`, in place of
-        `gammas`. What needs measured errors of the model is for the model of a run.
+    Args:
+        gammas: T + 1 values that fall from γ_1 to γ_0 of the model, see `grids`. The variance is
+            then that of `vdm.reverse`.
+        draws: Steps sampled for each example, evenly spread; None: every step once, an exact sum.
+        steps: T, in place of `gammas`.
+        grid: With `steps`, a name of `grids.GRIDS`.
+        variance: With `steps`, a name of `grids.VARIANCES`. A variance or grid by measured errors
+            needs the model of a run.
+
+    Raises:
+        InputError: For steps and gammas together or neither of them, for unknown names, and for a
+            grid of another model.
+
+    Examples:
+        >>> vd.evaluate(run, estimator=vd.DiscreteBound(steps=10), limit=20, rounds=2).estimator
+        'discrete'
     """
 
     gammas: Gammas | None = None
@@ -156,10 +177,22 @@ at 1e-4 and 0.0002 at 1e-5 (benchmarks/exact_likelihoods.py)."""
 class ODELikelihood:
     """The density by the probability-flow ODE at one draw of the dequantisation.
 
-    dequantisation: a name of `DEQUANTISATIONS`; None: truncated-normal for discrete data, none for
-        real-valued data.
-    probes: Rademacher probes of the divergence; None: the exact one, d backward passes a step.
-    tolerance: of the adaptive solver, in (0, 1e-4].
+    Args:
+        dequantisation: A name of `DEQUANTISATIONS`; None: truncated-normal for discrete data, none
+            for real-valued data.
+        probes: Rademacher probes of the divergence; None: the exact one, d backward passes a step.
+        tolerance: Of the adaptive solver, in (0, 1e-4].
+
+    Raises:
+        InputError: For an unknown dequantisation, fewer than one probe, and a looser tolerance.
+
+    Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
+    (2021), section 4.3.
+
+    Examples:
+        >>> r = vd.evaluate(run, estimator=vd.ODELikelihood(tolerance=1e-4), limit=2, rounds=1)
+        >>> sorted(r.terms)
+        ['dequantisation', 'ode']
     """
 
     dequantisation: str | None = None
@@ -196,9 +229,17 @@ class ODELikelihood:
     ) -> tuple[Float[Tensor, "estimates draws batch"], int, int]:
         """Return log p(z_0) p(x|z_0)/q(z_0|x) for draws of z_0; evaluations and failures.
 
-        estimates: one for each probe, unbiased and independent given the draws of z_0; one, and no
-        estimate, for the exact divergence. All draws of an example share its probes: the noise that
-        is the same for all of them cancels in their weights.
+        Args:
+            vdm: The model.
+            x: Examples, shape (batch, *shape).
+            draws: Number of draws of z_0. All draws of an example share its probes: the noise that
+                is the same for all of them cancels in their weights.
+            generator: Of the draws; None: torch's global one.
+
+        Returns:
+            The log weights, evaluations of the network and examples for which the solver gave up.
+            There is one estimate for each probe, unbiased and independent given the draws of z_0;
+            for the exact divergence there is one, without an error.
         """
         divergence = self._divergence(vdm, x, generator)
         weights, evaluations, failures = [], 0, 0

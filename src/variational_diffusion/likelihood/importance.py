@@ -47,10 +47,21 @@ LEAST_PROBES = 3
 
 @dataclass(frozen=True)
 class ImportanceWeighted:
-    """An upper bound on −log p(x) by K = `samples` draws of a dequantisation.
+    """An upper bound on −log p(x) by importance weights, tighter than `ODELikelihood`.
 
-    ode: with the exact divergence or three or more probes; None: the exact divergence up
-        to `EXACT_DIMENSIONS` entries, else `PROBES` probes.
+    Args:
+        samples: Draws K of the dequantisation.
+        ode: With the exact divergence or three or more probes; None: the exact divergence up to
+            `EXACT_DIMENSIONS` entries, else `PROBES` probes.
+
+    Raises:
+        InputError: For fewer than one sample, and for one or two probes.
+
+    Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders" (2016), eq. 8.
+
+    Examples:
+        >>> vd.ImportanceWeighted(samples=16).terms
+        ('importance',)
     """
 
     samples: int = 8

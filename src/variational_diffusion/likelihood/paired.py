@@ -148,9 +148,14 @@ class Pair:
 class Comparison:
     """Several models on the same examples, and every pair of them.
 
-    names: of the models. summaries: of each. pairs: each (i, j) with i < j, in that order. rounds:
-    of independent draws. bits: bits per dimension of every example, shape (models, examples), the
-    mean of the rounds. examples: what they are of. notes: what a reader has to know, one line each.
+    Attributes:
+        names: Of the models.
+        summaries: Of each model.
+        pairs: Each (i, j) with i < j, in that order.
+        rounds: Number of rounds of independent draws.
+        bits: Bits per dimension of every example, shape (models, examples), the mean of the rounds.
+        examples: The examples that the figures are of.
+        notes: What a reader has to know, one line each.
     """
 
     names: tuple[str, ...]
@@ -166,8 +171,9 @@ class Comparison:
         """What the examples are, as "297 test examples"."""
         return self.examples.description
 
+    @property
     def table(self) -> dict[str, np.ndarray]:
-        """Return columns by name, a row an example: its number and file, and bits of each model."""
+        """Columns by name, a row an example: its number and file, and bits of each model."""
         bits = zip(self.names, self.bits, strict=True)
         own = {"example": self.examples.positions, **file_column(self.examples)}
         return own | {name: column.numpy() for name, column in bits}

@@ -16,15 +16,21 @@ class Likelihood:
     """The likelihood of examples under a model, with its errors.
 
     Attributes:
-        summary: the figure with its errors and terms.
-        table: columns by name, a row for each example: "example", its number among those there are,
-            "file" where it has one, "bits_per_dim", the terms, and "error", the standard error by
-            the draws.
+        summary: The figure with its errors and terms.
+        table: Columns by name, a row for each example: "example", its number, "file" where it has
+            one, "bits_per_dim", the terms, and "error", the standard error by the draws.
         nats_per_example: −log p(x) of each example, shape (examples,).
-        estimator: its name in `ESTIMATORS`. examples: what they are, such as "297 test examples".
-        rounds: of independent draws. notes: what a reader has to know of the figure, a line each.
-        stopped: whether the work was ended before every example was reached.
-        about: what else there is to know, for `as_json`.
+        estimator: Its name in `ESTIMATORS`.
+        examples: What they are, such as "297 test examples".
+        rounds: Number of rounds of independent draws.
+        notes: What a reader has to know of the figure, a line each.
+        stopped: Whether the work was ended before every example was reached.
+        about: What else there is to know, for `as_json`.
+
+    Examples:
+        >>> text = str(vd.evaluate(run, limit=50, rounds=2))  # 1.702 ± 0.016 bits/dim (50 of …)
+        >>> text[text.index("bits") :]
+        'bits/dim (50 of 297 test examples, drawn with seed 0, bound, 4 draws)'
     """
 
     summary: Summary
@@ -70,5 +76,6 @@ class Likelihood:
         known = not math.isnan(self.standard_error)
         error = f" ± {self.standard_error:.3f}" if known else ""
         name = "bound" if self.estimator == "vlb" else self.estimator
-        draws = f"{self.summary.evaluations:g} evaluations"
+        drawn = self.summary.evaluations if name in ("bound", "discrete") else self.rounds
+        draws = f"{drawn:g} draw{'s' * (drawn != 1)}"
         return f"{self.bits_per_dim:.3f}{error} bits/dim ({self.examples}, {name}, {draws})"

@@ -134,9 +134,11 @@ def evaluate_rounds(
         estimates = _gathered(own, sizes, estimator, place, device)
         done.rounds.append(estimates)
         done.stopped = len(estimates) < len(sizes)
+        if done.stopped:
+            break
         state = done.summary, len(done.rounds)
-        if done.stopped or enough(*state, rounds, target_error, most_evaluations):
-            free = rounds is None and target_error is None and not done.stopped
+        if enough(*state, rounds, target_error, most_evaluations):
+            free = rounds is None and target_error is None
             done.spent = free and len(split) > 1 and not _precise(*state)
             break
     return done

@@ -48,15 +48,20 @@ LEAST_DEGREES = 8
 class Summary:
     """Mean bits per dimension of a set of examples.
 
-    standard_error: of `bits_per_dim` as a figure for the population that the examples were drawn
-        from; it covers their choice and the draws. NaN for one example.
-    draws_error: the part of it that is due to the draws: the standard error of `bits_per_dim` as a
-        figure for these examples. At most `standard_error`; NaN for one round.
-    degrees: of freedom of `draws_error`; 0 for one round. interval_degrees: of `standard_error`.
-    skewness: of the distribution of `bits_per_dim`, g/√n with g that of the examples; 0 for two
-        examples and fewer.
-    terms: that add up to `bits_per_dim`. evaluations: of the network for each example, in all.
-    failures: examples for which an adaptive solver gave up.
+    Attributes:
+        examples: Number of examples.
+        bits_per_dim: The mean.
+        standard_error: Of `bits_per_dim` as a figure for the population that the examples were
+            drawn from; it covers their choice and the draws. NaN for one example.
+        draws_error: The part of it that is due to the draws: the standard error of `bits_per_dim`
+            as a figure for these examples. At most `standard_error`; NaN for one round.
+        terms: That add up to `bits_per_dim`.
+        evaluations: Of the network for each example, in all.
+        degrees: Of freedom of `draws_error`; 0 for one round.
+        interval_degrees: Of freedom of `standard_error`.
+        skewness: Of the distribution of `bits_per_dim`, g/√n with g that of the examples; 0 for two
+            examples and fewer.
+        failures: Examples for which an adaptive solver gave up.
     """
 
     examples: int
@@ -93,9 +98,24 @@ class Summary:
 
 
 def summarize(*rounds: Iterable[Estimate], dimensions: int) -> Summary:
-    """Summarise estimates of d = `dimensions` entries each, in batches, from one round or more.
+    """Summarise estimates of examples as one figure, in bits per dimension, with its errors.
 
-    Every round holds the same examples in the same batches, estimated with other draws.
+    Args:
+        *rounds: Estimates of the same examples in the same batches, each round with other draws.
+        dimensions: Entries d of one example.
+
+    Returns:
+        The mean, its standard error, and the part of it that is due to the draws.
+
+    Raises:
+        InputError: For no examples, and for estimates that are not finite.
+
+    Examples:
+        >>> from variational_diffusion.likelihood import Estimate
+        >>> nats = torch.log(torch.tensor([4.0, 16.0]))
+        >>> s = vd.summarize([Estimate({"diffusion": nats})], dimensions=2)
+        >>> round(s.bits_per_dim, 4)
+        1.5
     """
     table = [list(estimates) for estimates in rounds]
     if not table or not table[0]:

@@ -21,11 +21,21 @@ from variational_diffusion.networks.layers import (
 class MLP(nn.Module):
     """A prediction of the shape of z from (z, γ), by residual blocks on the flattened array.
 
-    shape: of one example, any.
-    gamma_min, gamma_max: range that the embedding maps to [0, 1].
-    levels: number of levels of discrete data, whose lattice is then an input; None: real values.
-    width, blocks: size and number of the residual blocks.
-    conditioning_size: entries of an array to condition on, shape (batch, …).
+    Args:
+        shape: Of one example, any.
+        gamma_min: Lower end of the range that the embedding of γ covers.
+        gamma_max: Upper end of that range.
+        levels: Number of levels of discrete data, whose lattice is then an input; None: real
+            values.
+        width: Size of the residual blocks.
+        blocks: Number of residual blocks.
+        dropout: Probability of dropout in training, in [0, 1).
+        conditioning_size: Entries of an array to condition on, shape (batch, …).
+
+    Examples:
+        >>> network = vd.MLP((3,), width=16, blocks=2)
+        >>> network(torch.randn(5, 3), torch.zeros(5)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(

@@ -26,17 +26,29 @@ class PaperUNet(nn.Module):
     """ε̂(z, γ) at full resolution throughout, with skips from the way down to the way up.
 
     conv → `blocks` ResNet blocks → block, attention, block → `blocks` + 1 blocks on [h, skip] →
-    GroupNorm, SiLU, conv; ε̂ = net + z. Fourier features of z are appended to the input.
-    Parameters of the official release fit this network one by one.
+    GroupNorm, SiLU, conv; ε̂ = net + z. Fourier features of z are appended to the input. The
+    parameters of the official release fit this network one by one. Its conditioning is one number
+    an example, shape (batch, 1), or None.
 
-    shape: (channels, height, width), any.
-    gamma_min, gamma_max: range that the embedding maps to [0, 1].
-    width, blocks: 128 and 32 in the paper's CIFAR-10 model (30.5 M parameters).
-    groups: of every GroupNorm; by default 32, or a quarter of `width` where that is less.
-    fourier_exponents: n of the features sin, cos(2π 2^n z); they suit 256 levels.
-    conditioning: one number an example, shape (batch, 1), or None.
+    Args:
+        shape: (channels, height, width), any.
+        gamma_min: Lower end of the range that the embedding of γ covers.
+        gamma_max: Upper end of that range.
+        width: 128 in the paper's CIFAR-10 model (30.5 M parameters).
+        blocks: 32 in that model.
+        groups: Of every GroupNorm; None: 32, or a quarter of `width` where that is less.
+        dropout: Probability of dropout in training, in [0, 1).
+        fourier_exponents: n of the features sin, cos(2π 2^n z); they suit 256 levels.
+
+    Raises:
+        InputError: For another rank than that of images.
 
     Source: Kingma et al. (2021), appendix B; the official release's `ScoreUNet`.
+
+    Examples:
+        >>> network = vd.PaperUNet((1, 4, 4), width=8, blocks=1)
+        >>> network(torch.randn(2, 1, 4, 4), torch.zeros(2)).shape
+        torch.Size([2, 1, 4, 4])
     """
 
     def __init__(

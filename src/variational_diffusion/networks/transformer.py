@@ -31,18 +31,33 @@ class Transformer(nn.Module):
     and what comes back is joined with it in a second stage: the last bits of a pixel depend on the
     noise next to it, which no patch embedding carries.
 
-    shape: (channels, height, width), any; padded to whole patches inside.
-    gamma_min, gamma_max: range that the embedding maps to [0, 1].
-    levels: number of levels of discrete data, whose lattice is then an input; None: real values.
-    patch: side of a patch, in pixels.
-    width, depth, heads: size of a patch's vector, transformer blocks, attention heads.
-    channels, blocks: of the two stages at full resolution.
-    conditioning_size: length of a vector to condition on, shape (batch, conditioning_size).
-    conditioning_channels: of an image to condition on, of the examples' height and width; the
-        conditioning is one or the other.
+    Args:
+        shape: (channels, height, width), any; padded to whole patches inside.
+        gamma_min: Lower end of the range that the embedding of γ covers.
+        gamma_max: Upper end of that range.
+        levels: Number of levels of discrete data, whose lattice is then an input; None: real
+            values.
+        patch: Side of a patch, in pixels.
+        width: Size of a patch's vector.
+        depth: Number of transformer blocks.
+        heads: Attention heads; they divide `width`.
+        channels: Of the two stages at full resolution.
+        blocks: ResNet blocks of each of these stages.
+        dropout: Probability of dropout in training, in [0, 1).
+        conditioning_size: Length of a vector to condition on, shape (batch, conditioning_size).
+        conditioning_channels: Of an image to condition on, of the examples' height and width; the
+            conditioning is one or the other.
+
+    Raises:
+        InputError: For another rank than that of images.
 
     Source: Peebles and Xie, "Scalable Diffusion Models with Transformers" (2023): its adaLN-Zero
     blocks.
+
+    Examples:
+        >>> network = vd.Transformer((1, 8, 8), width=12, depth=1, channels=8)
+        >>> network(torch.randn(2, 1, 8, 8), torch.zeros(2)).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     def __init__(

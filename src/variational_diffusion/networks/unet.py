@@ -28,18 +28,30 @@ class UNet(nn.Module):
     """A prediction of the shape of z from (z, γ), computed at several resolutions.
 
     Every resolution has `blocks` ResNet blocks on the way down and on the way up, where the last
-    output of the same resolution is joined in. A step down halves height and width, rounded up,
-    so any size is allowed.
+    output of the same resolution is joined in. A step down halves height and width, rounded up, so
+    any size is allowed.
 
-    shape: (channels, height, width).
-    gamma_min, gamma_max: range that the embedding maps to [0, 1].
-    levels: number of levels of discrete data, whose lattice is then an input; None: real values.
-    widths: channels at each resolution, the full one first.
-    blocks: ResNet blocks at each resolution, each way.
-    attention: whether the lowest resolution ends in self-attention.
-    conditioning_size: length of a vector to condition on, shape (batch, conditioning_size).
-    conditioning_channels: of an image to condition on, of the examples' height and width; the
-        conditioning is one or the other.
+    Args:
+        shape: (channels, height, width).
+        gamma_min: Lower end of the range that the embedding of γ covers.
+        gamma_max: Upper end of that range.
+        levels: Number of levels of discrete data, whose lattice is then an input; None: real
+            values.
+        widths: Channels at each resolution, the full one first.
+        blocks: ResNet blocks at each resolution, each way.
+        attention: Whether the lowest resolution ends in self-attention.
+        dropout: Probability of dropout in training, in [0, 1).
+        conditioning_size: Length of a vector to condition on, shape (batch, conditioning_size).
+        conditioning_channels: Of an image to condition on, of the examples' height and width; the
+            conditioning is one or the other.
+
+    Raises:
+        InputError: For another rank than that of images.
+
+    Examples:
+        >>> network = vd.UNet((1, 8, 8), widths=(8, 16), levels=17)
+        >>> network(torch.randn(2, 1, 8, 8), torch.zeros(2)).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     def __init__(

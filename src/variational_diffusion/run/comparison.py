@@ -71,27 +71,36 @@ def compare(
     takes others. `vdm compare` gives the same figures.
 
     Args:
-        models: runs and models, and after them data, if they are given: as at `evaluate`. Models
+        *models: Runs and models, and after them data, if they are given: as at `evaluate`. Models
             without a run among them need them.
-        split: "train", "validation" or "test"; None: the test split, or all examples of the data.
-        limit: so many examples, drawn at random with seed 0; None: all.
-        estimator: as at `evaluate`, or one for each model.
-        draws: as at `evaluate`.
-        condition: "own": a model with conditions gets those of the examples, if they have any;
-            "none": −log p(x) without them.
-        weights: of the runs.
-        names: of the models; None: those of the runs' directories.
-        rounds, target_se: as at `evaluate`, for the errors of the differences.
-        batch_size, seed, progress, stopped: as at `evaluate`.
-        options: those of the estimator and of `Execution`, as at `evaluate`.
+        split: As at `evaluate`.
+        limit: As at `evaluate`.
+        estimator: As at `evaluate`, or one for each model.
+        draws: As at `evaluate`.
+        condition: As at `evaluate`.
+        weights: Of the runs, as at `evaluate`.
+        names: Of the models; None: those of the runs' directories.
+        rounds: As at `evaluate`, for the errors of the differences.
+        target_se: As at `evaluate`, for the errors of the differences.
+        batch_size: As at `evaluate`.
+        seed: As at `evaluate`.
+        progress: As at `evaluate`.
+        stopped: As at `evaluate`.
+        **options: As at `evaluate`.
 
     Returns:
-        A `Comparison`: `.difference` of two (bits per dimension of the second minus the first),
-        `.standard_error` and `.interval`; `.pairs` of more.
+        The difference of every pair, with its error and interval.
 
     Raises:
-        InputError: for what is not comparable: other shapes or levels, and test examples that are
-            not the same.
+        InputError: For models of other shapes or levels, and for runs whose test examples are not
+            the same.
+
+    Examples:
+        >>> trained, untrained = run.model(), vd.build(run.config.model).eval()
+        >>> x = vd.open_dataset("digits").splits["test"].sample(50)
+        >>> c = vd.compare(untrained, trained, x, rounds=2, names=["untrained", "trained"])
+        >>> c.difference < 0, c.interval[1] < 0  # training helped, beyond doubt
+        (True, True)
     """
     execution, options = execution_of(options)
     subjects, data = _parted(models)

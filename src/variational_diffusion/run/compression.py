@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from torch import Tensor
 
 from variational_diffusion.compression import ChainCoder, Container
 from variational_diffusion.compression.archive import COMPARED, check_new, classical_lengths, pack
@@ -34,7 +33,7 @@ from variational_diffusion.machine.progress import Listener
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import VarianceHead
 from variational_diffusion.run.directory import Run
-from variational_diffusion.run.examples import check_free, chosen_examples
+from variational_diffusion.run.examples import Data, check_free, chosen_examples
 from variational_diffusion.run.noise_errors import expected_errors, reverse_chain, widened
 from variational_diffusion.run.trained import Trained
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
@@ -46,20 +45,27 @@ GROUP = 10_000
 
 _KEPT = "kept"
 
-Compressible = str | Path | np.ndarray | Tensor | Split | Dataset
-
 
 @dataclass(frozen=True)
 class Compressed:
     """A file that `compress` wrote.
 
-    path: the file. bytes: its size. examples: what it holds, as `Split.as_json`. images, values:
-    how many. by_model: values that the model coded. beside_the_model: images that a classical coder
-    coded, because it took fewer bits.
-    bits_per_dim: of the file, for every value. bound: the bound of the chain of `steps` steps in
-    bits per dimension, for the images that the model coded. overhead: what the file has above that,
-    by cause, in bits per dimension. classical: bits per dimension of other coders by name, for the
-    first `compared` images. model: digest of the model that decodes it.
+    Attributes:
+        path: The file.
+        bytes: Its size.
+        examples: What it holds, as `Split.as_json`.
+        images: Number of images.
+        values: Number of values of all images.
+        by_model: Values that the model coded.
+        beside_the_model: Images that a classical coder coded, because it took fewer bits.
+        bits_per_dim: Of the file, for every value.
+        bound: Of the chain of `steps` steps, in bits per dimension, for the images that the model
+            coded.
+        steps: Steps T of the chain.
+        overhead: What the file has above the bound, by cause, in bits per dimension.
+        classical: Bits per dimension of other coders by name, for the first `compared` images.
+        compared: Number of those images.
+        model: Digest of the model that decodes the file.
     """
 
     path: Path
@@ -92,7 +98,7 @@ class Compressed:
 
 def compress(
     run: Run | str | Path,
-    data: Compressible | None,
+    data: Data | None,
     path: str | Path,
     *,
     split: str | None = None,
@@ -120,7 +126,7 @@ def compress(
             own data.
         path: The file to write; its name ends in .vdmz.
         split: Which of the run's own examples; None: the test examples.
-        limit: Only so many examples, drawn at random with seed 0.
+        limit: Number of examples, drawn at random with seed 0; None: all.
         steps: Steps T of the chain; None: the fewest whose diffusion loss is expected to be at most
             5 % above that of infinitely many.
         variance: Of the reverse steps, an entry of `grids.VARIANCES`; None: "predicted" where the
@@ -132,7 +138,7 @@ def compress(
         weights: "ema", "raw", or a name that `vdm ema` gave.
         device: "cpu", "cuda", "cuda:1", …; "auto": cuda if there is any.
         threads: CPU threads; None: as torch has them.
-        progress: True for a bar, or a callable that is given `Progress`.
+        progress: As at `evaluate`.
 
     Returns:
         Where the file is, its size, and where its bits went.
@@ -141,13 +147,14 @@ def compress(
         InputError: For a path that exists, a model of real values, and examples that the model
             cannot code or that would not come back as they are.
 
-    Example:
-        >>> import variational_diffusion as vd
-        >>> vd.compress("runs/first", "photos", "photos.txt")
-        Traceback (most recent call last):
-        ...
-        variational_diffusion.errors.InputError: out = 'photos.txt': the name of the file ends in \
-.vdmz; give --out FILE.vdmz
+    Examples:
+        >>> x = np.random.default_rng(0).integers(0, 17, (3, 1, 8, 8))
+        >>> c = vd.compress(run, x, "noise.vdmz", steps=5, variance="posterior")
+        >>> c.bytes == c.path.stat().st_size, c.images
+        (True, 3)
+        >>> back = vd.decompress(run, "noise.vdmz")
+        >>> bool((back == x).all())
+        True
     """
     path = Path(path)
     check_new(path)
@@ -243,15 +250,21 @@ def decompress(
         path: A new folder for single images, or a new .npy file; None: return an array.
         device: As at `compress`.
         threads: As at `compress`; a file of `fast` needs as many as it was made with.
-        progress: As at `compress`.
+        progress: As at `evaluate`.
 
     Returns:
         The path; without one, the array, with the type and the axes that it came from.
 
     Raises:
-        InputError: Where the run has not the model that the file needs, with what is missing; for
-            images of several sizes without a folder; and, after all others were written, where
+        InputError: Where the run does not have the model that the file needs, with what is missing;
+            for images of several sizes without a folder; and, after all others were written, where
             some are damaged.
+
+    Examples:
+        >>> vd.decompress(run, "missing.vdmz")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        variational_diffusion.errors.InputError: ...
     """
     run = run if isinstance(run, Run) else Run.open(run)
     execution = Execution(device, threads)
@@ -276,7 +289,7 @@ def decompress(
 
 
 def _originals(
-    run: Run, vdm: VDM, data: Compressible | None, split: str | None, limit: int | None
+    run: Run, vdm: VDM, data: Data | None, split: str | None, limit: int | None
 ) -> Originals:
     if data is None:
         return Originals(chosen_examples(run, None, split, limit, condition="none"))
@@ -352,7 +365,9 @@ def _needed(run: Run, container: Container, execution: Execution) -> VDM:
         trained = Trained.open(run, header.weights, execution)
         vdm = widened(trained, header.variance, measure=False)
     except InputError as error:
-        raise InputError(f"{error}; '{container.name}' needs that, or '{kept}'") from error
+        raise InputError(
+            f"'{container.name}' needs '{kept}', which is missing; without it: {error}"
+        ) from error
     if model_digest(vdm) != header.model:
         raise InputError(
             f"'{container.name}' was compressed by another model than the {header.weights} weights "

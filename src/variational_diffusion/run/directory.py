@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,11 +71,20 @@ _MADE_LATER = re.compile(r"ema-[\w.-]*\w", re.ASCII)
 
 
 class Run:
-    """A run directory that exists. Make one with `Run.start`, open one with `Run.open`.
+    """A run directory that exists. Make one with `train`, open one with `Run.open`.
 
-    network: what makes the network, of a run with one of one's own: its code is not in the
-    directory. data: what the run was trained on, where it is at hand; otherwise `config.data` says
-    how it is read.
+    Attributes:
+        path: Of the directory.
+        config: What the run is, as `config.json` says.
+        network: What makes the network, of a run with one of one's own: its code is not in the
+            directory.
+        data: What the run was trained on, where it is in memory; otherwise `config.data` says how
+            it is read.
+
+    Examples:
+        >>> run = vd.Run.open("runs/digits")
+        >>> run.config.model.shape, max(run.states())
+        ((1, 8, 8), 60)
     """
 
     def __init__(
@@ -96,12 +105,19 @@ class Run:
         """Open the run in a directory.
 
         Args:
-            path: of the directory.
-            network: the class or function that makes the network, or its import path, of a run
-                with a network of one's own. Nothing is imported that is not named here.
+            path: Of the directory.
+            network: The class or function that makes the network, or its import path, of a run with
+                a network of one's own. Nothing is imported that is not named here.
+
+        Returns:
+            The run; nothing but its configuration is read.
 
         Raises:
-            InputError: if there is no run, or its configuration is damaged.
+            InputError: If there is no run, or its configuration is damaged.
+
+        Examples:
+            >>> vd.Run.open("runs/digits")  # doctest: +ELLIPSIS
+            Run('runs/digits': ... of 1×8×8, data digits)
         """
         path = Path(path)
         own = imported(network) if isinstance(network, str) else network
@@ -128,8 +144,18 @@ class Run:
     ) -> Run:
         """Make a run directory, or open the one that is there if its configuration is the same.
 
-        The budget may differ, and stays as it is there. A run of another configuration is never
-        touched: `InputError` says which settings differ.
+        Args:
+            path: Of the directory.
+            config: What the run is. The budget may differ, and stays as it is there.
+            network: As at `open`.
+            data: What the run is trained on.
+
+        Returns:
+            The run.
+
+        Raises:
+            InputError: For a directory with a run of another configuration, which is never touched;
+                the message says which settings differ.
         """
         path = Path(path)
         if (path / "config.json").exists():
@@ -179,9 +205,12 @@ class Run:
     ) -> None:
         """Write the state of training and both sets of weights; drop old states.
 
-        position: in a stream of data, from `Batches.position`. keep: how many states stay.
-        place: of this process in a run whose state is sharded, where every process calls this and
-            writes what it holds; the weights are then left to `write_weights`.
+        Args:
+            state: Of training.
+            position: In a stream of data, from `Batches.position`.
+            keep: Number of states that stay, beside the one before the learning rate falls.
+            place: Of this process in a run whose state is sharded, where every process calls this
+                and writes what it holds; the weights are then left to `write_weights`.
         """
         tensors = _tensors_of(state)
         progress = _progress_of(state)
@@ -197,9 +226,16 @@ class Run:
             }
             write_tensors(self._state_path(state.step, place), own, header)
         if place is None or place.leads:
-            for step in self.states()[keep:]:
-                for path in self._parts(step):
-                    path.unlink(missing_ok=True)
+            self._forget_states({*self.states()[keep:]} - {state.before_tail})
+
+    def forget_states_after(self, step: int) -> None:
+        """Remove the states of later steps, which will be done again."""
+        self._forget_states({later for later in self.states() if later > step})
+
+    def _forget_states(self, steps: Iterable[int]) -> None:
+        for step in steps:
+            for path in self._parts(step):
+                path.unlink(missing_ok=True)
 
     def write_weights(self, state: TrainingState) -> None:
         """Write the weights and their average, each as one file.
@@ -210,7 +246,15 @@ class Run:
             self._write_whole(weights, module, _progress_of(state))
 
     def save_best(self, state: TrainingState, bits_per_dim: float) -> bool:
-        """Write the average as the best if it is; return whether it is. As `write_weights`."""
+        """Write the average as the best if it is, as `write_weights` does.
+
+        Args:
+            state: Of training.
+            bits_per_dim: Of its validation.
+
+        Returns:
+            Whether it is the best so far.
+        """
         before = read_metadata(self.path / _WEIGHT_FILES["best"]).get("bits_per_dim")
         if before is not None and float(before) <= bits_per_dim:
             return False
@@ -239,16 +283,25 @@ class Run:
         device: torch.device | str = "cpu",
         *,
         distribute: Callable[[VDM], object] | None = None,
+        step: int | None = None,
     ) -> Resumed | None:
         """Return the newest state of training that is not damaged; None if nothing was saved yet.
 
-        distribute: shards the weights of a model over the processes, in place.
-        Raises InputError when all states are damaged.
+        Args:
+            device: To put the model on.
+            distribute: Shards the weights of a model over the processes, in place.
+            step: None newer than of this one.
+
+        Returns:
+            The state, and the position in a stream of data.
+
+        Raises:
+            InputError: When all states are damaged.
         """
         damaged: list[str] = []
-        for step in self.states():
+        for saved in (saved for saved in self.states() if step is None or saved <= step):
             try:
-                state, position = self._state(step, device, distribute)
+                state, position = self._state(saved, device, distribute)
             except InputError as error:
                 damaged.append(str(error))
             else:
@@ -283,6 +336,7 @@ class Run:
             optimizer.load_state_dict({"state": values, "param_groups": groups})
         state.step, state.seconds = int(metadata["step"]), float(metadata["seconds"])
         state.skipped, state.rate = int(metadata["skipped"]), float(metadata["rate"])
+        state.before_tail = int(metadata.get("before_tail", "0"))
         state.average.updates = state.step
         power_averages = _without_prefix("power", tensors)
         if not power_averages:
@@ -308,9 +362,10 @@ class Run:
         return [path for (of, _), path in sorted(files.items()) if of == count]
 
     def load(self, weights: str = "ema") -> VDM:
-        """Return the trained model, in evaluation mode.
+        """Return the trained model, on the CPU and in evaluation mode.
 
-        weights: "ema", "raw", or the name that `save_weights` was given.
+        Args:
+            weights: "ema", "raw", or the name that `save_weights` was given.
         """
         path = self.weights_path(weights)
         if weights not in _WEIGHT_FILES and not path.exists():
@@ -333,7 +388,17 @@ class Run:
 
         Args:
             weights: "ema", "raw", "best" or another name.
-            execution: as at `evaluate`: device, precision, compile, channels_last.
+            **execution: As at `evaluate`: device, precision, compile, channels_last.
+
+        Returns:
+            The model, on the best device unless another is named.
+
+        Raises:
+            InputError: For weights that are not there.
+
+        Examples:
+            >>> run.model()  # doctest: +ELLIPSIS
+            VDM(... of 1×8×8, Adaptive, Discretized, ... parameters)
         """
         return self.load(weights).prepare(Execution(**execution))
 
@@ -353,22 +418,30 @@ class Run:
         """Draw samples; `vdm sample` draws the same.
 
         Args:
-            n: how many.
-            steps: of the sampler. sampler: a name of `SAMPLERS`; None: "sde-dpmpp-2m" for images,
-                "unipc" for vectors.
-            seed: of the draw; one seed gives the same samples.
-            label: class of the samples, or several that take turns; None: drawn by their shares of
+            n: Number of samples.
+            steps: Of the sampler.
+            seed: Of the draw; one seed gives the same samples.
+            sampler: A name of `SAMPLERS`; None: "sde-dpmpp-2m" for images, "unipc" for vectors.
+            label: Class of the samples, or several that take turns; None: drawn by their shares of
                 the training data.
-            guidance: weight of the condition; 1 is the model's own.
-            weights, progress: as at `evaluate`.
-            options: grid, variance, eta, stop_early, clip, condition, conditions,
+            guidance: Weight of the condition; 1 is the model's own.
+            weights: As at `evaluate`.
+            progress: As at `evaluate`.
+            **options: grid, variance, eta, stop_early, clip, condition, conditions,
                 guidance_interval, as the options of `vdm sample`; and those of `Execution`.
 
         Returns:
             Samples in the data's own domain, shape (n, *shape).
 
         Raises:
-            InputError: for what this model cannot be sampled by or given.
+            InputError: For a sampler or a condition that this model does not have.
+
+        Examples:
+            >>> x = run.sample(4, steps=5, seed=1)
+            >>> x.shape, bool((x >= 0).all() and (x < 17).all())
+            ((4, 1, 8, 8), True)
+            >>> bool((x == run.sample(4, steps=5, seed=1)).all())
+            True
         """
         from variational_diffusion.run.samples import sample_run  # noqa: PLC0415 (it imports this)
 
@@ -387,12 +460,24 @@ class Run:
 
     def __repr__(self) -> str:
         model = self.config.model
-        shape = "x".join(map(str, model.shape))
+        shape = "×".join(map(str, model.shape))
         network, data = model.network.name, self.config.data.source
         return f"Run('{self.path}': {network} of {shape}, data {data})"
 
     def save_weights(self, name: str, vdm: VDM, metadata: Mapping[str, str]) -> Path:
-        """Write weights under a name that begins with "ema-", for `load`; return the file."""
+        """Write weights under a name of one's own, for `load`.
+
+        Args:
+            name: Begins with "ema-".
+            vdm: The model.
+            metadata: Of the file.
+
+        Returns:
+            The file.
+
+        Raises:
+            InputError: For another name.
+        """
         path = self.weights_path(name)
         if name in _WEIGHT_FILES:
             raise InputError(f"name = '{name}' is what training writes; give a name as ema-{name}")
@@ -409,7 +494,12 @@ class Run:
         return self.path / _WEIGHT_FILES.get(weights, f"{weights}.safetensors")
 
     def save_errors(self, errors: NoiseErrors, weights: str = "ema") -> None:
-        """Write the measured errors of these weights, so that they need not be measured again."""
+        """Write the measured errors of these weights, so that they need not be measured again.
+
+        Args:
+            errors: From `grids.measured_errors` or a command.
+            weights: Their name.
+        """
         write_tensors(
             self.errors_path(weights),
             {"gamma": errors.gamma, "error": errors.error},
@@ -426,7 +516,12 @@ class Run:
         return None if found is None else NoiseErrors(found[0]["gamma"], found[0]["error"])
 
     def save_head(self, head: VarianceHead, weights: str = "ema") -> None:
-        """Write the head that predicts the errors of these weights; replaces an earlier one."""
+        """Write the head that predicts the errors of these weights; replaces an earlier one.
+
+        Args:
+            head: The trained head.
+            weights: Their name.
+        """
         (self.path / f"predictions-{weights}.safetensors").unlink(missing_ok=True)
         write_tensors(
             self.path / f"variance-{weights}.safetensors",
@@ -447,7 +542,13 @@ class Run:
     def save_predictions(
         self, errors: NoiseErrors, predicted: NoiseErrors, weights: str = "ema"
     ) -> None:
-        """Write the errors of these weights and what their head takes them to be."""
+        """Write the errors of these weights and the errors that their head predicts.
+
+        Args:
+            errors: Measured.
+            predicted: By the head.
+            weights: Their name.
+        """
         write_tensors(
             self.path / f"predictions-{weights}.safetensors",
             {"gamma": errors.gamma, "error": errors.error, "predicted": predicted.error},
@@ -527,6 +628,7 @@ def _progress_of(state: TrainingState) -> dict[str, str]:
         "seconds": repr(state.seconds),
         "skipped": str(state.skipped),
         "rate": repr(state.rate),
+        "before_tail": str(state.before_tail),
     }
 
 

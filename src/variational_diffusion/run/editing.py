@@ -50,9 +50,14 @@ Steps = Callable[[VDM, Tensor, torch.Generator], Iterator[Tensor]]
 class Edited:
     """Examples that were changed, in the data's own domain.
 
-    task: its name. results: shape (examples, results of each, *shape). before, after: what stands
-    to the left and to the right of them on a sheet, shape (examples, n, *shape): originals, and
-    what was hidden or measured of them. figures: numbers by name. levels: of the data.
+    Attributes:
+        task: Its name.
+        results: Shape (examples, results of each, *shape).
+        levels: Of the data; None for real values.
+        before: What stands to the left of the results on a sheet, shape (examples, n, *shape):
+            originals, and what was hidden or measured of them.
+        after: What stands to the right.
+        figures: Numbers by name.
     """
 
     task: str
@@ -108,21 +113,34 @@ def inpaint(
     Args:
         run: The run, or its directory.
         mask: What is painted anew: booleans of an example's shape, or the path of such an .npy file
-            or of a picture, of which it is what is white.
+            or of a picture, of which the white part is painted.
         data: What the command line calls DATA, an array, a tensor or a `Split`; None: the run's own
             test examples.
         steps: Steps of the chain.
         draws: Results for each example.
         repeats: Times that each step is done; see `editing.inpaint`.
         jump: Steps that are repeated together.
-        chosen: split, limit (8), seed, weights, device, threads, progress; and what the model is
+        **chosen: split, limit (8), seed, weights, device, threads, progress; and what the model is
             given: condition ("own" or "none"), label, conditions, guidance, guidance_interval.
 
     Returns:
         The results, which `Edited.write` writes as a sheet or an array.
 
     Raises:
-        InputError: For a mask of another size, and for what `examples_for` and `given_by` refuse.
+        InputError: For a mask of another size, and for examples and conditions that the model does
+            not take.
+
+    Source: Lugmayr et al., "RePaint" (2022), algorithm 1.
+
+    Examples:
+        >>> mask = np.zeros((1, 8, 8), bool)
+        >>> mask[:, :, 4:] = True
+        >>> edited = vd.inpaint(run, mask, limit=2, draws=3, steps=4, repeats=1)
+        >>> edited.results.shape
+        (2, 3, 1, 8, 8)
+        >>> original = run.data.splits["test"].sample(2).read()
+        >>> bool((edited.results[:, 0, :, :, :4] == original[:, :, :, :4]).all())
+        True
     """
     with _job("inpaint", run, **chosen) as job:
         hole = mask_of(mask, job.vdm.shape).to(job.device)
@@ -166,14 +184,19 @@ def restore(
         factor: Of "downsample": side of the squares.
         width: Of "blur": standard deviation in pixels.
         mask: Of "mask": what is not seen, as at `inpaint`.
-        chosen: As at `inpaint`.
+        **chosen: As at `inpaint`.
 
     Returns:
-        As `inpaint`, with the figure "residual": how far measurements of the results are from
-        those given, as a root of the mean square.
+        As `inpaint`, with the figure "residual": root-mean-square distance of the results'
+        measurements from those given.
 
     Raises:
         InputError: As `inpaint`, and for options that the measurement does not have.
+
+    Examples:
+        >>> edited = vd.restore(run, "downsample", factor=2, limit=2, draws=1, steps=4)
+        >>> edited.results.shape, sorted(edited.figures)
+        ((2, 1, 1, 8, 8), ['residual'])
     """
     with _job("restore", run, **chosen) as job:
         hole = None if mask is None else mask_of(mask, job.vdm.shape)
@@ -220,13 +243,17 @@ def vary(
         sampler: A name of `SAMPLERS`.
         steps: Steps of the whole chain; those below γ are taken.
         draws: Results for each example.
-        chosen: As at `inpaint`.
+        **chosen: As at `inpaint`.
 
     Returns:
         As `inpaint`.
 
     Raises:
         InputError: As `inpaint`, and for a γ that is not on the chain.
+
+    Examples:
+        >>> vd.vary(run, gamma=0.0, limit=2, draws=3, steps=8).results.shape
+        (2, 3, 1, 8, 8)
     """
     carry = named(sampler) if isinstance(sampler, str) else sampler
     with _job("vary", run, **chosen) as job:
@@ -256,7 +283,7 @@ def interpolate(
             fourth, and so on.
         between: Images between two.
         tolerance: Of the ODE's solver.
-        chosen: As at `inpaint`; a model with conditions goes without them unless label or
+        **chosen: As at `inpaint`; a model with conditions goes without them unless label or
             conditions are given.
 
     Returns:
@@ -265,6 +292,11 @@ def interpolate(
 
     Raises:
         InputError: As `inpaint`, and for fewer than two examples.
+
+    Examples:
+        >>> edited = vd.interpolate(run, limit=2, between=3, tolerance=1e-2)
+        >>> edited.results.shape
+        (1, 5, 1, 8, 8)
     """
     with _job("interpolate", run, **chosen) as job:
         x, given = job.examples(data, free=True)

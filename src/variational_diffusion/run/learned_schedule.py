@@ -38,11 +38,14 @@ class LearnedSchedule:
     """The noise schedule of a run's model, and what it makes of the loss.
 
     Attributes:
-        t, gamma: γ(t) at times from 0 to 1, arrays of one length.
-        profile: the loss m(γ) of the model.
-        measured: variances of the diffusion term's estimate, (bits/dim)², under the learned
+        t: Times from 0 to 1, an array.
+        gamma: γ(t) there.
+        profile: The loss m(γ) of the model.
+        measured: Variances of the diffusion term's estimate, (bits/dim)², under the learned
             schedule and others with the same end points, with errors and 95 % intervals.
-        examples: that it was measured on. vdm: the model. weights: their name.
+        examples: The examples that it was measured on.
+        vdm: The model.
+        weights: Their name.
     """
 
     t: np.ndarray
@@ -113,17 +116,26 @@ def schedule(
     `vdm schedule` gives the same figures.
 
     Args:
-        run: a run, or its directory.
-        data: as at `evaluate`; None: the run's own test examples.
-        evaluations: of the network, 2,000 or more.
-        split, limit, weights, seed, progress: as at `evaluate`.
-        execution: as at `evaluate`.
+        run: A run, or its directory.
+        data: As at `evaluate`; None: the run's own test examples.
+        evaluations: Of the network, 2,000 or more.
+        split: As at `evaluate`.
+        limit: As at `evaluate`.
+        weights: As at `evaluate`.
+        seed: As at `evaluate`.
+        progress: As at `evaluate`.
+        **execution: Those of `Execution`, as at `evaluate`.
 
     Returns:
-        A `LearnedSchedule`: `.gamma` over `.t`, `.profile`, `.variances`, `.plot(ax)`.
+        γ(t), the loss profile, and the variances of the bound's estimate.
 
     Raises:
-        InputError: as `evaluate`.
+        InputError: As `evaluate`.
+
+    Examples:
+        >>> s = vd.schedule(run, evaluations=2000)
+        >>> bool((np.diff(s.gamma) > 0).all()), s.variances.learned > 0
+        (True, True)
     """
     run = run if isinstance(run, Run) else Run.open(run)
     carried = Execution(**execution)

@@ -132,9 +132,13 @@ def measured_errors(
         return errors
     if not measure:
         path = run.errors_path(weights)
-        gone = f"'{path}' is missing" if not path.exists() else f"'{path}' is of other weights"
+        if path.exists():
+            raise InputError(
+                f"'{path}' holds errors of other weights than '{weights}' are now: the run was "
+                "trained on since"
+            )
         raise InputError(
-            f"{gone}: the measured errors of the {weights} weights; bring that file back"
+            f"'{path}' is missing, the measured errors of the {weights} weights; bring it back"
         )
     title = "measuring the model's errors"
     batches = to_measure(

@@ -45,23 +45,34 @@ def score(
     anomalous or more. `vdm score` gives the same figures.
 
     Args:
-        run: a run, or its directory.
-        data: as at `evaluate`; None: every example of the run's own data.
-        score: a name of `anomaly.SCORES`, of which the p-values are.
-        false_alarms: mark examples with p-values up to this rate (default 0.01).
-        fdr: mark by Benjamini and Hochberg instead, so that at most this share of the marked
+        run: A run, or its directory.
+        data: As at `evaluate`; None: every example of the run's own data.
+        score: A name of `anomaly.SCORES`: the score that the p-values are of.
+        false_alarms: Mark examples with p-values up to this rate (default 0.01).
+        fdr: Mark by Benjamini and Hochberg instead, so that at most this share of the marked
             examples is normal.
-        reference: so many validation examples of the run fit and calibrate the score; None: 1000,
-            or more where `false_alarms` takes more.
-        draws: evaluations of the network in each of 16 bands of γ.
-        split, limit, condition, weights, seed, progress: as at `evaluate`.
-        execution: as at `evaluate`.
+        reference: Number of validation examples of the run that fit and calibrate the score; None:
+            1000, or more where `false_alarms` needs more.
+        draws: Evaluations of the network in each of 16 bands of γ.
+        split: As at `evaluate`; None: all splits.
+        limit: As at `evaluate`.
+        condition: As at `evaluate`.
+        weights: As at `evaluate`.
+        seed: As at `evaluate`.
+        progress: As at `evaluate`.
+        **execution: Those of `Execution`, as at `evaluate`.
 
     Returns:
-        A `Scored`: `.score`, `.p_value`, `.marked`, `.names`, one entry an example; `.order`.
+        Scores, p-values and marks, one entry an example.
 
     Raises:
-        InputError: for an unknown score or rate, and for too few held-out examples.
+        InputError: For an unknown score or rate, and for too few held-out examples.
+
+    Examples:
+        >>> noise = np.random.default_rng(0).integers(0, 17, (5, 1, 8, 8))
+        >>> s = vd.score(run, noise, reference=100, draws=1)
+        >>> s.p_value.shape, bool((s.p_value > 0).all() and (s.p_value <= 1).all())
+        ((5,), True)
     """
     if false_alarms is not None and fdr is not None:
         raise InputError(f"false_alarms = {false_alarms:g}, fdr = {fdr:g}: give one of the two")

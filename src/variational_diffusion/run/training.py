@@ -48,7 +48,13 @@ from variational_diffusion.run.tracking import Tracking
 from variational_diffusion.training.loop import Means, Validation, follow, validate
 from variational_diffusion.training.overfit import OverfitCheck, overfit
 from variational_diffusion.training.sharding import recompute_activations, shard
-from variational_diffusion.training.steps import Engine, StepRecord, TrainingState, spent
+from variational_diffusion.training.steps import (
+    Engine,
+    StepRecord,
+    TrainingState,
+    spent,
+    tail_begins,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -99,33 +105,32 @@ def train(
     """Train a model and keep it in a directory, or go on with the run that is there.
 
     A run of the same configuration goes on from its last state; with a larger budget than it had,
-    it is extended. SIGINT (Ctrl-C) and SIGTERM end it after the step that is being done, which is
+    from the one before its learning rate fell, so that it ends as if it had had this budget from
+    the beginning. SIGINT (Ctrl-C) and SIGTERM end it after the step that is being done, which is
     saved, and raise KeyboardInterrupt; the same call goes on from there. For each step, validation
     and save as they come, see `training_events`.
 
     Args:
-        data: what the command line calls DATA (a name, `hf:NAME`, a path), a `Dataset`, or data in
-            memory: an array, a tensor, a torch data set of tensors, a loader of them; see
-            `in_memory`. None: the data of the run in `directory`.
-        directory: of the run.
-        progress: whether to show a bar; or what is called with a `Progress` now and then.
-        options: those of `training_events`: steps or minutes, preset, schedule, network,
+        data: What the command line calls DATA (a name, `hf:NAME`, a path), a `Dataset`, or data in
+            memory, as of `open_dataset`. None: the data of the run in `directory`.
+        directory: Of the run.
+        progress: True for a bar, or a callable that is given a `Progress`.
+        **options: Those of `training_events`: steps or minutes, preset, schedule, network,
             condition, seed, settings, device, threads, …
 
     Returns:
         The run, with its data attached as `Run.data`.
 
     Raises:
-        InputError: for settings that cannot be, for a directory with a run of another
+        InputError: For settings that cannot be, for a directory with a run of another
             configuration, and for a training that diverged twice.
-        KeyboardInterrupt: after a signal; what was trained is saved.
+        KeyboardInterrupt: After a signal; what was trained is saved.
 
-    Example:
-        >>> import tempfile, numpy as np, variational_diffusion as vd
+    Examples:
         >>> x = np.random.default_rng(0).normal(size=(200, 2))
-        >>> run = vd.train(x, tempfile.mkdtemp(), steps=2, progress=False)
-        >>> run.states()
-        [2]
+        >>> small = vd.train(x, "runs/small", steps=2, progress=False)
+        >>> max(small.states())
+        2
     """
     return finished(training_events(data, directory, **options), progress).run
 
@@ -169,32 +174,38 @@ def training_events(
     Several processes, started by torchrun or accelerate, all call this and share every batch.
 
     Args:
-        data, directory: as of `train`.
-        every: seconds of training between two validations, each followed by saving.
-        sheets_every: minutes of training between two sheets of samples, of images.
-        log_every: steps between two lines of `metrics.jsonl`.
-        keep: how many states stay.
-        accumulate: parts that a batch goes through the network in, to take less memory.
-        checkpointing: compute activations again in the backward pass, to take less memory.
+        data: As of `train`.
+        directory: As of `train`.
+        every: Seconds of training between two validations, each followed by saving.
+        sheets_every: Minutes of training between two sheets of samples, of images.
+        log_every: Steps between two lines of `metrics.jsonl`.
+        keep: Number of states that stay, beside the one before the learning rate falls.
+        accumulate: Parts that a batch goes through the network in, to take less memory.
+        checkpointing: Compute activations again in the backward pass, to take less memory.
         sharding: "replicated" or "sharded": whether each of several processes has the whole model.
-        workers: threads that read ahead.
-        track: names of trackers: "tensorboard", "wandb", "trackio", ….
-        device, threads, precision, compile, channels_last: as of `Execution`.
-        choices: those of `configuration`: what is trained, and for how long.
+        workers: Threads that read ahead.
+        track: Names of trackers: "tensorboard", "wandb", "trackio", ….
+        device: As of `Execution`.
+        threads: As of `Execution`.
+        precision: As of `Execution`.
+        compile: As of `Execution`.
+        channels_last: As of `Execution`.
+        **choices: Those of `configuration`: what is trained, and for how long.
 
     Yields:
         A `StepRecord` after each step, `Means` of those between two lines of the log, `Validation`,
         `Save`, `GoingBack` after divergence, and `End`.
 
     Raises:
-        InputError, KeyboardInterrupt: as `train`.
+        InputError: As `train`.
+        KeyboardInterrupt: As `train`.
 
-    Example:
-        >>> import tempfile, numpy as np, variational_diffusion as vd
+    Examples:
         >>> x = np.random.default_rng(0).normal(size=(200, 2))
-        >>> for event in vd.training_events(x, tempfile.mkdtemp(), steps=2):
+        >>> for event in vd.training_events(x, "runs/events", steps=2):
         ...     print(type(event).__name__)
         StepRecord
+        Save
         StepRecord
         Means
         Save
@@ -252,20 +263,26 @@ def configuration(
     """Return what `train` trains with these arguments; nothing is written.
 
     Args:
-        data, directory: as of `train`.
-        steps, minutes: the budget; neither: that of the run, and 10 minutes for a new one.
-        preset: a name of `PRESETS`; None: by the shape of the data.
-        schedule: a name of `SCHEDULES`.
-        network: a name of `NETWORKS`, a class or function of one's own (shape → module, see
+        data: As of `train`.
+        directory: As of `train`.
+        steps: The budget in steps.
+        minutes: The budget in minutes; without either, that of the run, and 10 minutes for a new
+            one.
+        preset: A name of `PRESETS`; None: by the shape of the data.
+        schedule: A name of `SCHEDULES`.
+        network: A name of `NETWORKS`, a class or function of one's own (shape → module, see
             docs/network.md), or its import path, as "mypackage.nets:Tiny".
-        seed: of weights, order, times and noise; 0 by default.
+        seed: Of weights, order, times and noise; 0 by default.
         settings: "section.field" → value of any other setting, as in {"training.batch_size": 64}.
-        config: a whole configuration, or a file of one (TOML, or JSON), in place of preset,
+        config: A whole configuration, or a file of one (TOML, or JSON), in place of preset,
             schedule, seed and settings.
-        options: how the data are read, as of `open_dataset`: condition, levels, resize, ….
+        **options: How the data are read, as of `open_dataset`: condition, levels, resize, ….
+
+    Returns:
+        The data set, the configuration, and what makes a network of one's own.
 
     Raises:
-        InputError: for what cannot be; the message names it and what is allowed.
+        InputError: For what cannot be; the message names it and what is allowed.
     """
     own = imported(network) if isinstance(network, str) and is_path(network) else network
     factory = None if isinstance(own, str) else own
@@ -349,16 +366,22 @@ def overfit_check(
     """See for at most a minute whether a model can learn 8 examples by heart; write nothing.
 
     Args:
-        data: as of `train`.
-        device, threads: as of `Execution`.
-        progress: as of `train`.
-        choices: those of `configuration`.
+        data: As of `train`.
+        device: As of `Execution`.
+        threads: As of `Execution`.
+        progress: As of `train`.
+        **choices: Those of `configuration`.
 
     Returns:
         What came of it: `OverfitCheck.passed`, and `causes` where it failed.
 
     Raises:
-        InputError: as `configuration`.
+        InputError: As `configuration`.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=(200, 2))
+        >>> vd.overfit_check(x, steps=5).steps
+        5
     """
     with Execution(device, threads).begun() as target:
         asked = configuration(data, **choices)
@@ -438,6 +461,7 @@ class _Training:
         if self.state.step and spent(self.state, self.config.training) >= 1:
             self._say(f"'{directory}' has done {self.state.step} steps, which is the budget")
         else:
+            self._leave_tail()
             self.run.set_budget(self.config.training)
 
     def events(self) -> Iterator[Event]:
@@ -474,7 +498,7 @@ class _Training:
         state.vdm.prepare(execution)
         graphs = execution.compile == "cuda-graphs"
         engine = Engine(bound=self._wrapped(), parts=self.parts, graphs=graphs)
-        progress = 1.0  # of a run that has no step left to do
+        tail, progress = tail_begins(self.config.training), spent(state, self.config.training)
         self.saved_step, drawn_at = state.step, state.seconds
         validation = self.dataset.splits["validation"]
         with stop_requested() as stopped:
@@ -489,8 +513,12 @@ class _Training:
                     log_every=self.log_every,
                     stopped=stopped,
                 ):
+                    due = isinstance(event, Validation)
                     if isinstance(event, StepRecord):
-                        self.position, progress = self.stream.position(), event.progress
+                        self.position, before = self.stream.position(), progress
+                        progress = event.progress
+                        if before < tail <= progress < 1:
+                            state.before_tail, due = state.step, True
                         averages.keep(self.run, state, last=progress >= 1)
                         if state.seconds - drawn_at > 60 * self.sheets_every:
                             write_sheet(self.run, state, self.tracking, validation)
@@ -502,7 +530,7 @@ class _Training:
                         bits = event.summary.bits_per_dim
                         self._say(f"step {event.step}: validation {bits:.3f} bits/dim")
                     yield event
-                    if isinstance(event, Validation):
+                    if due:
                         yield self._save()
             except DivergedError:
                 raise  # what comes before a number that is not finite is no good either
@@ -519,8 +547,8 @@ class _Training:
     def _distribute(self) -> Callable[[Any], object] | None:
         return shard if self.sharded else None
 
-    def _resumed(self) -> TrainingState | None:
-        resumed = self.run.resume(self.device, distribute=self._distribute)
+    def _resumed(self, step: int | None = None) -> TrainingState | None:
+        resumed = self.run.resume(self.device, distribute=self._distribute, step=step)
         self.position = {}
         if resumed is None:
             return None
@@ -528,6 +556,25 @@ class _Training:
             self._say(f"{line}; going on from step {resumed.state.step}")
         self.position = resumed.position
         return resumed.state
+
+    def _leave_tail(self) -> None:
+        """Where the budget has grown, take the state from before the fall of the learning rate.
+
+        What a small rate settles does not come loose again: a run that goes on from its end is
+        behind one that had the larger budget from the beginning (experiments/LOG.md).
+        """
+        state, step = self.state, self.state.before_tail
+        grown = spent(state, self.config.training) < spent(state, self.run.config.training)
+        if not grown or not 0 < step < state.step or step not in self.run.states():
+            return
+        again = self._resumed(step)
+        assert again is not None
+        self._say(f"the budget has grown: going on from step {again.step}, before the rates fell")
+        if self.place.leads:
+            self.run.forget_states_after(again.step)
+        wait_for_all()
+        again.before_tail = 0
+        self.state = again
 
     def _wrapped(self) -> Any:
         if self.checkpointing:

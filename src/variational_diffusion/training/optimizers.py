@@ -28,7 +28,20 @@ class Muon(torch.optim.Optimizer):
     instructions for it does 20 times more slowly than float32 (experiments/LOG.md), and torch's
     takes no convolution kernels.
 
+    Args:
+        params: As of torch's optimizers.
+        lr: Learning rate.
+        momentum: In [0, 1).
+        weight_decay: Share of the weights, times `lr`, that a step takes off.
+
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
+
+    Examples:
+        >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
+        >>> (weight * torch.tensor([[3.0, 0.0], [0.0, 1.0]])).sum().backward()
+        >>> vd.Muon([weight], lr=0.1).step()
+        >>> torch.allclose(weight, -0.1 * torch.eye(2), atol=0.04)
+        True
     """
 
     def __init__(

@@ -33,10 +33,14 @@ _UNMOVED = 0.02
 
 @dataclass(frozen=True)
 class OverfitCheck:
-    """What became of it.
+    """What became of learning some examples by heart.
 
-    first, last: the bound of the examples, in bits per dimension, before and after `steps` of
-    training. causes: what may be wrong, most likely first; none if the check passed.
+    Attributes:
+        first: The bound of the examples, in bits per dimension, before training.
+        last: The same after training.
+        steps: Number of steps.
+        seconds: Spent in them.
+        causes: What may be wrong, most likely first; none if the check passed.
     """
 
     first: Summary

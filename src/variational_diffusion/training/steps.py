@@ -43,6 +43,7 @@ from variational_diffusion.weightings import weighting_named
 Function = Callable[..., Sequence[Tensor]]
 
 _PATIENCE = 10  # steps in a row that are not finite
+_HALF = 0.5
 _MATRIX_SIDE = 8
 
 
@@ -50,11 +51,19 @@ _MATRIX_SIDE = 8
 class TrainingState:
     """A model in training. `fit` changes it in place.
 
-    step: number of steps done. seconds: spent in them. skipped: steps among them whose numbers were
-    not finite, and which changed nothing. rate: what all learning rates are multiplied by; a run
-    that went back to a checkpoint goes on with less than one. power_averages: None
-    where the configuration does not ask for them, and in a run that was begun without them. whole:
-    False while a step changes it, so that what is cut short there is not saved.
+    Attributes:
+        vdm: The model.
+        average: Its weights averaged over the steps.
+        optimizers: By the name of what they train.
+        step: Number of steps done.
+        seconds: Spent in them.
+        skipped: Steps among them whose numbers were not finite, and which changed nothing.
+        rate: What all learning rates are multiplied by; a run that went back to an earlier state
+            goes on with less than one.
+        power_averages: None where the configuration does not ask for them, and in a run that was
+            begun without them.
+        before_tail: The step after which the learning rate was about to fall, 0 before it.
+        whole: False while a step changes it, so that what is cut short there is not saved.
     """
 
     vdm: VDM
@@ -65,6 +74,7 @@ class TrainingState:
     skipped: int = 0
     rate: float = 1.0
     power_averages: PowerAverages | None = None
+    before_tail: int = 0
     whole: bool = True
 
     @classmethod
@@ -77,7 +87,13 @@ class TrainingState:
     ) -> TrainingState:
         """Return the state before the first step.
 
-        distribute: shards the weights of a model over the processes, in place.
+        Args:
+            vdm: The model, which `fit` trains in place.
+            config: The settings of its optimizers and averages.
+            distribute: Shards the weights of a model over the processes, in place.
+
+        Returns:
+            The state, with new optimizers.
         """
         average = ExponentialAverage(vdm, config.ema_decay)
         if distribute is not None:
@@ -95,10 +111,15 @@ class TrainingState:
 class StepRecord:
     """One step of training.
 
-    step: its number, from 1. bound: of this process's examples, in nats, detached. bits_per_dim:
-    its mean. gradient_norm: of the network, before clipping. learning_rate: of the network.
-    progress: share of the budget that is spent after it. seconds: of training so far. skipped:
-    whether its numbers were not finite.
+    Attributes:
+        step: Its number, from 1.
+        bound: Of this process's examples, in nats, detached.
+        bits_per_dim: The mean of the bound.
+        gradient_norm: Of the network, before clipping.
+        learning_rate: Of the network.
+        progress: Share of the budget that is spent after it.
+        seconds: Of training so far.
+        skipped: Whether its numbers were not finite.
     """
 
     step: int
@@ -140,16 +161,33 @@ def fit(
     With a `weighting` in the configuration, its diffusion loss is weighted in all gradients but
     those of the end points; the records are of the bound itself.
 
-    The schedule learns as described at `objective.diffusion`, its end points with a small price on
-    the range of γ. A step whose bound or gradient is not finite leaves the weights as they are.
+    The schedule learns as described at `objective.diffusion`, its end points with a small penalty
+    on the range of γ. A step whose bound or gradient is not finite leaves the weights as they are.
     With several processes, all of them call this and get the records of the same steps.
 
-    batches: the data from batch number `state.step` on: this process's rows of each, of shape
-        (batch / processes, *shape), in a pair with the values of their conditions where
-        `vdm.condition` takes them. A loader that ends is begun again.
-    stopped: asked after every step; where it is true in any process, this step is the last.
-    Raises DivergedError after ten steps in a row that were skipped, and InputError for batches that
-    have ended and cannot be begun again, and for conditions that the model does not take.
+    Args:
+        state: What `TrainingState.start` returned; changed in place.
+        batches: The data from batch number `state.step` on: this process's rows of each, of shape
+            (batch / processes, *shape), in a pair with the values of their conditions where
+            `vdm.condition` takes them. A loader that ends is begun again.
+        config: How the model is trained, and for how long.
+        engine: How the arithmetic of a step is carried out.
+        stopped: Asked after every step; where it is true in any process, this step is the last.
+
+    Yields:
+        A record after each step.
+
+    Raises:
+        DivergedError: After ten steps in a row that were skipped.
+        InputError: For batches that have ended and cannot be begun again, and for conditions that
+            the model does not take.
+
+    Examples:
+        >>> vdm = vd.VDM(vd.MLP((2,), width=16), vd.Monotone(), vd.Gaussian(), shape=(2,))
+        >>> config = vd.TrainingConfig(steps=3)
+        >>> state = vd.TrainingState.start(vdm, config)
+        >>> [record.step for record in vd.fit(state, [torch.randn(32, 2)], config)]
+        [1, 2, 3]
     """
     place = here()
     step = _Step(state, config, engine, place)
@@ -157,10 +195,9 @@ def fit(
     paused = 0.0
     in_a_row = 0
 
-    for batch in _without_end(batches):
-        progress = spent(state, config)
-        if progress >= 1:
-            return
+    stream = _without_end(batches)
+    while (progress := spent(state, config)) < 1:
+        batch = next(stream)
         factor = state.rate * learning_rate_factor(state.step, progress, config)
         _set_rates(state.optimizers.values(), factor)
         if not state.vdm.training:
@@ -401,6 +438,15 @@ def learning_rate_factor(step: int, progress: float, config: TrainingConfig) -> 
     if progress <= config.decay_from:
         return rise
     return rise * max(0.0, 1 - progress) / (1 - config.decay_from)
+
+
+def tail_begins(config: TrainingConfig) -> float:
+    """Return the share of the budget from which on the learning rate is in its tail.
+
+    A run with a larger budget goes on from there. It is where the rate begins to fall, and half of
+    the budget where it falls from earlier on.
+    """
+    return max(_HALF, config.decay_from)
 
 
 def _diagnosis(state: TrainingState, config: TrainingConfig, numbers: list[float]) -> str:

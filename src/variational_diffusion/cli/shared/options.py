@@ -17,6 +17,7 @@ from variational_diffusion.errors import InputError
 if TYPE_CHECKING:
     from variational_diffusion.config import DataConfig
     from variational_diffusion.machine.distributed import Place
+    from variational_diffusion.run.directory import Run
 
 COMPILE_MODES = ("off", "default", "cuda-graphs")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -31,6 +32,8 @@ DEGRADATIONS = (
     "hidden-anywhere",
 )
 """As in `machine.execution` and `data.beside`, which import torch; a test compares them."""
+
+_NETWORK = "variational_diffusion.network"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -282,12 +285,26 @@ def joined(device: str) -> Iterator[Place]:
 
 
 def weights_option(command: Command) -> Command:
-    """Add --weights."""
+    """Add --weights, and --network for runs with one's own: `open_run` acts on it."""
+    network = click.option(
+        "--network",
+        metavar="MODULE:NAME",
+        expose_value=False,
+        callback=lambda context, _, value: context.meta.__setitem__(_NETWORK, value),
+        help="Import the network of the run from here, if it is one's own.",
+    )
     return click.option(
         "--weights",
         default="ema",
         help="ema: averaged weights (default); raw: the last ones; or what vdm ema made.",
-    )(command)
+    )(network(command))
+
+
+def open_run(path: str) -> Run:
+    """Open the run of a command, with the network of --network."""
+    from variational_diffusion.run.directory import Run
+
+    return Run.open(path, network=click.get_current_context().meta.get(_NETWORK))
 
 
 def command_line(command: str, left_out: Collection[str]) -> str:
