@@ -7,12 +7,18 @@ from typing import Any
 import click
 
 from variational_diffusion.cli.shared.console import print_json, shown
-from variational_diffusion.cli.shared.options import device_options, json_option
+from variational_diffusion.cli.shared.options import (
+    device_options,
+    json_option,
+    network_option,
+    open_run,
+)
 
 
 @click.command()
 @click.argument("run")
 @click.argument("file")
+@network_option
 @click.option("--out", required=True, help="A new folder for single images, or an .npy file.")
 @json_option
 @device_options
@@ -26,7 +32,7 @@ def command(run: str, file: str, out: str, as_json: bool, **execution: Any) -> N
     """
     from variational_diffusion.run.compression import decompress
 
-    written = decompress(run, file, out, progress=shown, **execution)
+    written = decompress(open_run(run), file, out, progress=shown, **execution)
     if as_json:
         print_json({"out": str(written)})
     else:

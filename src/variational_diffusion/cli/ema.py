@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from variational_diffusion.cli.shared.console import print_json, print_table, shown
-from variational_diffusion.cli.shared.options import device_options, json_option, seed_option
+from variational_diffusion.cli.shared.options import (
+    device_options,
+    json_option,
+    network_option,
+    open_run,
+    seed_option,
+)
 from variational_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +45,7 @@ class Widths(click.ParamType):
 @click.option("--data", help="Examples to compare them on; default: those of the run.")
 @click.option("--limit", type=click.IntRange(2), default=1000, help="How many (default 1000).")
 @click.option("--draws", type=click.IntRange(1), default=4, help="Of the bound (default 4).")
+@network_option
 @seed_option("the draws")
 @json_option
 @device_options
@@ -60,7 +67,7 @@ def command(
     from variational_diffusion.run import averages
 
     if width is not None:
-        made = averages.write_average(run, width, out)
+        made = averages.write_average(open_run(run), width, out)
         if as_json:
             print_json(made.as_json())
             return
@@ -70,7 +77,7 @@ def command(
         return
     if out is not None:
         raise InputError(f"out = '{out}' goes with --width; give --width 0.07 --out {out}")
-    found = averages.compare_widths(run, widths, progress=shown, **options)
+    found = averages.compare_widths(open_run(run), widths, progress=shown, **options)
     if as_json:
         print_json(found.as_json())
         return
