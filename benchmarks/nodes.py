@@ -3,9 +3,9 @@
     python benchmarks/nodes.py [--hardware h100] [--no-write]
 
 Operations and memory of a step are counted (`variational_diffusion.plan`), rates and bandwidths are
-those of `HARDWARE`, exchanges are the closed forms of `plan.collectives`. Once with the same batch
-on every device however many there are, once with the same batch on all together, in bfloat16. The
-tables go into docs/scaling.md between its marks, the figure beside it.
+those of `HARDWARE` and of cluster.py, which has the closed forms of exchanges as well. Once with
+the same batch on every device however many there are, once with the same batch on all together, in
+bfloat16. The tables go into docs/scaling.md between its marks, the figure beside it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from cluster import CLUSTERS, Blocks, Cluster, Simulated, blocks_of, recommended
 from common import markdown
 from matplotlib.figure import Figure
 
-from variational_diffusion.config import Component
-from variational_diffusion.plan import HARDWARE, Estimate, Footprint, Hardware, footprint
-from variational_diffusion.plan.estimates import recommended
+from variational_diffusion.config import Component, ModelConfig, TrainingConfig
+from variational_diffusion.plan import Footprint, footprint
 from variational_diffusion.presets import parts
 from variational_diffusion.report.figures import save_figure
 
@@ -49,18 +49,22 @@ class Case:
     each: int
     together: int
 
+    def configured(self) -> tuple[ModelConfig, TrainingConfig]:
+        return parts(
+            self.shape,
+            256,
+            Component(name="discretized", options={"levels": 256}),
+            preset=self.preset,
+            settings={"training.steps": 1, **self.settings},
+        )
+
 
 @cache
-def step_of(case: Case, batch: int) -> Footprint:
+def step_of(case: Case, batch: int) -> tuple[Footprint, Blocks]:
     """Return what a step of a case takes in one device; counted once for each batch."""
-    model, training = parts(
-        case.shape,
-        256,
-        Component(name="discretized", options={"levels": 256}),
-        preset=case.preset,
-        settings={"training.steps": 1, **case.settings},
-    )
-    return footprint(model, training, batch, precision="bfloat16", on_cpu=False)
+    model, training = case.configured()
+    step = footprint(model, training, batch, precision="bfloat16", on_cpu=False)
+    return step, blocks_of(model)
 
 
 CASES = [
@@ -71,27 +75,27 @@ CASES = [
 ]
 
 
-def simulated(case: Case, hardware: Hardware) -> list[tuple[Estimate, Estimate]]:
+def simulated(case: Case, cluster: Cluster) -> list[tuple[Simulated, Simulated]]:
     """Return the best estimates for every number of devices: the batch of each or of all fixed."""
     found = []
     for devices in DEVICES:
-        grown = recommended(step_of(case, case.each), hardware, devices=devices)
+        grown = recommended(*step_of(case, case.each), cluster, devices=devices)
         # a device takes what it has room for at once, in as many passes as that needs
         share = case.together // devices
         size = min(share, case.each)
-        fixed = recommended(step_of(case, size), hardware, devices=devices, passes=share // size)
+        fixed = recommended(*step_of(case, size), cluster, devices=devices, passes=share // size)
         found.append((grown, fixed))
     return found
 
 
-def efficiency(found: Sequence[Estimate]) -> list[float | None]:
+def efficiency(found: Sequence[Simulated]) -> list[float | None]:
     """Return the speed of a device, relative to that on the fewest devices on which it fits."""
     first = next(estimate for estimate in found if estimate.fits)
     rate = first.images_per_second / first.devices
     return [e.images_per_second / e.devices / rate if e.fits else None for e in found]
 
 
-def table(case: Case, found: list[tuple[Estimate, Estimate]]) -> str:
+def table(case: Case, found: list[tuple[Simulated, Simulated]]) -> str:
     grown, fixed = zip(*found, strict=True)
     rows: list[list[object]] = []
     for one, one_share, other, other_share in zip(
@@ -101,14 +105,14 @@ def table(case: Case, found: list[tuple[Estimate, Estimate]]) -> str:
             [
                 one.devices,
                 *_cells(one, one_share),
-                f"{one.memory.total / 2**30:.1f}",
+                f"{one.memory / 2**30:.1f}",
                 f"{other.passes} × {other.batch}",
                 *_cells(other, other_share),
             ]
         )
     header = ["devices", f"ms, {case.each} images each", "efficiency", "sharding", "GiB a device"]
     header += [f"{case.together} images in all", "ms", "efficiency", "sharding"]
-    step = step_of(case, case.each)
+    step, _ = step_of(case, case.each)
     title = (
         f"**{case.name}**: {step.parameters / 1e6:,.1f} M parameters, "
         f"{step.training_flops / 1e9:,.0f} GFLOP an image"
@@ -116,13 +120,13 @@ def table(case: Case, found: list[tuple[Estimate, Estimate]]) -> str:
     return f"{title}\n\n{markdown(header, rows)}"
 
 
-def _cells(estimate: Estimate, share: float | None) -> list[str]:
+def _cells(estimate: Simulated, share: float | None) -> list[str]:
     if share is None:
         return ["", "", "does not fit"]
     return [f"{1000 * estimate.seconds:.1f}", f"{share:.0%}", estimate.sharding]
 
 
-def draw(found: dict[str, list[tuple[Estimate, Estimate]]], path: Path) -> None:
+def draw(found: dict[str, list[tuple[Simulated, Simulated]]], path: Path) -> None:
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for case in CASES:
@@ -145,11 +149,11 @@ def draw(found: dict[str, list[tuple[Estimate, Estimate]]], path: Path) -> None:
 
 
 @click.command()
-@click.option("--hardware", "name", type=click.Choice(list(HARDWARE)), default="h100")
+@click.option("--hardware", "name", type=click.Choice(list(CLUSTERS)), default="h100")
 @click.option("--write/--no-write", default=True, help="Write into docs/scaling.md.")
 def main(name: str, write: bool) -> None:
     """Simulate all cases on one kind of hardware."""
-    found = {case.name: simulated(case, HARDWARE[name]) for case in CASES}
+    found = {case.name: simulated(case, CLUSTERS[name]) for case in CASES}
     text = "\n\n".join(table(case, found[case.name]) for case in CASES)
     print(text)
     if write:

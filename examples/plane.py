@@ -12,6 +12,7 @@ of a million of them.
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 
 import click
@@ -19,16 +20,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from variational_diffusion import TrainingState, build, evaluate, fit
-from variational_diffusion.cli.shared.console import Meter
-from variational_diffusion.config import DataConfig
-from variational_diffusion.data import Dataset
-from variational_diffusion.data.arrays import ArraySource
-from variational_diffusion.data.loader import training_batches
-from variational_diffusion.data.splits import random_splits
-from variational_diffusion.likelihood import ODELikelihood
-from variational_diffusion.model import VDM
-from variational_diffusion.presets import configure
+import variational_diffusion as vd
+from variational_diffusion.likelihood import evaluate
 from variational_diffusion.report.figures import save_figure
 
 HALF = 5.0
@@ -54,11 +47,11 @@ def checkerboard(n: int, rng: np.random.Generator) -> np.ndarray:
 SHAPES = {"swirl": swirl, "checkerboard": checkerboard}
 
 
-def density(vdm: VDM, points: int) -> np.ndarray:
+def density(vdm: vd.VDM, points: int) -> np.ndarray:
     """Return the density at the middles of points × points cells, rows from the lowest."""
     axis = (torch.arange(points) + 0.5) / points * 2 * HALF - HALF
     grid = torch.cartesian_prod(axis, axis).flip(1)
-    flow = ODELikelihood(probes=None, tolerance=1e-4)
+    flow = vd.ODELikelihood(probes=None, tolerance=1e-4)
     parts = evaluate(vdm, grid.split(4096), flow)
     log_p = -torch.cat([part.total for part in parts])
     return log_p.exp().reshape(points, points).numpy()
@@ -72,15 +65,9 @@ def density(vdm: VDM, points: int) -> np.ndarray:
 def main(shape: str, minutes: float, points: int, out: Path) -> None:
     """Train on SHAPE and draw."""
     rng = np.random.default_rng(0)
-    source = ArraySource(SHAPES[shape](50_000, rng).astype(np.float32), shape)
-    dataset = Dataset(shape, random_splits(source, validation=0.1, seed=0, test=0.1))
-    config = configure(DataConfig(source=shape), dataset, settings={"training.minutes": minutes})
-    state = TrainingState.start(build(config.model), config.training)
-    stream = training_batches(dataset.splits["train"], config.training.batch_size, seed=0)
-    with Meter("training", "steps") as meter:
-        for record in fit(state, stream, config.training):
-            meter.update(record.progress, record.step, lambda: "")
-    vdm = state.average.module
+    points_of_it = SHAPES[shape](50_000, rng).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        vdm = vd.train(points_of_it, folder, minutes=minutes).model()
 
     model = density(vdm, points)
     cell = (2 * HALF / points) ** 2

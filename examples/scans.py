@@ -13,16 +13,10 @@ from pathlib import Path
 
 import click
 import numpy as np
-import torch
 from PIL import Image
 
-from variational_diffusion import TrainingState, build, evaluate, fit, open_dataset, summarize
-from variational_diffusion.cli.shared.console import Meter
+import variational_diffusion as vd
 from variational_diffusion.compression.baselines import code_lengths
-from variational_diffusion.config import DataConfig
-from variational_diffusion.data.loader import training_batches
-from variational_diffusion.likelihood import ContinuousBound
-from variational_diffusion.presets import configure
 
 LEVELS = 4096
 
@@ -58,39 +52,23 @@ def main(out: Path, count: int, size: int, minutes: float) -> None:
     for i, scan in enumerate(scans(count, size, rng)):
         Image.fromarray(scan).save(folder / f"{i:04}.png")
 
-    dataset = open_dataset(DataConfig(source=str(folder), levels=LEVELS))
+    dataset = vd.open_dataset(folder, levels=LEVELS)
     print(f"{count} scans of shape {dataset.shape} with {dataset.levels} levels")
-    config = configure(
-        DataConfig(source=str(folder), levels=LEVELS),
-        dataset,
-        settings={"training.minutes": minutes},
-    )
-    state = TrainingState.start(build(config.model), config.training)
-    stream = training_batches(dataset.splits["train"], config.training.batch_size, seed=0)
-    with Meter("training", "steps") as meter:
-        for record in fit(state, stream, config.training):
-            meter.update(record.progress, record.step, lambda: "")
-    vdm = state.average.module.eval()
+    run = vd.train(dataset, out / "run", minutes=minutes)
 
     test = dataset.splits["test"].read()
-    estimates = [_bits(vdm, test), _bits(vdm, scans(len(test), size, rng, lesion=True)[:, None])]
+    ill = scans(len(test), size, rng, lesion=True)[:, None]
+    # the same noise for both
+    estimates = [
+        vd.evaluate(run, each.astype(np.int32), draws=8, rounds=1).table["bits_per_dim"]
+        for each in (test, ill)
+    ]
     for name, bits in zip(("healthy", "with a lesion"), estimates, strict=True):
         print(f"{name}: {bits.mean():.3f} bits per dimension")
     for name, bits_per_dim in code_lengths(test, LEVELS).items():
         print(f"{name}: {bits_per_dim:.3f} bits per dimension")
     share = float(np.mean(estimates[1][:, None] > estimates[0][None]))
     print(f"a scan with a lesion costs more than a healthy one in {100 * share:.0f} % of pairs")
-
-
-def _bits(vdm: torch.nn.Module, scan: np.ndarray) -> np.ndarray:
-    """Return the bits per dimension of every scan; the same noise for every call."""
-    x = torch.from_numpy(scan.astype(np.int32))
-    generator = torch.Generator().manual_seed(0)
-    estimates = list(evaluate(vdm, x.split(100), ContinuousBound(8), generator=generator))
-    summary = summarize(estimates, dimensions=x[0].numel())
-    assert summary.examples == len(x)
-    nats = torch.cat([estimate.total for estimate in estimates])
-    return (nats / (x[0].numel() * np.log(2))).numpy()
 
 
 if __name__ == "__main__":

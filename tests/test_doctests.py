@@ -83,13 +83,14 @@ def problems(name, thing, *, whole):
     referred = not whole and re.search("arguments are those of", text)
     if "Args" in found and not referred and described - parameters and not inspect.isclass(thing):
         yield f"{name}: no parameters {described - parameters}"
-    asked = (whole or len(parameters) > 1 or "Args" in found) and not referred
-    if asked and not parameters <= described:
+    strict = whole or len(parameters) > 1 or "Args" in found
+    if strict and not referred and not parameters <= described:
         yield f"{name}: not described: {sorted(parameters - described)}"
-    gives = not inspect.isclass(thing) and signature.return_annotation not in (None, "None")
-    if whole and gives and not {"Returns", "Yields"} & set(found):
+    if not whole or inspect.isclass(thing):
+        return
+    if signature.return_annotation not in (None, "None") and not {"Returns", "Yields"} & set(found):
         yield f"{name}: no Returns"
-    if whole and not inspect.isclass(thing) and "Raises" not in found:
+    if "Raises" not in found:
         yield f"{name}: no Raises"
 
 
@@ -153,3 +154,22 @@ def test_functions_have_examples():
         if whole and inspect.isfunction(thing) and ">>>" not in (inspect.getdoc(thing) or "")
     ]
     assert not missing
+
+
+def test_modules_are_attributes():
+    assert vd.process.alpha is import_module("variational_diffusion.process").alpha
+    assert vd.data.open_dataset is vd.open_dataset
+    assert {"schedules", "likelihood", "sklearn"} <= set(dir(vd)) >= set(vd.__all__)
+    assert dir(vd) == sorted(dir(vd))
+    assert vd.__all__ == sorted(vd.__all__)
+    for name in vd.__all__:
+        assert getattr(vd, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'ODE'"):
+        vd.ODE  # noqa: B018
+
+
+def test_values_are_described_in_a_line():
+    digits = vd.open_dataset("digits")
+    assert repr(digits.splits["test"]) == "Split(297 test examples of 1×8×8, 17 levels)"
+    reals = vd.open_dataset(np.random.default_rng(0).normal(size=(50, 3)))
+    assert repr(reals).endswith("test examples of 3, real values)")

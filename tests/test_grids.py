@@ -87,14 +87,13 @@ def test_with_the_best_variance_few_steps_lose_nothing_on_gaussian_data(steps, g
     x = MEAN + STD * torch.randn(4000, DIMENSIONS, dtype=torch.float64, generator=generator)
     gammas = grids.uniform_in_gamma(vdm.schedule, steps)
     exact = DIMENSIONS * (entropy(STD) + gap(-6.0, 4.0, MEAN, STD))
-    vdm.reverse_errors = known_errors()
-    (estimate,) = evaluate(vdm, [x], DiscreteBound(gammas=gammas, draws=None), generator=generator)
+    bound = DiscreteBound(gammas=gammas, draws=None)
+    (estimate,) = evaluate(vdm.widened(known_errors()), [x], bound, generator=generator)
     excess = estimate.total - exact
     # Two-sided at 4 standard errors: false alarm 6e-5 for each of three
     noise = 4 * float(excess.std()) / math.sqrt(len(x))
     assert abs(float(excess.mean())) < noise < 0.2
-    vdm.reverse_errors = None
-    (estimate,) = evaluate(vdm, [x], DiscreteBound(gammas=gammas, draws=None), generator=generator)
+    (estimate,) = evaluate(vdm, [x], bound, generator=generator)
     assert float(estimate.total.mean()) - exact > 0.2
 
 
@@ -104,10 +103,11 @@ def test_what_a_chain_is_expected_to_cost_is_what_it_costs(grid, variance, gener
     vdm = exact_vdm(mean=MEAN, std=STD, dimensions=DIMENSIONS, schedule=Cosine(-6.0, 4.0))
     x = MEAN + STD * torch.randn(4000, DIMENSIONS, dtype=torch.float64, generator=generator)
     errors = known_errors()
-    vdm.reverse_errors = assumed_errors(variance, errors)
-    gammas = grids.step_grid(grid, vdm.schedule, 6, errors, vdm.reverse_errors)
+    assumed = assumed_errors(variance, errors)
+    vdm = vdm.widened(assumed)
+    gammas = grids.step_grid(grid, vdm.schedule, 6, errors, assumed)
     (estimate,) = evaluate(vdm, [x], DiscreteBound(gammas=gammas, draws=None), generator=generator)
-    expected = DIMENSIONS * grids.expected_diffusion(gammas, errors, vdm.reverse_errors)
+    expected = DIMENSIONS * grids.expected_diffusion(gammas, errors, assumed)
     total = DIMENSIONS * (prior(4.0, MEAN, STD) + reconstruction(-6.0)) + expected
     for value, known in ((estimate.terms["diffusion"], expected), (estimate.total, total)):
         # Two-sided at 4.5 standard errors: false alarm 7e-6 for each of eighteen
@@ -325,9 +325,10 @@ def test_a_head_learns_what_z_says_of_the_error(generator):
     assert torch.corrcoef(both)[0, 1] > 0.8
     totals = []
     for assumed in (None, errors, PredictedErrors(errors, head)):
-        vdm.reverse_errors = assumed
         chain = DiscreteBound(grids.uniform_in_gamma(vdm.schedule, 4), None)
-        (estimate,) = evaluate(vdm, [x], chain, generator=torch.Generator().manual_seed(0))
+        (estimate,) = evaluate(
+            vdm.widened(assumed), [x], chain, generator=torch.Generator().manual_seed(0)
+        )
         totals.append(float(estimate.terms["diffusion"].mean()))
     assert totals[0] > totals[1] > totals[2]
 
@@ -382,8 +383,8 @@ def test_reverse_takes_the_predicted_errors(generator):
     z = torch.randn(3, 1, 2, 2, generator=generator)
     gamma_t, gamma_s = torch.tensor([1.0, -1.0])
     plain = vdm.reverse(z, gamma_t, gamma_s)
-    vdm.reverse_errors = PredictedErrors(flat, lambda z, gamma, noise: math.log(3.0) + 0 * z)
-    wide = vdm.reverse(z, gamma_t, gamma_s)
+    errors = PredictedErrors(flat, lambda z, gamma, noise: math.log(3.0) + 0 * z)
+    wide = vdm.widened(errors).reverse(z, gamma_t, gamma_s)
     torch.testing.assert_close(wide.mean, plain.mean)
     factor = math.sqrt(1 + math.expm1(2.0) * 1.5)
     torch.testing.assert_close(wide.std, (factor * plain.std).expand(wide.std.shape))

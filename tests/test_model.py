@@ -1,5 +1,6 @@
 """The model: what its two heads say of each other, the ODE's drift, and building from a table."""
 
+import itertools
 import math
 
 import pytest
@@ -132,11 +133,9 @@ def test_autocast_reaches_the_network_and_nothing_else(generator):
     torch.manual_seed(0)
     vdm = VDM(Network(), Linear(), Gaussian(), (3,))
     x = torch.randn(2, 3, generator=generator)
-    vdm.autocast = torch.bfloat16
-    bound = vdm.vlb(x, generator=torch.Generator().manual_seed(0))
+    bound = vdm.in_precision(torch.bfloat16).vlb(x, generator=torch.Generator().manual_seed(0))
     assert bound.total.dtype == torch.float32
     assert seen == {vdm.network.dense: torch.bfloat16, vdm.schedule.dense: torch.float32}
-    vdm.autocast = None
     exact = vdm.vlb(x, generator=torch.Generator().manual_seed(0))
     assert seen[vdm.network.dense] == torch.float32
     torch.testing.assert_close(bound.total, exact.total, rtol=0.02, atol=0.02)
@@ -268,8 +267,8 @@ def test_under_autocast_an_output_of_half_precision_is_taken():
     exact = vdm.denoise(z, gamma)
     with torch.autocast("cpu", torch.bfloat16):
         of_the_caller = vdm.denoise(z, gamma)
-    vdm.autocast = torch.bfloat16
-    for found in (of_the_caller, vdm.denoise(z, gamma), vdm.drift(z, gamma)):
+    half = vdm.in_precision(torch.bfloat16)
+    for found in (of_the_caller, half.denoise(z, gamma), half.drift(z, gamma)):
         assert all(part.dtype == torch.float32 for part in found)
     torch.testing.assert_close(of_the_caller.x, exact.x, rtol=0.02, atol=0.02)
 
@@ -291,3 +290,47 @@ def test_samples_of_weights_that_are_not_finite_are_refused(decoder):
         vdm = VDM(network, FixedLinear(-13.3, 5.0), decoder, (3,))
         with pytest.raises(InputError, match=r"not finite in 4 of 4 examples.*weights"):
             vdm.sample(4, steps=3)
+
+
+def loop(vdm, levels):
+    """Take the steps of a chain from level to level."""
+    z = torch.zeros(2, *vdm.shape)
+    for t, s in itertools.pairwise(levels):
+        z = vdm.reverse(z, torch.tensor(t), torch.tensor(s)).mean
+
+
+def small(gamma_min=-5.0, gamma_max=5.0):
+    return VDM(MLP((2,), width=8, blocks=1), FixedLinear(gamma_min, gamma_max), Gaussian(), (2,))
+
+
+def test_a_loop_over_times_is_warned_of_once():
+    vdm = small()
+    with pytest.warns(UserWarning, match=r"look like times t: it takes γ\(t\), from 5\.0 to -5\.0"):
+        loop(vdm, [1.0, 0.75, 0.5, 0.25, 0.0])
+    loop(vdm, [1.0, 0.75, 0.5, 0.25, 0.0])  # a second warning would be an error
+    with pytest.warns(UserWarning, match="look like times"):
+        loop(small(), [1.0, 0.5, 1e-5])  # many loops end just above 0
+
+
+@pytest.mark.parametrize(
+    ("vdm", "levels"),
+    [
+        (small(), [5.0, 3.0, 1.0, 0.5, 0.0, -2.0, -5.0]),  # a chain of γ that passes 1 and 0
+        (small(), [1.0, 0.0]),  # one step
+        (small(), [0.9, 0.4, 0.0]),  # from a level within, as of `vary`
+        (small(), [1.0, 0.5, 0.2, -0.3, -5.0]),
+        (small(0.0, 1.0), [1.0, 0.5, 0.0]),  # levels of this schedule
+    ],
+)
+def test_a_chain_of_levels_is_not_warned_of(vdm, levels):
+    loop(vdm, levels)
+
+
+def test_samplers_are_not_warned_of(generator):
+    for steps in (1, 5, 10, 20):  # the even grid from 5 to −5 has levels at exactly 1 and 0
+        small().sample(2, steps=steps, sampler="ancestral", generator=generator)
+
+
+def test_a_model_is_described_in_a_line():
+    count = sum(p.numel() for p in small().parameters())
+    assert repr(small()) == f"VDM(MLP of 2, FixedLinear, Gaussian, {count:,} parameters)"

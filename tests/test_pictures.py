@@ -3,8 +3,10 @@
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import variational_diffusion as vd
 from variational_diffusion.errors import InputError
 from variational_diffusion.images import pictures
 
@@ -167,3 +169,31 @@ def test_an_animation_needs_frames_and_a_name(tmp_path, monkeypatch):
         InputError, match=r"needs the package av; pip install .*\[video\]', or give"
     ):
         pictures.check_animation(tmp_path / "way.mp4")
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.as_tensor])
+def test_anything_that_is_an_image_is_shown(make):
+    """Integers from 0 to their largest, real values from lowest to highest, of all images."""
+    levels = np.array([[0, 4], [8, 16]])[None]
+    shown = np.asarray(vd.show(make(levels)))
+    assert shown[2 + 32 * np.arange(2)][:, 2 + 32 * np.arange(2)].tolist() == [[0, 64], [128, 255]]
+    darker = np.asarray(vd.show(make(levels), levels=33))
+    assert darker[-3, -3] == 128
+    noise = np.array([-2.0, 1.0, 2.0, 0.0], dtype=np.float32).reshape(1, 1, 2, 2)
+    assert np.asarray(vd.show(make(noise)))[2, [2, -3]].tolist() == [0, 191]
+    rows = make(np.zeros((2, 3, 1, 64, 64)))
+    assert vd.show(rows).size == (3 * 66 + 2, 2 * 66 + 2)
+    assert vd.show(make(np.ones((3, 5, 5), bool))).mode == "RGB"
+
+
+def test_gradients_and_half_precision_are_shown():
+    z = torch.linspace(-1, 1, 64).reshape(1, 8, 8).requires_grad_()
+    assert vd.show(z) == vd.show(z.detach().double().numpy())
+    assert vd.show(z.bfloat16()).size == (68, 68)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 2), (2, 8, 8), (0, 1, 8, 8), (1, 1, 1, 1, 8, 8)])
+def test_what_is_not_an_image_is_refused_in_a_line(shape):
+    with pytest.raises(InputError, match=r"values = an array of shape|images = none") as raised:
+        vd.show(np.zeros(shape))
+    assert "\n" not in str(raised.value)

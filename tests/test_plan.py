@@ -20,17 +20,14 @@ from variational_diffusion.plan import (
     estimate,
     footprint,
     measure,
-    memory,
     plan,
 )
-from variational_diffusion.plan import collectives as c
 from variational_diffusion.plan.counting import FLOP_FORMULAS, Operation
-from variational_diffusion.plan.estimates import parts_of, recommended, seconds
+from variational_diffusion.plan.estimates import seconds
 from variational_diffusion.presets import parts
 from variational_diffusion.training import TrainingState, fit
 from variational_diffusion.training.sharding import recompute_activations
 
-GB = 10**9
 H100 = HARDWARE["h100"]
 SMALL = {"training.steps": 9, "training.batch_size": 8, "network.widths": [16, 24]}
 
@@ -145,60 +142,6 @@ def test_an_operation_takes_what_is_longest():
     )
     for flops, moved, expected in ((100, 10, 20.0), (10, 100, 10.0), (1, 1, 1.0)):
         assert seconds([Operation(flops, moved, "float32")], simple) == pytest.approx(expected)
-    assert seconds([Operation(0, 100, "float32")], simple, parts=4) == pytest.approx(2.5)
-
-
-def test_exchanges_have_their_closed_forms():
-    assert c.ring_all_reduce(8e9, 8, 2e9, 1e-3) == pytest.approx(2 * 7 / 8 * 4 + 14e-3)
-    assert c.ring_all_gather(8e9, 8, 2e9, 1e-3) == pytest.approx(7 / 8 * 4 + 7e-3)
-    assert c.tree_all_reduce(8e9, 9, 2e9, 1e-3) == pytest.approx(2 * (4 + 4e-3))
-    line = c.LINE_SHARE * H100.link, H100.link_latency
-    assert c.all_reduce(1e9, 8, H100) == pytest.approx(c.ring_all_reduce(1e9, 8, *line))
-    network = c.LINE_SHARE * H100.network, H100.network_latency
-    inside = 2 * c.ring_all_gather(1e9, 8, *line)
-    between = min(c.ring_all_reduce(1e9 / 8, 4, *network), c.tree_all_reduce(1e9 / 8, 4, *network))
-    assert c.all_reduce(1e9, 32, H100) == pytest.approx(inside + between)
-
-
-def test_one_device_exchanges_nothing(step):
-    for size in (0.0, 1e9):
-        assert c.all_reduce(size, 1, H100) == c.all_gather(size, 1, H100) == 0
-    for sharding in ("replicated", "sharded in the node", "sharded"):
-        found = estimate(step, H100, sharding=sharding)
-        assert found.exchange == 0
-        assert found.memory == estimate(step, H100).memory
-
-
-@pytest.mark.parametrize("sharding", ["replicated", "sharded in the node", "sharded"])
-@pytest.mark.parametrize("devices", [2, 8, 64, 1024])
-def test_more_bandwidth_is_never_slower_and_exchange_never_free(step, sharding, devices):
-    times = [
-        estimate(
-            step,
-            dataclasses.replace(H100, link=s * H100.link, network=s * H100.network),
-            devices=devices,
-            sharding=sharding,
-        ).seconds
-        for s in (0.001, 0.1, 1, 10)
-    ]
-    assert times == sorted(times, reverse=True)
-    assert times[0] > times[-1] > estimate(step, H100, sharding="replicated").compute * 0.5
-
-
-def test_sharding_divides_the_state_and_is_chosen_where_it_has_to_be(step):
-    held = {
-        s: memory(step, devices=64, sharding=s, hardware=H100) for s in ("replicated", "sharded")
-    }
-    assert held["sharded"].weights * 64 == held["replicated"].weights
-    assert parts_of("sharded in the node", 64, 8) == 8
-    assert recommended(step, H100, devices=64).sharding == "replicated"
-    large = dataclasses.replace(
-        step, weights=30 * GB, optimizer=60 * GB, average=30 * GB, gradients=30 * GB
-    )
-    assert recommended(large, H100, devices=8).sharding != "replicated"
-    assert not recommended(large, H100, devices=1).fits
-    huge = dataclasses.replace(large, optimizer=600 * GB)
-    assert recommended(huge, H100, devices=64).sharding == "sharded"
 
 
 def test_passes_trade_memory_for_time(step):
@@ -214,7 +157,6 @@ def test_figures_of_hardware_are_in_their_units():
         assert hardware.peak["float32"] <= hardware.peak["tf32"] <= hardware.peak["bfloat16"], name
         assert 1e13 < hardware.peak["bfloat16"] < 1e16
         assert 1e10 < hardware.memory < 1e12 < 1e13 / hardware.bandwidth * 1e12
-        assert hardware.network <= hardware.link
         assert isinstance(hardware, Hardware)
 
 
@@ -228,14 +170,14 @@ def output(capsys, arguments, code=0):
 
 
 def test_plan_prints_one_json_object(capsys):
-    arguments = [*PLAN, "--hardware", "h100", "--devices", "2", "--accumulate", "2", "--json"]
+    arguments = [*PLAN, "--hardware", "h100", "--accumulate", "4", "--json"]
     found = json.loads(output(capsys, arguments).out)
-    assert found["batch_of_a_device"] == 2
+    assert found["batch_of_a_pass"] == 2
     assert [row["batch"] for row in found["memory"]] == [1, 2, 4, 8]
     assert list(found["hardware"]) == ["h100"]
     here = found["hardware"]["h100"]
     assert here["hours"] == pytest.approx(100_000 / here["steps_per_second"] / 3600)
-    assert here["kilowatt_hours"] == pytest.approx(here["hours"] * 2 * 0.7)
+    assert here["kilowatt_hours"] == pytest.approx(here["hours"] * 0.7)
     assert here["images_per_second"] == pytest.approx(8 * here["steps_per_second"])
     assert found["memory"][1]["total"] == pytest.approx(here["memory"])
 
@@ -259,7 +201,7 @@ def test_plan_of_data_measures_this_machine(capsys, monkeypatch):
         (["plan"], "data = None and shape = None: give one of them"),
         (["plan", "digits", "--shape", "1,8,8"], "give one of them"),
         (["plan", "--shape", "8x8"], "'8x8' is not a shape: give one as 3,32,32"),
-        ([*PLAN, "--devices", "16"], "batch_size = 8: 16 devices with 1 passes take at least 16"),
+        ([*PLAN, "--accumulate", "16"], "batch_size = 8: 16 passes take at least 16"),
         ([*PLAN, "--preset", "huge"], "preset = 'huge': known are tiny"),
     ],
 )
@@ -270,9 +212,18 @@ def test_mistakes_are_one_line(capsys, arguments, told):
 
 
 def test_the_command_and_the_function_give_one_plan(capsys):
-    found = plan(*configured(), hardware=["l4", "h200"], devices=2, precision="float32")
+    found = plan(*configured(), hardware=["l4", "h200"], accumulate=2, precision="float32")
     small = ["--set", "network.widths=[16,24]", "--steps", "9", "--batch-size", "8"]
-    typed = ["--hardware", "l4", "--hardware", "h200", "--devices", "2", "--precision", "float32"]
+    typed = [
+        "--hardware",
+        "l4",
+        "--hardware",
+        "h200",
+        "--accumulate",
+        "2",
+        "--precision",
+        "float32",
+    ]
     told = output(capsys, ["plan", "--shape", "1,12,12", *small, *typed, "--json"]).out
     assert json.loads(told) == json.loads(json.dumps(found.as_json()))
 
@@ -281,7 +232,6 @@ def test_the_command_and_the_function_give_one_plan(capsys):
     ("options", "told"),
     [
         ({"hardware": ["abacus"]}, "hardware = 'abacus': known are"),
-        ({"sharding": "node"}, "sharding = 'node': known are replicated"),
         ({"precision": "half"}, "precision = 'half': known are auto"),
     ],
 )

@@ -564,7 +564,7 @@ def test_clipping_keeps_x_in_range_and_its_noise_fits(prediction):
 
 def test_a_clipped_model_keeps_the_rest():
     vdm = VDM(Beyond("velocity"), FixedLinear(-6.0, 4.0), Discretized(10), (4,)).eval()
-    vdm.reverse_errors = NoiseErrors(torch.tensor([-1.0, 1.0]), torch.full((2, 4), 0.5))
+    vdm = vdm.widened(NoiseErrors(torch.tensor([-1.0, 1.0]), torch.full((2, 4), 0.5)))
     clipped = vdm.clipped()
     assert not clipped.training
     z, gamma_t, gamma_s = torch.zeros(1, 4), torch.tensor(1.0), torch.tensor(-1.0)

@@ -7,6 +7,7 @@ browsers show without a script.
 
 from __future__ import annotations
 
+import ast
 import posixpath
 import re
 from functools import cache
@@ -50,24 +51,70 @@ def modules() -> list[str]:
 
 def summary(name: str) -> str:
     """Return the first sentence of a module's docstring."""
-    path = SOURCE / name.replace(".", "/")
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    found = re.match(r'"""(.+?)(?:\n\n|""")', path.read_text(encoding="utf-8"), re.DOTALL)
+    found = re.match(r'"""(.+?)(?:\n\n|""")', _path(name).read_text(encoding="utf-8"), re.DOTALL)
     return " ".join(found[1].split()) if found else ""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the reference and the pages from elsewhere."""
-    rows = ["# Reference", "", "| module | what it holds |", "| --- | --- |"]
     for name in modules():
         text = f"# {name}\n\n::: variational_diffusion.{name}\n"
         files.append(_page(config, f"reference/{name}.md", text))
-        about = summary(name).replace("|", "\\|")
-        rows.append(f"| [`{name}`]({name}.md) | {about} |")
-    files.append(_page(config, "reference/index.md", "\n".join(rows) + "\n"))
+    files.append(_page(config, "reference/index.md", _overview()))
     for source, target in ELSEWHERE.items():
         files.append(_page(config, target, (ROOT / source).read_text(encoding="utf-8")))
     return files
+
+
+def _overview() -> str:
+    """Return the first page of the reference: the public names, and then the modules by room."""
+    rows = ["# Reference", "", "After `import variational_diffusion as vd`, these are names of it:"]
+    rows += ["", "| name | what it is |", "| --- | --- |"]
+    for name, where, about in sorted(public_names(), key=lambda row: row[0].swapcase()):
+        rows.append(f"| [`vd.{name}`]({where}.md#variational_diffusion.{where}.{name}) | {about} |")
+    rooms: dict[str, list[str]] = {}
+    for name in modules():
+        room = name.partition(".")[0]
+        rooms.setdefault(room if (SOURCE / room).is_dir() else "", []).append(name)
+    for room, names in sorted(rooms.items()):
+        rows += ["", f"## {room or 'Modules'}", "", summary(room) if room else "", ""]
+        rows += ["| module | what it holds |", "| --- | --- |"]
+        for name in names:
+            rows.append(f"| [`{name}`]({name}.md) | {_cell(summary(name))} |")
+    return "\n".join(rows) + "\n"
+
+
+def public_names() -> list[tuple[str, str, str]]:
+    """Return the public names, the modules that define them, and their first sentences."""
+    found = []
+    for name, home in _homes().items():
+        for where in (home, *(m for m in modules() if m.startswith(f"{home}."))):
+            tree = ast.parse(_path(where).read_text(encoding="utf-8"))
+            for node in tree.body:
+                if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+                    about = (ast.get_docstring(node) or "").partition("\n\n")[0]
+                    found.append((name, where, _cell(" ".join(about.split()))))
+    return found
+
+
+def _homes() -> dict[str, str]:
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    (homes,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES"
+    )
+    names: dict[str, str] = ast.literal_eval(homes)
+    return names
+
+
+def _path(name: str) -> Path:
+    path = SOURCE / name.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _page(config: MkDocsConfig, uri: str, text: str) -> File:

@@ -112,8 +112,11 @@ def card(
 ) -> ModelCard:
     """Return the model card, with metadata that the hub shows.
 
-    parameters: their number. evaluations: what was measured of these weights; where there is
-        nothing, the card says so. facts: more rows for its table, such as how it was trained.
+    Args:
+        config: Of the model; None: what is known without it.
+        parameters: Number of parameters.
+        evaluations: What was measured of these weights; where there is none, the card says so.
+        facts: More rows for its table, such as how it was trained.
     """
     shape = config.shape if config else ()
     is_image = len(shape) == 3 and shape[0] in (1, 3, 4)

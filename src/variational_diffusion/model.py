@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         self.autocast: torch.dtype | None = None
         self.reverse_errors: grids.NoiseErrors | grids.PredictedErrors | None = None
         self.config: ModelConfig | None = None
+        self._walked: tuple[int, float] | None = 0, 0.0  # steps from 1 down, the last level
 
     def __repr__(self) -> str:
         network, schedule, decoder = (
@@ -307,7 +309,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         if z.dtype not in (torch.float32, torch.float64):
             raise InputError(
                 f"z has type {z.dtype}: the noise at γ_0 is finer than it resolves. Keep model and "
-                "data in torch.float32 or float64; vdm.autocast = torch.bfloat16 speeds the network"
+                "data in torch.float32 or float64; vdm.in_precision(torch.bfloat16) is faster"
             )
         gamma = gamma.expand(z.shape[0])
         if self.autocast is None:
@@ -351,12 +353,35 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
             >>> vdm.reverse(z, gamma_t, gamma_s).sample().shape
             torch.Size([4, 1, 8, 8])
         """
+        self._warn_of_times(gamma_t, gamma_s)
         noise, x = self.denoise(z_t, gamma_t)
         posterior = process.q_s_given_t(z_t, x, gamma_s, gamma_t)
         if self.reverse_errors is None:
             return posterior
         assumed = self.reverse_errors(z_t, gamma_t.expand(len(z_t)), noise)
         return process.widened(posterior, gamma_s, gamma_t, assumed)
+
+    def _warn_of_times(self, gamma_t: Tensor, gamma_s: Tensor) -> None:
+        """Warn once of steps that walk from 1 to 0 and leave [0, 1] never: a loop over times.
+
+        Chains of γ begin at γ_1 and so elsewhere. Values on a GPU are not looked at: it would wait.
+        """
+        if self._walked is None or gamma_t.is_cuda or gamma_s.is_cuda:
+            return
+        t, s = float(gamma_t.detach().max()), float(gamma_s.detach().min())
+        steps, before = self._walked
+        begun = steps > 0 or (t == 1 and before != 1)  # a chain may pass 1 on its way
+        self._walked = (steps + 1 if begun and 0 <= s <= t <= 1 else 0), s
+        if s > 1e-3 or self._walked[0] < 2:
+            return
+        gamma_0, gamma_1 = (float(end) for end in self.schedule.end_points)
+        if gamma_0 < 0 and gamma_1 > 1:
+            self._walked = None
+            warnings.warn(
+                f"reverse was called with levels from 1 to {s:g}, which look like times t: it "
+                f"takes γ(t), from {gamma_1:.1f} to {gamma_0:.1f} here; give vdm.schedule(t)",
+                stacklevel=3,
+            )
 
     def drift(
         self,

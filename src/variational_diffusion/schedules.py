@@ -371,7 +371,7 @@ class Monotone(Schedule):
         InputError: For gamma_min ≥ gamma_max, and for fewer than 2 hidden units.
 
     Examples:
-        >>> gamma = vd.Monotone(-10.0, 6.0)(torch.linspace(0, 1, 5))
+        >>> gamma = vd.Monotone(-10.0, 6.0)(torch.linspace(0, 1, 5)).detach()
         >>> float(gamma[0]), float(gamma[-1]), bool((gamma.diff() > 0).all())
         (-10.0, 6.0, True)
     """
@@ -473,7 +473,7 @@ class Adaptive(Schedule):
 
     Examples:
         >>> schedule = vd.Adaptive(-10.0, 6.0)
-        >>> gammas = schedule(torch.tensor([0.0, 0.5, 1.0]))
+        >>> gammas = schedule(torch.tensor([0.0, 0.5, 1.0])).detach()
         >>> torch.allclose(gammas, torch.tensor([-10.0, -2.0, 6.0]))
         True
     """
@@ -504,7 +504,7 @@ class Adaptive(Schedule):
 
     @torch.no_grad()
     def observe(self, u: Time, error: Time) -> None:
-        """Let the finite measurements enter the means of their bins, from all processes."""
+        # the finite ones enter the means of their bins, from all processes
         bins = len(self.count)
         index = (u * bins).long().clamp(0, bins - 1)
         seen = torch.zeros(2, bins, dtype=error.dtype, device=error.device)

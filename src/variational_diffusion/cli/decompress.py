@@ -16,10 +16,15 @@ from variational_diffusion.cli.shared.options import (
 
 
 @click.command()
-@click.argument("run")
-@click.argument("file")
+@click.argument("run", type=click.Path())
+@click.argument("file", type=click.Path())
+@click.option(
+    "--out",
+    type=click.Path(),
+    required=True,
+    help="Where to write: a new folder for single images, or an .npy file.",
+)
 @network_option
-@click.option("--out", required=True, help="A new folder for single images, or an .npy file.")
 @json_option
 @device_options
 def command(run: str, file: str, out: str, as_json: bool, **execution: Any) -> None:

@@ -10,11 +10,15 @@ import click
 from variational_diffusion.cli.shared.console import print_json, print_table
 from variational_diffusion.cli.shared.options import (
     Shape,
+    accumulate_option,
+    checkpointing_option,
     data_config,
     data_options,
     device_options,
     json_option,
     parsed_settings,
+    precision_option,
+    settings_option,
 )
 from variational_diffusion.errors import InputError
 
@@ -27,17 +31,16 @@ HARDWARE = ("h100", "h200", "b200", "a100", "l4", "rtx-4090")
 
 _STEPS = 100_000
 _HERE = "this machine"
-_SHARDINGS = {"replicated": "replicated", "node": "sharded in the node", "sharded": "sharded"}
 
 
 @click.command()
-@click.argument("data", required=False)
+@click.argument("data", type=click.Path(), required=False)
 @click.option("--preset", help="Complete configuration to start from; default: by the shape.")
 @click.option("--shape", type=Shape(), help="Of one example, as 3,32,32, in place of DATA.")
 @click.option("--network", help="Network: unet, transformer, paper-unet, mlp.")
-@click.option("--batch-size", type=click.IntRange(1), help="Examples in a step, of all devices.")
-@click.option("--accumulate", type=click.IntRange(1), default=1, help="Passes in a step.")
-@click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE")
+@click.option("--batch-size", type=click.IntRange(1), help="Examples in one step.")
+@accumulate_option
+@settings_option
 @click.option(
     "--hardware",
     "names",
@@ -45,11 +48,14 @@ _SHARDINGS = {"replicated": "replicated", "node": "sharded in the node", "sharde
     type=click.Choice(HARDWARE),
     help="Devices to plan for; default: all of these.",
 )
-@click.option("--devices", type=click.IntRange(1), default=1, help="How many of them.")
-@click.option("--steps", type=click.IntRange(1), default=_STEPS, show_default=True)
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto")
-@click.option("--checkpointing", is_flag=True, help="Compute activations again in backward.")
-@click.option("--sharding", type=click.Choice(list(_SHARDINGS)), default="replicated")
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=_STEPS,
+    help=f"Steps of training (default {_STEPS:,}).",
+)
+@precision_option
+@checkpointing_option
 @click.option("--measure", is_flag=True, help="Train a few steps here; compare with the plan.")
 @json_option
 @data_options
@@ -69,7 +75,7 @@ def command(
     sheets; energy is of the devices alone, at their rated power. With --measure, this machine is
     measured too.
 
-    Example: vdm plan --shape 3,64,64 --devices 8 --batch-size 512 --hardware h100
+    Example: vdm plan --shape 3,64,64 --batch-size 64 --hardware h100
     """
     from variational_diffusion.plan import plan
 
@@ -78,8 +84,7 @@ def command(
         model,
         training,
         hardware=names or HARDWARE,
-        sharding=_SHARDINGS[options["sharding"]],
-        **{name: options[name] for name in ("devices", "accumulate", "precision", "checkpointing")},
+        **{name: options[name] for name in ("accumulate", "precision", "checkpointing")},
         measure=measure,
         device=device,
         threads=threads,
@@ -126,13 +131,13 @@ def _print(found: Plan, options: dict[str, Any]) -> None:
     )
     columns = ["weights", "gradients", "optimizer", "average", "activations", "total"]
     print_table(
-        f"memory of one device by its batch, with {found.precision}",
+        f"memory by the batch of a pass, with {found.precision}",
         ["batch", *columns],
         [(str(row["batch"]), *(_size(row[name]) for name in columns)) for row in found.memory],
     )
     print_table(
-        f"{options['devices']} of each, {options['sharding']}, to {options['steps']:,} steps",
-        ["hardware", "memory", "fits", "steps/s", "images/s", "waiting", "hours", "kWh"],
+        f"one of each, to {options['steps']:,} steps",
+        ["hardware", "memory", "fits", "steps/s", "images/s", "hours", "kWh"],
         [
             (
                 name,
@@ -140,7 +145,6 @@ def _print(found: Plan, options: dict[str, Any]) -> None:
                 "yes" if row["fits"] else "no",
                 f"{row['steps_per_second']:.3g}",
                 f"{row['images_per_second']:.0f}",
-                f"{row['share_waiting']:.0%}",
                 f"{row['hours']:.1f}",
                 f"{row['kilowatt_hours']:.1f}",
             )

@@ -1,19 +1,17 @@
 """What a run will take before it is begun: operations, memory, time and energy.
 
-`footprint` counts a training step without running it, `Hardware` holds a device's figures,
-`collectives` the time of an exchange between devices, and `estimate` puts the three together.
-`plan` is all of that for a configuration.
+`footprint` counts a training step without running it, `Hardware` holds a device's figures, and
+`estimate` puts the two together. `plan` is all of that for a configuration.
 """
 
 from variational_diffusion.plan.counting import Footprint, footprint
-from variational_diffusion.plan.estimates import SHARDINGS, Estimate, Memory, estimate, memory
+from variational_diffusion.plan.estimates import Estimate, Memory, estimate, memory
 from variational_diffusion.plan.hardware import HARDWARE, Hardware
 from variational_diffusion.plan.measure import Measured, measured, this_machine
 from variational_diffusion.plan.planning import Plan, plan
 
 __all__ = [
     "HARDWARE",
-    "SHARDINGS",
     "Estimate",
     "Footprint",
     "Hardware",

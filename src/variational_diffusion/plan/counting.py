@@ -20,7 +20,7 @@ from variational_diffusion.model import VDM, build
 from variational_diffusion.schedules import CALLS_PER_MEASUREMENT
 from variational_diffusion.training import make_optimizers
 from variational_diffusion.training.posthoc import WIDTHS
-from variational_diffusion.training.sharding import blocks, recompute_activations
+from variational_diffusion.training.sharding import recompute_activations
 
 aten = torch.ops.aten
 
@@ -72,8 +72,6 @@ class Footprint:
         backward, gradients included; `peak_without_gradients`: the same without them.
     update_peak: most bytes at one time in the update, gradients included.
     inference_peak: most bytes at one time in a pass without gradients.
-    unit: bytes of the largest block's weights, which sharded weights are gathered by. units: number
-        of blocks.
     """
 
     batch: int
@@ -91,8 +89,6 @@ class Footprint:
     peak_without_gradients: int
     update_peak: int
     inference_peak: int
-    unit: int
-    units: int
 
     @property
     def forward_flops(self) -> float:
@@ -132,7 +128,6 @@ def footprint(
         vdm = vdm.in_precision(torch.bfloat16 if precision == "bfloat16" else None)
         if not on_cpu and precision == "bfloat16":
             _normalise_in_float32(vdm.network)
-        units = list(blocks(vdm.network)) or [vdm.network]
         if checkpointing:
             recompute_activations(vdm.network)
         optimizers = make_optimizers(vdm, training)
@@ -184,8 +179,6 @@ def footprint(
         peak_without_gradients=without,
         update_peak=update_peak,
         inference_peak=alone.peak,
-        unit=max(_bytes(unit.parameters()) for unit in units),
-        units=len(units),
     )
 
 

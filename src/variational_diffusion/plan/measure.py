@@ -20,7 +20,7 @@ from variational_diffusion.config import Component, ModelConfig, TrainingConfig
 from variational_diffusion.machine.memory import keep_freed_memory
 from variational_diffusion.model import build
 from variational_diffusion.plan.counting import FLOP_FORMULAS
-from variational_diffusion.plan.hardware import HARDWARE, Hardware
+from variational_diffusion.plan.hardware import Hardware
 from variational_diffusion.training import TrainingState, fit
 from variational_diffusion.training.sharding import recompute_activations
 
@@ -67,8 +67,6 @@ def this_machine(device: torch.device) -> Hardware:
         bandwidth=2 * large.nbytes / _seconds(lambda: target.copy_(large), device),
         watts=None,
         operation_seconds=_seconds(lambda: small + small, device),
-        node=1 if on_cpu else torch.cuda.device_count(),
-        link=HARDWARE["l4"].network if on_cpu else HARDWARE["h100"].link,
         on_cpu=on_cpu,
     )
 

@@ -14,7 +14,7 @@ from variational_diffusion.config import ModelConfig, TrainingConfig
 from variational_diffusion.errors import InputError
 from variational_diffusion.machine.execution import PRECISIONS, Execution, multiplies_bfloat16
 from variational_diffusion.plan.counting import Footprint, footprint
-from variational_diffusion.plan.estimates import SHARDINGS, Estimate, estimate, memory
+from variational_diffusion.plan.estimates import Estimate, estimate, memory
 from variational_diffusion.plan.hardware import HARDWARE, Hardware
 from variational_diffusion.plan.measure import measured, this_machine
 
@@ -26,16 +26,16 @@ class Plan:
     """What training takes. Bytes, seconds, operations of a multiplication and an addition each.
 
     parameters: of the model. flops: operations for one example: "forward" and "training".
-    batch_size: examples in a step, of all devices; batch_of_a_device: of one, in one pass.
-    precision: of the network's products. memory: of one device, by part, for batches about that
-    size. hardware: name → memory, time, energy. measured: this machine's rates, and a step of the
-    whole batch as estimated and as measured; None where it was not asked for.
+    batch_size: examples in a step; batch_of_a_pass: in one pass of it. precision: of the network's
+    products. memory: by part, for batches about that size. hardware: name → memory, time, energy.
+    measured: this machine's rates, and a step of the whole batch as estimated and as measured;
+    None where it was not asked for.
     """
 
     parameters: int
     flops: dict[str, float | int]
     batch_size: int
-    batch_of_a_device: int
+    batch_of_a_pass: int
     precision: str
     memory: list[dict[str, Any]]
     hardware: dict[str, dict[str, Any]]
@@ -54,9 +54,7 @@ def plan(
     training: TrainingConfig,
     *,
     hardware: Sequence[str] = tuple(HARDWARE),
-    devices: int = 1,
     accumulate: int = 1,
-    sharding: str = "replicated",
     precision: str = "auto",
     checkpointing: bool = False,
     measure: bool = False,
@@ -72,9 +70,7 @@ def plan(
         model: The model, as of `presets.configure` or `presets.parts`.
         training: The training; its budget has to be in steps.
         hardware: Names of `HARDWARE` to plan for.
-        devices: How many of them.
         accumulate: Passes of a step, one after the other.
-        sharding: Who holds what of the state, an entry of `SHARDINGS`.
         precision: Of the network's products; "auto": bfloat16, or for this machine what it has.
         checkpointing: Whether activations are computed again in backward.
         measure: Train a few steps on this machine, for comparison.
@@ -85,7 +81,7 @@ def plan(
         The plan.
 
     Raises:
-        InputError: For fewer examples in a step than devices and passes, and for unknown names.
+        InputError: For fewer examples in a step than passes, and for unknown names.
 
     Examples:
         >>> from variational_diffusion.config import Component
@@ -93,19 +89,19 @@ def plan(
         >>> from variational_diffusion.presets import parts
         >>> levels = Component(name="discretized", options={"levels": 256})
         >>> model, training = parts((1, 8, 8), 256, levels, settings={"training.steps": 1000})
-        >>> plan(model, training, hardware=["h100"]).hardware["h100"]["fits"]
+        >>> h100 = plan(model, training, hardware=["h100"]).hardware["h100"]
+        >>> h100["fits"]
         True
     """
-    _check(hardware, sharding, precision)
-    share = devices * accumulate
-    if share > training.batch_size:
+    _check(hardware, precision)
+    if accumulate > training.batch_size:
         raise InputError(
-            f"batch_size = {training.batch_size}: {devices} devices with {accumulate} passes take "
-            f"at least {share}; give --batch-size {share}"
+            f"batch_size = {training.batch_size}: {accumulate} passes take at least {accumulate}; "
+            f"give --batch-size {accumulate}"
         )
     if training.steps is None:
         raise InputError("steps = none: a plan is of a number of steps; give --steps 100000")
-    batch = math.ceil(training.batch_size / share)
+    batch = math.ceil(training.batch_size / accumulate)
 
     def count(precision: str, batch: int, *, on_cpu: bool = False) -> Footprint:
         return footprint(
@@ -113,9 +109,8 @@ def plan(
         )
 
     chosen = "bfloat16" if precision == "auto" else precision
-    layout: dict[str, Any] = {"devices": devices, "sharding": sharding, "passes": accumulate}
     step = count(chosen, batch)
-    found = {name: estimate(step, HARDWARE[name], **layout) for name in hardware}
+    found = {name: estimate(step, HARDWARE[name], passes=accumulate) for name in hardware}
     compared = None
     if measure:
         with Execution(device, threads).begun() as target:
@@ -124,9 +119,9 @@ def plan(
         parameters=step.parameters,
         flops={"forward": step.forward_flops, "training": step.training_flops},
         batch_size=training.batch_size,
-        batch_of_a_device=batch,
+        batch_of_a_pass=batch,
         precision=chosen,
-        memory=_by_batch(step, count(chosen, 2 * batch), layout),
+        memory=_by_batch(step, count(chosen, 2 * batch), accumulate),
         hardware={
             name: _summary(each, HARDWARE[name], training.steps) for name, each in found.items()
         },
@@ -134,22 +129,21 @@ def plan(
     )
 
 
-def _check(hardware: Sequence[str], sharding: str, precision: str) -> None:
+def _check(hardware: Sequence[str], precision: str) -> None:
     for name, value, known in (
         *(("hardware", each, HARDWARE) for each in hardware),
-        ("sharding", sharding, SHARDINGS),
         ("precision", precision, PRECISIONS),
     ):
         if value not in known:
             raise InputError(f"{name} = {value!r}: known are {', '.join(known)}")
 
 
-def _by_batch(step: Footprint, twice: Footprint, layout: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the memory of a device for a half, once, twice and four times the planned batch.
+def _by_batch(step: Footprint, twice: Footprint, passes: int) -> list[dict[str, Any]]:
+    """Return the memory for a half, once, twice and four times the planned batch.
 
     Activations grow in proportion to the batch, so two counts give all.
     """
-    one, two = (dataclasses.asdict(memory(each, **layout)) for each in (step, twice))
+    one, two = (dataclasses.asdict(memory(each, passes=passes)) for each in (step, twice))
     sizes = sorted({max(1, step.batch // 2), step.batch, 2 * step.batch, 4 * step.batch})
     return [
         {
@@ -168,9 +162,8 @@ def _summary(found: Estimate, hardware: Hardware, steps: int) -> dict[str, Any]:
         "fits": found.fits,
         "steps_per_second": 1 / found.seconds,
         "images_per_second": found.images_per_second,
-        "share_waiting": found.exchange / found.seconds,
         "hours": hours,
-        "kilowatt_hours": None if watts is None else hours * watts * found.devices / 1000,
+        "kilowatt_hours": None if watts is None else hours * watts / 1000,
     }
 
 

@@ -410,26 +410,31 @@ def report(
 ) -> Report:
     """Write a page about a run's model: figures, samples, likelihoods, how to repeat them.
 
-    The page is one file, which loads nothing and runs no script. What is measured for it is kept
-    in the run, and measured again when the weights have changed or an argument asks for another
-    number; what is None takes what there is, or else the default.
+    The page is one file, which loads nothing and runs no script. What is measured for it is kept in
+    the run, and measured again when the weights have changed or an argument asks for another
+    number. An argument that is None takes what there is, or else the default.
 
     Args:
-        run: a run, or its directory.
-        out: name of the page; None: report.html in the run.
-        examples: test examples that the bits per dimension are of (default 1000).
-        samples, sampler, steps: to draw (default 64), by which sampler, in how many steps.
-        evaluations: of the network for the loss profile (default 20,000).
-        training_examples: that the samples are compared with (default 60,000).
-        compare: other runs to compare with, by the same test examples.
-        refresh: measure everything again.
-        weights, progress, execution: as at `evaluate`.
+        run: A run, or its directory.
+        out: Name of the page; None: report.html in the run.
+        examples: Number of test examples that the bits per dimension are of (default 1000).
+        samples: Number of samples (default 64).
+        sampler: As at `Run.sample`.
+        steps: As at `Run.sample`.
+        evaluations: Of the network for the loss profile (default 20,000).
+        training_examples: Number of training examples that the samples are compared with (default
+            60,000).
+        compare: Other runs to compare with, by the same test examples.
+        refresh: Measure everything again.
+        weights: As at `evaluate`.
+        progress: As at `evaluate`.
+        **execution: Those of `Execution`, as at `evaluate`.
 
     Returns:
-        A `Report`: `.path`, `.measured`, `.notes`.
+        Where the page is, what was measured and what was left out.
 
     Raises:
-        InputError: for a page that cannot be written there.
+        InputError: For a page that cannot be written there.
     """
     start = time.monotonic()
     run = run if isinstance(run, Run) else Run.open(run)

@@ -39,12 +39,13 @@ class Classified:
     """Examples and the classes that a model takes them for.
 
     Attributes:
-        names: of the classes. predicted: the number of the class of each example, shape (n,).
-        table: columns by name, a row an example: predicted label, its probability, the true label
+        names: Of the classes.
+        predicted: Number of the class of each example, shape (n,).
+        table: Columns by name, a row an example: predicted label, its probability, the true label
             where it is known, and the bits of each class.
-        confusion: how many of each class (rows) were taken for each (columns); None where the
-            examples have no labels.
-        examples: what was classified.
+        confusion: Counts of each class (rows) taken for each (columns); None where the examples
+            have no labels.
+        examples: What was classified.
     """
 
     names: tuple[str, ...]
@@ -96,18 +97,32 @@ def classify(
     `vdm classify` gives the same figures.
 
     Args:
-        run: a run whose model has learned labels, or its directory.
-        data: as at `evaluate`; None: the run's own test examples.
-        draws: evaluations of the network for each example and class.
-        prior: of the classes: "shares" of the training data, or "even".
-        split, limit, condition, weights, batch_size, seed, progress: as at `evaluate`.
-        execution: as at `evaluate`.
+        run: A run whose model has learned labels, or its directory.
+        data: As at `evaluate`; None: the run's own test examples.
+        draws: Evaluations of the network for each example and class.
+        prior: Of the classes: "shares" of the training data, or "even".
+        split: As at `evaluate`.
+        limit: As at `evaluate`.
+        condition: As at `evaluate`.
+        weights: As at `evaluate`.
+        batch_size: As at `evaluate`.
+        seed: As at `evaluate`.
+        progress: As at `evaluate`.
+        **execution: Those of `Execution`, as at `evaluate`.
 
     Returns:
-        A `Classified`: `.predicted`, `.table`, `.accuracy`, `.confusion`.
+        `.predicted`, `.table`, `.accuracy` and `.confusion`.
 
     Raises:
-        InputError: for a model without labels, and as `evaluate`.
+        InputError: For a model without labels, and as `evaluate`.
+
+    Examples:
+        >>> labelled = vd.train(
+        ...     "digits", "runs/labelled", condition="label", network="mlp", steps=2, progress=False
+        ... )
+        >>> found = vd.classify(labelled, limit=20, draws=1)
+        >>> found.predicted.shape, int(found.confusion.sum())
+        (torch.Size([20]), 20)
     """
     if prior not in PRIORS:
         raise InputError(f"prior = {prior!r}: known are {', '.join(PRIORS)}")

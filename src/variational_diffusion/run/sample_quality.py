@@ -100,27 +100,28 @@ def quality(
     """Measure how far samples of a run's model are from its test data, or from other data.
 
     Real values are standardised as the model's are, so that distances do not depend on the units.
-    Beside the samples stand as many training and validation examples: no model can be expected to
-    do better. The first time, a small classifier is trained on the training data and kept in the
-    run. `vdm quality` gives the same figures.
+    As many training and validation examples are measured, too: no model can be expected to do
+    better. The first time, a small classifier is trained on the training data and kept in the run.
+    `vdm quality` gives the same figures.
 
     Args:
-        run: a run, or its directory.
-        data: as at `evaluate`; None: the run's own test examples.
-        samples: an .npy file or a folder of images in place of the model's samples.
-        n: how many.
+        run: A run, or its directory.
+        data: As at `evaluate`; None: the run's own test examples.
+        samples: An .npy file or a folder of images in place of the model's samples.
+        n: Number of samples.
         features: "classifier", "inception", "pixels", or another run's classifier file; None: the
             classifier for images, else the values.
-        seed: of the draw.
-        nearest: write the samples that are closest to training images, and these, as this .png.
-        weights, progress: as at `evaluate`.
-        options: those of `Run.sample` that say how samples are drawn, and of `Execution`.
+        seed: Of the draw.
+        nearest: Write the samples that are closest to training images, and these, as this .png.
+        weights: As at `evaluate`.
+        progress: As at `evaluate`.
+        **options: Those of `Run.sample` that say how samples are drawn, and of `Execution`.
 
     Returns:
-        A `Quality`: `.distances["samples"]["fid"]`, say, with value and error.
+        Distances with their errors, as in `.distances["samples"]["fid"]`.
 
     Raises:
-        InputError: for samples or features that are not of the model's kind.
+        InputError: For samples or features that are not of the model's kind.
     """
     how = sampling_options(options)
     execution = Execution(**options)

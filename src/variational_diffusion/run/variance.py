@@ -36,9 +36,12 @@ def train_variance(
     steps. The model itself stays as it is.
 
     Args:
-        run: a run, or its directory.
-        steps: of training. seed: of weights, order and noise.
-        weights, progress, execution: as at `evaluate`.
+        run: A run, or its directory.
+        steps: Of training.
+        seed: Of weights, order and noise.
+        weights: As at `evaluate`.
+        progress: As at `evaluate`.
+        **execution: Those of `Execution`, as at `evaluate`.
 
     Returns:
         The head's loss over the first and over the last 50 steps, in nats an entry.

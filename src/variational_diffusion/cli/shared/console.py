@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _LINE_INTERVAL = 10.0  # seconds between two lines of progress in a pipe
 _BAR_INTERVAL = 0.2  # seconds between two changes of the bar
+_LEAST_TEXT = 16  # a column of text is not narrower, if it has that much
 
 
 class Meter:
@@ -125,18 +127,74 @@ def print_table(
 ) -> None:
     """Print a title and a table to standard output.
 
+    Where the terminal is too narrow for the table, each row is printed as lines "column: value".
     numbers: whether there are numbers in all columns but the first, which stand to the right.
     """
     from rich.console import Console
     from rich.table import Table
 
     click.echo(title)
+    console, rows = Console(file=sys.stdout, highlight=False), list(rows)
+    if _least_width(columns, rows, numbers) > console.width:
+        for line in _as_lines(columns, rows, console.width):
+            click.echo(line)
+        return
     table = Table(show_header=any(columns))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if numbers and i else "left", overflow="fold")
+        right = numbers and i > 0
+        table.add_column(
+            column,
+            justify="right" if right else "left",
+            min_width=_longest_word(row[i] for row in rows),
+        )
     for row in rows:
         table.add_row(*row)
-    Console(file=sys.stdout, highlight=False).print(table, markup=False)
+    console.print(table, markup=False)
+
+
+def _least_width(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool) -> int:
+    """Return the width of a table whose numbers stay on one line, and whose words stay whole."""
+    from rich.cells import cell_len
+
+    width = 1
+    for i, column in enumerate(columns):
+        whole = numbers and (i > 0 or len(columns) == 2)
+        widest = max((cell_len(row[i]) for row in rows), default=0)
+        words = _longest_word([column, *(row[i] for row in rows)])
+        width += 3 + (max(words, widest) if whole else max(words, min(widest, _LEAST_TEXT)))
+    return width
+
+
+def _longest_word(texts: Iterable[str]) -> int:
+    from rich.cells import cell_len
+
+    return max((cell_len(word) for text in texts for word in text.split()), default=0)
+
+
+def _as_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """Write the cells of each row below each other, as "column: value"."""
+    for name, *cells in rows:
+        if len(columns) == 2:
+            pairs = [(name, cells[0])]
+        else:
+            yield from _wrapped("", f"{columns[0]} {name}" if columns[0] else name, width)
+            pairs = [(f"  {column}", cell) for column, cell in zip(columns[1:], cells, strict=True)]
+        for column, cell in pairs:
+            if cell:
+                text = column.lstrip()
+                indent = column[: len(column) - len(text)]
+                yield from _wrapped(indent, f"{text}: {cell}" if text else cell, width)
+
+
+def _wrapped(indent: str, text: str, width: int) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def print_json(values: dict[str, Any]) -> None:
