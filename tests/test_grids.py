@@ -326,7 +326,9 @@ def test_a_head_learns_what_z_says_of_the_error(generator):
     totals = []
     for assumed in (None, errors, PredictedErrors(errors, head)):
         chain = DiscreteBound(grids.uniform_in_gamma(vdm.schedule, 4), None)
-        (estimate,) = evaluate(vdm.widened(assumed), [x], chain, generator=torch.Generator().manual_seed(0))
+        (estimate,) = evaluate(
+            vdm.widened(assumed), [x], chain, generator=torch.Generator().manual_seed(0)
+        )
         totals.append(float(estimate.terms["diffusion"].mean()))
     assert totals[0] > totals[1] > totals[2]
 
