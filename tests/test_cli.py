@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from commands import output, train_digits
+from variational_diffusion import data
 from variational_diffusion.cli import COMMANDS, run
-from variational_diffusion.cli import data as data_command
 from variational_diffusion.grids import GRIDS
 from variational_diffusion.sampling import SAMPLERS
 
@@ -140,11 +140,11 @@ def test_the_demo_ends_with_its_table(capsys, tmp_path):
 
 def test_data_shows_what_will_be_read(capsys, tmp_path):
     sheet = str(tmp_path / "sheet.png")
-    text = output(capsys, ["data", "digits", "--sheet", sheet]).out
+    text = output(capsys, ["data", "digits", "--out", sheet]).out
     assert "1797" in text
     assert "17 levels" in text
     assert "1 x 8 x 8" in text
-    result = json.loads(output(capsys, ["data", "digits", "--sheet", sheet + ".png", "--json"]).out)
+    result = json.loads(output(capsys, ["data", "digits", "--out", sheet + ".png", "--json"]).out)
     assert result["splits"]["test"] == 297
 
 
@@ -202,7 +202,7 @@ MISTAKES = {
     ),
     "device": (["train", "digits", "--run", "r10", "--device", "tpu9"], "device = 'tpu9'"),
     "no run": (["evaluate", "empty"], "no run is there.*vdm train"),
-    "command": (["trian"], "trian.*train, evaluate"),
+    "command": (["trian"], "trian.*train, data"),
     "option": (["data", "digits", "--level", "3"], "--level.*--levels"),
     "no argument": (["data"], "DATA"),
     "size": (["data", "sizes", "--resize", "8y8"], "'8y8'.*32x48"),
@@ -253,6 +253,6 @@ def test_a_defect_of_ours_is_not_taken_for_a_mistake(monkeypatch):
     def broken(config):
         raise ValueError("not the user's fault")
 
-    monkeypatch.setattr(data_command, "open_dataset", broken)
+    monkeypatch.setattr(data, "open_dataset", broken)
     with pytest.raises(ValueError, match="not the user's fault"):
         run(["data", "digits"])

@@ -224,7 +224,7 @@ def test_a_report_shows_a_comparison_and_what_the_user_named_as_text(
     shutil.copytree(runs["b"], two)
 
     def measured(*options):
-        arguments = ["report", str(two), "--examples", "20", *options, "--json"]
+        arguments = ["report", str(two), "--limit", "20", *options, "--json"]
         return json.loads(output(capsys, arguments).out)["measured"]
 
     assert measured() == []

@@ -16,7 +16,7 @@ from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
 
 QUICK = ["--limit", "3", "--threads", "1"]
-STEPS = ["--steps", "4", "--draws", "2"]
+STEPS = ["--steps", "4", "--n", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_a_model_with_conditions_is_given_those_of_the_examples_or_others(
     monkeypatch.setattr(VDM, "given", given)
     split = open_dataset(Run.open(conditional).config.data).splits["test"].sample(3)
     own = split.batch(range(3))[1].tolist()
-    vary = ["vary", conditional, "--gamma", "0", *QUICK, "--steps", "2", "--draws", "1"]
+    vary = ["vary", conditional, "--gamma", "0", *QUICK, "--steps", "2", "--n", "1"]
     for i, (options, expected) in enumerate(
         [
             ([], [(own, 1.0)]),

@@ -344,7 +344,7 @@ def test_the_command_compares_widths(capsys, trained):
 
 
 @pytest.mark.parametrize(
-    ("options", "name"), [([], "ema-0.07"), (["--out", "ema-mine"], "ema-mine")]
+    ("options", "name"), [([], "ema-0.07"), (["--name", "ema-mine"], "ema-mine")]
 )
 def test_the_command_writes_weights_for_other_commands(capsys, trained, options, name):
     told = output(capsys, ["ema", trained, "--width", "0.07", *options])
@@ -361,9 +361,9 @@ def test_the_command_writes_weights_for_other_commands(capsys, trained, options,
     [
         (["ema", "RUN", "--width", "0.5"], "width = 0.5: .* from 0.02 to 0.25; give --width 0.1"),
         (["ema", "RUN", "--widths", "a"], "'a' is no list of widths: give one as 0.03,0.05"),
-        (["ema", "RUN", "--out", "ema-x"], "out = 'ema-x' goes with --width"),
-        (["ema", "RUN", "--width", "0.1", "--out", "raw"], "out = 'raw' is what training writes"),
-        (["ema", "RUN", "--width", "0.1", "--out", "../x"], r"names that begin with 'ema-'"),
+        (["ema", "RUN", "--name", "ema-x"], "name = 'ema-x' goes with --width"),
+        (["ema", "RUN", "--width", "0.1", "--name", "raw"], "name = 'raw' is what training writes"),
+        (["ema", "RUN", "--width", "0.1", "--name", "../x"], r"names that begin with 'ema-'"),
         (["evaluate", "RUN", "--weights", "ema-9"], "'ema-9': .* has ema, raw.*vdm ema"),
         (["sample", "RUN", "--weights", "errors-ema"], "'ema' and 'raw' are, and names"),
     ],

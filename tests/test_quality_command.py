@@ -24,7 +24,7 @@ def test_quality_compares_with_test_examples_and_with_what_is_possible(capsys, t
     samples = str(tmp_path / "samples.npy")
     output(capsys, ["sample", trained, "--n", "60", "--steps", "4", "--out", samples])
     sheet = tmp_path / "nearest.png"
-    common = ["quality", trained, "--samples", samples, "--n", "60"]
+    common = ["quality", trained, "--drawn", samples, "--n", "60"]
     pixels = [*common, "--features", "pixels", "--json"]
     result = json.loads(output(capsys, [*pixels, "--nearest", str(sheet)]).out)
     assert result["samples"] == result["reference"]["examples"] == 60
@@ -53,7 +53,7 @@ def test_quality_tells_copies_of_training_images(capsys, trained, tmp_path, spli
     """Of validation images, some are as close as the closest of 40 test images: seldom a tenth."""
     images = open_dataset(DataConfig(source="digits")).splits[split].read()
     np.save(tmp_path / "images.npy", images[:40])
-    samples = ["--samples", str(tmp_path / "images.npy"), "--n", "40", "--features", "pixels"]
+    samples = ["--drawn", str(tmp_path / "images.npy"), "--n", "40", "--features", "pixels"]
     nearest = ["--nearest", str(tmp_path / "nearest.png"), "--json"]
     found = json.loads(output(capsys, ["quality", trained, *samples, *nearest]).out)["nearest"]
     assert found["share"] == 1 if split == "train" else found["share"] <= 0.1
@@ -79,13 +79,13 @@ def test_quality_trains_a_classifier_once(capsys, trained, tmp_path, monkeypatch
     [
         (["--n", "20"], r"20 samples and 20 examples: .*give --n 40 or more"),
         (["--features", "resnet"], r"features = 'resnet': known are classifier, inception, pixels"),
-        (["--samples", "none.npy"], r"'none\.npy' is no known name"),
+        (["--drawn", "none.npy"], r"'none\.npy' is no known name"),
         (
-            ["--samples", "wide.npy"],
+            ["--drawn", "wide.npy"],
             r"'wide\.npy' have shape \(1, 8, 9\) and levels 256: the model",
         ),
         (
-            ["--samples", "bright.npy"],
+            ["--drawn", "bright.npy"],
             r"'bright\.npy' have the value 17: .* has levels 0 to 16; save",
         ),
         (["--nearest", "sheet.gif"], r"nearest = 'sheet\.gif': give a name that ends in \.png"),

@@ -67,7 +67,7 @@ def test_what_repeats_is_said_before_and_after(capsys, tmp_path):
     assert shown.out.count("γ_0 has reached its floor of -2.2") == 1
     found = json.loads(output(capsys, ["evaluate", name, "--json"]).out)
     assert found["floor"] == pytest.approx(-2.2, abs=0.05)
-    output(capsys, ["report", name, "--examples", "4", "--samples", "4"])
+    output(capsys, ["report", name, "--limit", "4", "--n", "4"])
     assert "γ_0 has reached its floor" in (tmp_path / "run" / "report.html").read_text("utf-8")
     again = [*SHORT, "--levels", "2", "--steps", "2"]
     shown = output(capsys, ["train", coins, "--run", str(tmp_path / "levels"), *again])

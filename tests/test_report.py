@@ -28,7 +28,7 @@ from variational_diffusion.report.svg import COLOURS, inline_svg
 from variational_diffusion.run.directory import Run
 
 CHROMIUM = shutil.which("chromium")
-FEW = ["--examples", "40", "--samples", "16", "--steps", "8", "--evaluations", "2000"]
+FEW = ["--limit", "40", "--n", "16", "--steps", "8", "--evaluations", "2000"]
 TRAIN = ["--steps", "20", "--batch-size", "8", "--threads", "1"]
 
 
@@ -232,14 +232,14 @@ def test_other_options_and_damage_are_measured_again(capsys, hostile, tmp_path, 
     content = bytearray(stored.read_bytes())
     content[-5] ^= 1
     stored.write_bytes(content)
-    assert report(capsys, run, "--examples", "10")["measured"] == ["likelihood", "examples"]
+    assert report(capsys, run, "--limit", "10")["measured"] == ["likelihood", "examples"]
 
 
 def test_other_weights_are_measured_again(capsys, hostile, tmp_path, no_page, monkeypatch):
     left_out = {"profile", "comparison"}  # the slowest, and what was not asked for
     parts = {name: part for name, part in PARTS.items() if name not in left_out}
     monkeypatch.setattr("variational_diffusion.report.measure.PARTS", parts)
-    few = ["--examples", "4", "--samples", "4", "--steps", "1"]
+    few = ["--limit", "4", "--n", "4", "--steps", "1"]
     run = tmp_path / "run"
     shutil.copytree(hostile, run)
     shutil.copy(run / "model.safetensors", run / "ema.safetensors")
@@ -305,7 +305,7 @@ def test_a_model_with_conditions(capsys, tmp_path, no_page):
     run, drawn = tmp_path / "run", tmp_path / "samples.npy"
     small = ["--condition", "label", "--set", "network.widths=[8,8]"]
     output(capsys, ["train", "digits", "--run", str(run), *TRAIN, *small])
-    few = ["--examples", "20", "--samples", "16", "--steps", "2", "--evaluations", "2000"]
+    few = ["--limit", "20", "--n", "16", "--steps", "2", "--evaluations", "2000"]
     assert report(capsys, run, *few)["left_out"] == []
     opened = Run.open(run)
     found = {name: read_section(opened, name, "ema") for name in PARTS}

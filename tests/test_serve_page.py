@@ -3,7 +3,6 @@
 import io
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -38,8 +37,12 @@ def address(run):
     command = [str(Path(sys.executable).with_name("vdm")), "serve", str(run), "--threads", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         yield server.stdout.readline().strip()
-        server.send_signal(signal.SIGINT)
-        server.communicate(timeout=30)
+        server.terminate()  # a SIGINT is not heard where the tests were started with it ignored
+        try:
+            server.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            raise
 
 
 @pytest.fixture(scope="module")

@@ -70,16 +70,15 @@ def _overview() -> str:
     """Return the first page of the reference: the public names, and then the modules by room."""
     rows = ["# Reference", "", "After `import variational_diffusion as vd`, these are names of it:"]
     rows += ["", "| name | what it is |", "| --- | --- |"]
-    for name, where, about in public_names():
+    for name, where, about in sorted(public_names(), key=lambda row: row[0].swapcase()):
         rows.append(f"| [`vd.{name}`]({where}.md#variational_diffusion.{where}.{name}) | {about} |")
     rooms: dict[str, list[str]] = {}
     for name in modules():
         room = name.partition(".")[0]
         rooms.setdefault(room if (SOURCE / room).is_dir() else "", []).append(name)
     for room, names in sorted(rooms.items()):
-        title = f"{room}: {summary(room)}" if room else "Modules of the theory and the settings"
-        rows += ["", f"## {title.removesuffix('.')}", "", "| module | what it holds |"]
-        rows += ["| --- | --- |"]
+        rows += ["", f"## {room or 'Modules'}", "", summary(room) if room else "", ""]
+        rows += ["| module | what it holds |", "| --- | --- |"]
         for name in names:
             rows.append(f"| [`{name}`]({name}.md) | {_cell(summary(name))} |")
     return "\n".join(rows) + "\n"

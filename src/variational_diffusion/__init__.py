@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from variational_diffusion.networks import Transformer as Transformer
     from variational_diffusion.networks import UNet as UNet
     from variational_diffusion.objective import Bound as Bound
+    from variational_diffusion.run.classes import Classified as Classified
+    from variational_diffusion.run.classes import classify as classify
     from variational_diffusion.run.comparison import compare as compare
     from variational_diffusion.run.compression import Compressed as Compressed
     from variational_diffusion.run.compression import compress as compress
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Adaptive": "schedules",
     "Bound": "objective",
+    "Classified": "run.classes",
     "Comparison": "likelihood",
     "Compressed": "run.compression",
     "ContinuousBound": "likelihood",
@@ -101,6 +104,7 @@ _HOMES = {
     "UNet": "networks",
     "VDM": "model",
     "build": "model",
+    "classify": "run.classes",
     "compare": "run.comparison",
     "compress": "run.compression",
     "decompress": "run.compression",

@@ -17,31 +17,44 @@ import click
 
 from variational_diffusion.errors import InputError
 
-COMMANDS = {
-    "train": "Train a model on your data, or go on with a run.",
-    "evaluate": "Bits per dimension of data under a trained model, with a standard error.",
-    "compare": "Which of several runs is better, by the same examples and the same noise.",
-    "score": "Rank examples by anomaly scores with p-values: table, histogram, sheet.",
-    "ema": "Averages of other widths: which is best, and write one as weights.",
-    "variance": "Train a small network that predicts the reverse variance, for few steps.",
-    "schedule": "What the noise schedule has learned: variances in a table, and a figure.",
-    "sample": "Draw examples: a sheet, single files, an array, an animation.",
-    "edit": "Change examples: inpaint, restore, vary, interpolate.",
-    "classify": "The class under which each example is most likely, and how often that is right.",
-    "quality": "How good samples are: FID, KID, precision, recall, with errors and a floor.",
-    "report": "One page about a run: curves, samples, likelihoods, how to repeat them.",
-    "serve": "A page in the browser about a model: sample, likelihood, inpaint, compress.",
-    "compress": "Compress examples without loss, to about their bits per dimension.",
-    "decompress": "Bring back what vdm compress wrote, exact to the bit.",
-    "data": "Show what will be read: count, shape, levels, splits, examples.",
-    "plan": "What a run will take: operations, memory, time and energy on named hardware.",
-    "export": "Write a model as a pretrained folder for the hub, or as an ONNX file.",
-    "push": "Upload a model to the Hugging Face hub.",
-    "import-official": "Make a run of a checkpoint of the official VDM release.",
-    "doctor": "What is installed, which device there is, and what is missing.",
-    "demo": "Train, evaluate and sample on handwritten digits, in a few minutes.",
+GROUPS = {
+    "Train": {
+        "train": "Train a model on your data, or go on with a run.",
+        "data": "Show what will be read: count, shape, levels, splits, examples.",
+        "plan": "What a run will take: operations, memory, time and energy on named hardware.",
+        "ema": "Averages of other widths: which is best, and write one as weights.",
+        "variance": "Train a small network that predicts the reverse variance, for few steps.",
+    },
+    "Measure": {
+        "evaluate": "Bits per dimension of data under a trained model, with a standard error.",
+        "compare": "Which of several runs is better, by the same examples and the same noise.",
+        "score": "Rank examples by anomaly scores with p-values: table, histogram, sheet.",
+        "schedule": "What the noise schedule has learned: variances in a table, and a figure.",
+        "classify": "The class under which each example is most likely, and how often that "
+        "is right.",
+        "quality": "How good samples are: FID, KID, precision, recall, with errors and a floor.",
+        "report": "One page about a run: curves, samples, likelihoods, how to repeat them.",
+    },
+    "Make": {
+        "sample": "Draw examples: a sheet, single files, an array, an animation.",
+        "edit": "Change examples: inpaint, restore, vary, interpolate.",
+        "compress": "Compress examples without loss, to about their bits per dimension.",
+        "decompress": "Bring back what vdm compress wrote, exact to the bit.",
+        "serve": "A page in the browser about a model: sample, likelihood, inpaint, compress.",
+    },
+    "Share": {
+        "export": "Write a model as a pretrained folder for the hub, or as an ONNX file.",
+        "push": "Upload a model to the Hugging Face hub.",
+        "import-official": "Make a run of a checkpoint of the official VDM release.",
+    },
+    "Help": {
+        "demo": "Train, evaluate and sample on handwritten digits, in a few minutes.",
+        "doctor": "What is installed, which device there is, and what is missing.",
+    },
 }
+"""Group of `vdm --help` → its commands, and what each is for."""
 
+COMMANDS = {name: about for group in GROUPS.values() for name, about in group.items()}
 
 LOG = logging.getLogger("variational_diffusion")
 
@@ -70,15 +83,20 @@ class _Commands(click.Group):
         return import_module(f"variational_diffusion.cli.{module}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        longest = max(map(len, COMMANDS))
+        for title, group in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(longest), about) for name, about in group.items()])
 
 
 @click.group(cls=_Commands, invoke_without_command=True)
 @click.version_option(package_name="variational-diffusion")
 @click.pass_context
 def vdm(ctx: click.Context) -> None:
-    """Variational diffusion models: train, evaluate in bits per dimension, sample."""
+    """Variational diffusion models: train, evaluate in bits per dimension, sample.
+
+    Example: vdm train digits --run runs/digits --minutes 2, then: vdm sample runs/digits
+    """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 

@@ -31,7 +31,11 @@ from variational_diffusion.cli.shared.options import (
     default="shares",
     help="Of the classes: their shares of the training data (default), or all the same.",
 )
-@click.option("--table", help="Write labels and bits of every example as this .csv or .parquet.")
+@click.option(
+    "--table",
+    type=click.Path(),
+    help="Write labels and bits of every example as this .csv or .parquet.",
+)
 @click.option("--batch-size", type=click.IntRange(1), default=100, help="Examples at once.")
 @seed_option("the draws")
 @json_option

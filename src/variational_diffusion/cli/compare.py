@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @rounds_options
 @click.option(
     "--table",
+    type=click.Path(),
     help="Write the bits of every example, one column for each run, as this .csv or .parquet.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=250, help="Examples at once.")

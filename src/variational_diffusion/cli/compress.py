@@ -20,7 +20,7 @@ GROUP, MAX_IMAGES = 10_000, 1 << 20
 
 @click.command()
 @examples_options
-@click.option("--out", required=True, help="The file to write; its name ends in .vdmz.")
+@click.option("--out", type=click.Path(), required=True, help="Where to write: a new .vdmz file.")
 @click.option(
     "--steps",
     type=click.IntRange(1, 1000),
@@ -29,7 +29,8 @@ GROUP, MAX_IMAGES = 10_000, 1 << 20
 @click.option(
     "--variance",
     type=click.Choice(VARIANCES),
-    help="Of the reverse steps; default: predicted where the run has a head (vdm variance), "
+    help="Variance of the reverse steps; default: predicted where the run has a head (vdm "
+    "variance), "
     "otherwise position.",
 )
 @click.option(

@@ -14,11 +14,15 @@ _EXAMPLES = 64
 
 
 @click.command()
-@click.argument("data")
-@click.option("--sheet", help="Where the .png of examples goes; default: NAME-examples.png here.")
+@click.argument("data", type=click.Path())
+@click.option(
+    "--out",
+    type=click.Path(),
+    help="Where to write the .png of examples; default: NAME-examples.png here.",
+)
 @json_option
 @data_options
-def command(data: str, sheet: str | None, as_json: bool, **options: Any) -> None:
+def command(data: str, out: str | None, as_json: bool, **options: Any) -> None:
     """Show how DATA will be read: count, shape, levels, splits, and a sheet of examples.
 
     Example: vdm data photos --resize 32x32
@@ -38,7 +42,7 @@ def command(data: str, sheet: str | None, as_json: bool, **options: Any) -> None
     path = None
     if is_image(dataset.shape):
         name = f"{Path(dataset.source).stem}-examples.png"
-        path = unused(name) if sheet is None else Path(sheet)
+        path = unused(name) if out is None else Path(out)
         save_sheet(examples, dataset.levels, path)
     if as_json:
         print_json(

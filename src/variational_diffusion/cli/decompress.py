@@ -11,9 +11,14 @@ from variational_diffusion.cli.shared.options import device_options, json_option
 
 
 @click.command()
-@click.argument("run")
-@click.argument("file")
-@click.option("--out", required=True, help="A new folder for single images, or an .npy file.")
+@click.argument("run", type=click.Path())
+@click.argument("file", type=click.Path())
+@click.option(
+    "--out",
+    type=click.Path(),
+    required=True,
+    help="Where to write: a new folder for single images, or an .npy file.",
+)
 @json_option
 @device_options
 def command(run: str, file: str, out: str, as_json: bool, **execution: Any) -> None:

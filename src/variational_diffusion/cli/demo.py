@@ -6,16 +6,26 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_table, shown
-from variational_diffusion.cli.shared.options import device_options
+from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.options import Duration, device_options, json_option
 
 
 @click.command()
-@click.option("--run", "directory", default="runs/demo", help="Directory of the run.")
-@click.option("--minutes", type=float, default=2.5, help="Minutes of training.")
+@click.option(
+    "--run", "directory", type=click.Path(), default="runs/demo", help="Directory of the run."
+)
+@click.option(
+    "--minutes", type=Duration("minutes"), default=2.5, help="Minutes of training (default 2.5)."
+)
+@json_option
 @device_options
-def command(directory: str, minutes: float, device: str, threads: int | None) -> None:
-    """Train on scikit-learn's digits, evaluate on the test images, draw samples."""
+def command(
+    directory: str, minutes: float, as_json: bool, device: str, threads: int | None
+) -> None:
+    """Train on scikit-learn's digits, evaluate on the test images, draw samples.
+
+    Example: vdm demo
+    """
     from variational_diffusion.compression.baselines import code_lengths
     from variational_diffusion.run.evaluation import evaluate
     from variational_diffusion.run.examples import own_data
@@ -53,6 +63,22 @@ def command(directory: str, minutes: float, device: str, threads: int | None) ->
     images = dataset.splits["test"].read()
     assert dataset.levels is not None
     lengths = code_lengths(images, dataset.levels)
+    gamma_0, gamma_1 = samples.vdm.schedule.end_points.tolist()
+    if as_json:
+        print_json(
+            {
+                "run": str(run.path),
+                "steps": end.step,
+                "seconds": end.seconds,
+                "gamma_0": gamma_0,
+                "gamma_1": gamma_1,
+                "test": summary.as_json(),
+                "baselines": lengths,
+                "samples": str(sheet),
+                "animation": str(film),
+            }
+        )
+        return
     bound = f"{summary.bits_per_dim:.3f} ± {summary.standard_error:.3f}"
     print_table(
         f"{summary.examples} test images of 8x8 pixels with 17 levels",
@@ -64,7 +90,6 @@ def command(directory: str, minutes: float, device: str, threads: int | None) ->
             *((name, f"{length:.3f}") for name, length in lengths.items()),
         ],
     )
-    gamma_0, gamma_1 = samples.vdm.schedule.end_points.tolist()
     click.echo(
         f"{end.step} steps in {end.seconds / 60:.1f} minutes; "
         f"the learned noise schedule runs from γ = {gamma_0:.2f} to {gamma_1:.2f}"

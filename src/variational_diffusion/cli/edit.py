@@ -38,7 +38,11 @@ def _task_options(task: Command) -> Command:
     """Add the options that all tasks share; `_edited` takes them."""
     for option in (
         json_option,
-        click.option("--out", help="A .png sheet or an .npy array; default: in the run."),
+        click.option(
+            "--out",
+            type=click.Path(),
+            help="Where to write: a .png sheet or an .npy array; default: in the run.",
+        ),
         seed_option("the draws"),
         weights_option,
         device_options,
@@ -51,7 +55,7 @@ def _task_options(task: Command) -> Command:
 
 _steps = click.option("--steps", type=click.IntRange(1), default=100, help="Steps (default 100).")
 _draws = click.option(
-    "--draws", type=click.IntRange(1), default=4, help="Results for each example (default 4)."
+    "--n", "draws", type=click.IntRange(1), default=4, help="Samples for each example (default 4)."
 )
 
 
@@ -82,8 +86,10 @@ def inpaint(mask: str, **options: Any) -> None:
 @command.command()
 @click.option("--measurement", required=True, help=f"One of: {', '.join(MEASUREMENTS)}.")
 @click.option("--factor", type=int, help="Of downsample: side of the squares (default 2).")
-@click.option("--width", type=float, help="Of blur: standard deviation in pixels (default 1).")
-@click.option("--mask", help="Of mask: as at vdm edit inpaint; what is white is not seen.")
+@click.option("--width", type=float, help="Standard deviation of blur, in pixels (default 1).")
+@click.option(
+    "--mask", help="A picture or array for mask, as at vdm edit inpaint; what is white is not seen."
+)
 @click.option(
     "--noise",
     type=click.FloatRange(0),
@@ -128,7 +134,7 @@ def vary(gamma: float, **options: Any) -> None:
     "--tolerance",
     type=click.FloatRange(0, min_open=True),
     default=1e-4,
-    help="Of the ODE's solver (default 1e-4).",
+    help="Error of the ODE's solver (default 1e-4).",
 )
 @_task_options
 def interpolate(**options: Any) -> None:

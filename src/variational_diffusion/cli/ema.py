@@ -32,35 +32,50 @@ class Widths(click.ParamType):
 
 
 @click.command()
-@click.argument("run")
-@click.option("--width", type=float, help="Write the average of this width, 0.02 to 0.25.")
-@click.option("--out", metavar="NAME", help="Its name for --weights; default: ema-WIDTH.")
+@click.argument("run", type=click.Path())
+@click.argument("data", type=click.Path(), required=False)
+@click.option(
+    "--width",
+    type=float,
+    help="Standard deviation of the average to write, 0.02 to 0.25 of the run.",
+)
+@click.option("--name", help="Name of that average for --weights; default: ema-WIDTH.")
 @click.option("--widths", type=Widths(), default=WIDTHS, help=f"Compare these (default {WIDTHS}).")
-@click.option("--data", help="Examples to compare them on; default: those of the run.")
-@click.option("--limit", type=click.IntRange(2), default=1000, help="How many (default 1000).")
-@click.option("--draws", type=click.IntRange(1), default=4, help="Of the bound (default 4).")
+@click.option(
+    "--limit",
+    type=click.IntRange(2),
+    default=1000,
+    help="Only so many, drawn at random with seed 0 (default 1000).",
+)
+@click.option(
+    "--draws",
+    type=click.IntRange(1),
+    default=4,
+    help="Network evaluations for each example (default 4).",
+)
 @seed_option("the draws")
 @json_option
 @device_options
 def command(
     run: str,
     width: float | None,
-    out: str | None,
+    name: str | None,
     widths: list[float],
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compare averages of the weights in RUN by the bound of the validation split, or write one.
+    """Compare averages of the weights in RUN by the bound of held-out examples, or write one.
 
-    A width is the standard deviation of the average in time, as a share of the run. With --width
-    the average is written, for the --weights of other commands.
+    The examples are those of DATA, or of the run's validation split. A width is the standard
+    deviation of the average in time, as a share of the run. With --width the average is written,
+    for the --weights of other commands.
 
     Example: vdm ema runs/first --width 0.07
     """
     from variational_diffusion.run import averages
 
     if width is not None:
-        made = averages.write_average(run, width, out)
+        made = averages.write_average(run, width, name)
         if as_json:
             print_json(made.as_json())
             return
@@ -68,8 +83,8 @@ def command(
         click.echo(f"{made.path}   (after step {made.step}, profile to {rest})")
         click.echo(f"next: vdm evaluate {run} --weights {made.name}", err=True)
         return
-    if out is not None:
-        raise InputError(f"out = '{out}' goes with --width; give --width 0.07 --out {out}")
+    if name is not None:
+        raise InputError(f"name = '{name}' goes with --width; give --width 0.07 --name {name}")
     found = averages.compare_widths(run, widths, progress=shown, **options)
     if as_json:
         print_json(found.as_json())

@@ -37,8 +37,14 @@ _NOT_OF_THE_FIGURES = {
 @examples_options
 @estimator_options
 @rounds_options
-@click.option("--table", help="Write the bits of every example as this .csv or .parquet.")
-@click.option("--maps", help=f"Write where the bits of {_MAPS} examples are as this .png sheet.")
+@click.option(
+    "--table", type=click.Path(), help="Write the bits of every example as this .csv or .parquet."
+)
+@click.option(
+    "--maps",
+    type=click.Path(),
+    help=f"Write where the bits of {_MAPS} examples are as this .png sheet.",
+)
 @click.option("--batch-size", type=click.IntRange(1), default=250, help="Examples at once.")
 @seed_option("the estimate")
 @json_option

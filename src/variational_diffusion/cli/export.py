@@ -12,7 +12,7 @@ from variational_diffusion.errors import InputError
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", type=click.Path())
 @click.option("--hub", metavar="FOLDER", help="Write a folder for VDM.from_pretrained.")
 @click.option("--onnx", metavar="FILE", help="Write the denoiser as this .onnx file.")
 @json_option

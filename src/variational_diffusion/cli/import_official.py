@@ -9,8 +9,10 @@ from variational_diffusion.cli.shared.options import Size, json_option
 
 
 @click.command()
-@click.argument("file")
-@click.option("--run", required=True, metavar="DIR", help="A new directory for the run.")
+@click.argument("file", type=click.Path())
+@click.option(
+    "--run", required=True, type=click.Path(), metavar="DIR", help="Directory of the run, new."
+)
 @click.option(
     "--data",
     default="hf:uoft-cs/cifar10",

@@ -10,11 +10,15 @@ import click
 from variational_diffusion.cli.shared.console import print_json, print_table
 from variational_diffusion.cli.shared.options import (
     Shape,
+    accumulate_option,
+    checkpointing_option,
     data_config,
     data_options,
     device_options,
     json_option,
     parsed_settings,
+    precision_option,
+    settings_option,
 )
 from variational_diffusion.errors import InputError
 
@@ -30,13 +34,13 @@ _HERE = "this machine"
 
 
 @click.command()
-@click.argument("data", required=False)
+@click.argument("data", type=click.Path(), required=False)
 @click.option("--preset", help="Complete configuration to start from; default: by the shape.")
 @click.option("--shape", type=Shape(), help="Of one example, as 3,32,32, in place of DATA.")
 @click.option("--network", help="Network: unet, transformer, paper-unet, mlp.")
-@click.option("--batch-size", type=click.IntRange(1), help="Examples in a step.")
-@click.option("--accumulate", type=click.IntRange(1), default=1, help="Passes in a step.")
-@click.option("--set", "settings", multiple=True, metavar="SECTION.FIELD=VALUE")
+@click.option("--batch-size", type=click.IntRange(1), help="Examples in one step.")
+@accumulate_option
+@settings_option
 @click.option(
     "--hardware",
     "names",
@@ -44,9 +48,14 @@ _HERE = "this machine"
     type=click.Choice(HARDWARE),
     help="Devices to plan for; default: all of these.",
 )
-@click.option("--steps", type=click.IntRange(1), default=_STEPS, show_default=True)
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto")
-@click.option("--checkpointing", is_flag=True, help="Compute activations again in backward.")
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=_STEPS,
+    help=f"Steps of training (default {_STEPS:,}).",
+)
+@precision_option
+@checkpointing_option
 @click.option("--measure", is_flag=True, help="Train a few steps here; compare with the plan.")
 @json_option
 @data_options

@@ -9,7 +9,7 @@ from variational_diffusion.cli.shared.options import json_option, weights_option
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", type=click.Path())
 @click.argument("repository")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @json_option

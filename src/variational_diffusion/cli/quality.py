@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run")
-@click.argument("data", required=False)
-@click.option("--samples", help="An .npy file or a folder of images, not the model's.")
-@click.option("--n", type=click.IntRange(1), default=1000, help="How many (default 1000).")
+@click.argument("run", type=click.Path())
+@click.argument("data", type=click.Path(), required=False)
+@click.option(
+    "--drawn", "samples", help="An .npy file or a folder of images, not the model's samples."
+)
+@click.option("--n", type=click.IntRange(1), default=1000, help="Samples to draw (default 1000).")
 @click.option(
     "--features",
     help="classifier (default for images), inception, pixels, or another run's classifier file.",
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 @seed_option("the draw")
 @click.option(
     "--nearest",
+    type=click.Path(),
     help="Write the samples that are closest to training images, and these, as this .png.",
 )
 @json_option

@@ -12,13 +12,14 @@ from variational_diffusion.cli.shared.sampling import DEFAULT_STEPS, SAMPLER_HEL
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", type=click.Path())
 @click.option(
-    "--examples",
+    "--limit",
+    "examples",
     type=click.IntRange(2),
-    help="Test examples that the bits per dimension are of (default 1000).",
+    help="Only so many test examples, drawn at random with seed 0 (default 1000).",
 )
-@click.option("--samples", type=click.IntRange(4), help="Samples to draw (default 64).")
+@click.option("--n", "samples", type=click.IntRange(4), help="Samples to draw (default 64).")
 @click.option("--sampler", help=SAMPLER_HELP)
 @click.option(
     "--steps",
@@ -42,7 +43,9 @@ from variational_diffusion.cli.shared.sampling import DEFAULT_STEPS, SAMPLER_HEL
     help="Another run to compare with, by the same test examples; may be given several times.",
 )
 @click.option("--refresh", is_flag=True, help="Measure everything again.")
-@click.option("--out", help="Name of the page; default: report.html in the run.")
+@click.option(
+    "--out", type=click.Path(), help="Where to write the page; default: report.html in the run."
+)
 @json_option
 @weights_option
 @device_options

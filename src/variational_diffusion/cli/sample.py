@@ -23,16 +23,26 @@ _FRAMES = 48
 
 
 @click.command()
-@click.argument("run")
-@click.option("--n", type=click.IntRange(1), default=64, help="How many.")
+@click.argument("run", type=click.Path())
+@click.option("--n", type=click.IntRange(1), default=64, help="Samples to draw (default 64).")
 @sampling_options
 @seed_option("the draw")
 @click.option(
     "--out",
-    help="A .png sheet, an .npy array, or a folder for single files; default: in the run.",
+    type=click.Path(),
+    help="Where to write: a .png sheet, an .npy array, or a folder for single files; "
+    "default: in the run.",
 )
-@click.option("--table", help="Write labels and bits of every sample as this .csv or .parquet.")
-@click.option("--animate", help="Also write z_t and x̂ on the way as this .gif, .webp or .mp4.")
+@click.option(
+    "--table",
+    type=click.Path(),
+    help="Write labels and bits of every sample as this .csv or .parquet.",
+)
+@click.option(
+    "--animate",
+    type=click.Path(),
+    help="Also write z_t and x̂ on the way as this .gif, .webp or .mp4.",
+)
 @json_option
 @given_options
 @weights_option

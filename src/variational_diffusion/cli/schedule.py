@@ -28,7 +28,11 @@ _TARGET = 0.01  # standard error in bits/dim of the last column of the table
     help="Evaluations of the network to measure with (default 20,000).",
 )
 @seed_option("the measurement")
-@click.option("--out", help="Name of the figure, .png or .svg; default: both, in the run.")
+@click.option(
+    "--out",
+    type=click.Path(),
+    help="Where to write the figure, .png or .svg; default: both, in the run.",
+)
 @json_option
 @weights_option
 @device_options

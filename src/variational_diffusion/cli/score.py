@@ -26,12 +26,12 @@ REFERENCE, FALSE_ALARMS = 1000, 0.01
 
 
 @click.command()
-@click.argument("run")
-@click.argument("data", required=False)
+@click.argument("run", type=click.Path())
+@click.argument("data", type=click.Path(), required=False)
 @click.option(
     "--split",
     type=click.Choice(SPLITS),
-    help="Only this split (default: every example of the run's own data, or of DATA).",
+    help="Which examples (default: all of the run's own data, or of DATA).",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only so many, drawn at random with seed 0.")
 @click.option(
@@ -62,12 +62,20 @@ REFERENCE, FALSE_ALARMS = 1000, 0.01
     "--draws",
     type=click.IntRange(1),
     default=2,
-    help="Network evaluations in each of 16 bands of γ (default 2).",
+    help="Network evaluations for each example in each of 16 bands of γ (default 2).",
 )
-@click.option("--table", help="Write all that is known of every example as this .csv or .parquet.")
-@click.option("--figure", help="Write histograms of the score as this .png or .svg.")
 @click.option(
-    "--sheet", help="Write the most anomalous images, then the most normal, as this .png."
+    "--table",
+    type=click.Path(),
+    help="Write all that is known of every example as this .csv or .parquet.",
+)
+@click.option(
+    "--figure", type=click.Path(), help="Write histograms of the score as this .png or .svg."
+)
+@click.option(
+    "--sheet",
+    type=click.Path(),
+    help="Write the most anomalous images, then the most normal, as this .png.",
 )
 @seed_option("the noise")
 @json_option

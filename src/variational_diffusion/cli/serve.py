@@ -12,7 +12,7 @@ from variational_diffusion.errors import InputError
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", type=click.Path())
 @click.option(
     "--port",
     type=click.IntRange(1024, 65_535),

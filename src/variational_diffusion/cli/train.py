@@ -8,10 +8,14 @@ import click
 
 from variational_diffusion.cli.shared.console import print_json, print_table, shown
 from variational_diffusion.cli.shared.options import (
+    Duration,
+    accumulate_option,
+    checkpointing_option,
     data_options,
     device_options,
     json_option,
     parsed_settings,
+    settings_option,
     training_speed_options,
     typed_options,
 )
@@ -39,8 +43,10 @@ _HOW = (
 
 
 @click.command()
-@click.argument("data", required=False)
-@click.option("--run", "directory", help="Directory of the run, new or to go on with.")
+@click.argument("data", type=click.Path(), required=False)
+@click.option(
+    "--run", "directory", type=click.Path(), help="Directory of the run, new or to go on with."
+)
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False),
@@ -48,8 +54,12 @@ _HOW = (
 )
 @click.option("--dry-run", is_flag=True, help="Print the configuration; write nothing.")
 @click.option("--preset", help="Complete configuration to start from; default: by the data.")
-@click.option("--steps", type=click.IntRange(1), help="Budget in steps.")
-@click.option("--minutes", type=float, help="Budget in minutes of training (new runs: 10).")
+@click.option("--steps", type=click.IntRange(1), help="Steps of training, as a budget.")
+@click.option(
+    "--minutes",
+    type=Duration("minutes"),
+    help="Minutes of training, as a budget: 10, or 90s, 10m, 1.5h (new runs: 10).",
+)
 @click.option("--seed", type=click.IntRange(0), help="Seed of weights, order, times and noise.")
 @click.option(
     "--schedule", help="Noise schedule: adaptive, monotone, learned-linear, fixed-linear, cosine."
@@ -70,24 +80,22 @@ _HOW = (
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Examples in one step.")
 @click.option("--learning-rate", type=float, help="Of the network.")
+@settings_option
 @click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="SECTION.FIELD=VALUE",
-    help="Any other setting of config.json; sections: training, model, network, schedule.",
-)
-@click.option(
-    "--every", type=click.FloatRange(1), default=60.0, help="Seconds between two validations."
+    "--every",
+    type=Duration("seconds", least=1.0),
+    default=60.0,
+    help="Seconds between two validations: 60, or 60s, 5m (default 60).",
 )
 @click.option(
     "--track", multiple=True, metavar="NAME", help="Show figures in tensorboard, wandb, trackio, …."
 )
 @click.option(
     "--sheets-every",
-    type=click.FloatRange(0),
+    type=Duration("minutes"),
     default=30.0,
-    help="Minutes between two sheets of samples in the run, of images (default 30).",
+    help="Minutes between two sheets of samples in the run, of images: 30, or 90s, 1.5h (default "
+    "30).",
 )
 @click.option(
     "--overfit-check",
@@ -98,17 +106,8 @@ _HOW = (
 @click.option(
     "--keep", type=click.IntRange(1), default=2, help="States of training that stay (default 2)."
 )
-@click.option(
-    "--accumulate",
-    type=click.IntRange(1),
-    default=1,
-    help="Parts a batch goes through the network in, to take less memory (default 1).",
-)
-@click.option(
-    "--checkpointing",
-    is_flag=True,
-    help="Compute activations again in the backward pass: less memory, a third more time.",
-)
+@accumulate_option
+@checkpointing_option
 @click.option(
     "--sharding",
     type=click.Choice(["replicated", "sharded"]),

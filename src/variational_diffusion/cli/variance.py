@@ -16,8 +16,10 @@ from variational_diffusion.cli.shared.options import (
 
 
 @click.command()
-@click.argument("run")
-@click.option("--steps", type=click.IntRange(1), default=1000, help="Of training (default 1000).")
+@click.argument("run", type=click.Path())
+@click.option(
+    "--steps", type=click.IntRange(1), default=1000, help="Steps of training (default 1000)."
+)
 @seed_option("weights, order and noise")
 @json_option
 @weights_option

@@ -143,7 +143,7 @@ def is_share(tensor: Tensor) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor that is sharded over processes as one; every process has to call this."""
-    return tensor.full_tensor() if is_share(tensor) else tensor
+    return tensor.full_tensor() if is_share(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -167,7 +167,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """Return what this process holds of a tensor: all of it, or its rows, in the same memory."""
-    return tensor.to_local() if is_share(tensor) else tensor
+    return tensor.to_local() if is_share(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def laid_out_as(like: Tensor, values: Tensor) -> Tensor:

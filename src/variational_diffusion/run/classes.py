@@ -39,12 +39,13 @@ class Classified:
     """Examples and the classes that a model takes them for.
 
     Attributes:
-        names: of the classes. predicted: the number of the class of each example, shape (n,).
-        table: columns by name, a row an example: predicted label, its probability, the true label
+        names: Of the classes.
+        predicted: Number of the class of each example, shape (n,).
+        table: Columns by name, a row an example: predicted label, its probability, the true label
             where it is known, and the bits of each class.
-        confusion: how many of each class (rows) were taken for each (columns); None where the
-            examples have no labels.
-        examples: what was classified.
+        confusion: Counts of each class (rows) taken for each (columns); None where the examples
+            have no labels.
+        examples: What was classified.
     """
 
     names: tuple[str, ...]
@@ -114,6 +115,14 @@ def classify(
 
     Raises:
         InputError: For a model without labels, and as `evaluate`.
+
+    Examples:
+        >>> labelled = vd.train(
+        ...     "digits", "runs/labelled", condition="label", network="mlp", steps=2, progress=False
+        ... )
+        >>> found = vd.classify(labelled, limit=20, draws=1)
+        >>> found.predicted.shape, int(found.confusion.sum())
+        (torch.Size([20]), 20)
     """
     if prior not in PRIORS:
         raise InputError(f"prior = {prior!r}: known are {', '.join(PRIORS)}")

@@ -83,8 +83,8 @@ class Run:
 
     Examples:
         >>> run = vd.Run.open("runs/digits")
-        >>> run.config.model.shape, run.states()
-        ((1, 8, 8), [60])
+        >>> run.config.model.shape, max(run.states())
+        ((1, 8, 8), 60)
     """
 
     def __init__(
@@ -480,7 +480,7 @@ class Run:
         """
         path = self.weights_path(name)
         if name in _WEIGHT_FILES:
-            raise InputError(f"out = '{name}' is what training writes; give a name as ema-{name}")
+            raise InputError(f"name = '{name}' is what training writes; give a name as ema-{name}")
         write_tensors(path, vdm.state_dict(), metadata)
         return path
 

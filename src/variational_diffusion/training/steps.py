@@ -91,7 +91,6 @@ class TrainingState:
             vdm: The model, which `fit` trains in place.
             config: The settings of its optimizers and averages.
             distribute: Shards the weights of a model over the processes, in place.
-            step: None newer than of this one.
 
         Returns:
             The state, with new optimizers.

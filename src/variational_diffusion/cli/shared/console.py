@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _LINE_INTERVAL = 10.0  # seconds between two lines of progress in a pipe
 _BAR_INTERVAL = 0.2  # seconds between two changes of the bar
+_LEAST_TEXT = 16  # a column of text is not narrower, if it has that much
 
 
 class Meter:
@@ -125,18 +127,65 @@ def print_table(
 ) -> None:
     """Print a title and a table to standard output.
 
+    Where the terminal is too narrow for the table, each row is printed as lines "column: value".
     numbers: whether there are numbers in all columns but the first, which stand to the right.
     """
     from rich.console import Console
     from rich.table import Table
 
     click.echo(title)
+    console, rows = Console(file=sys.stdout, highlight=False), list(rows)
+    least = [
+        _least_width(column, [row[i] for row in rows], numbers and (i > 0 or len(columns) == 2))
+        for i, column in enumerate(columns)
+    ]
+    if 1 + sum(3 + width for width in least) > console.width:
+        for line in _as_lines(columns, rows, console.width):
+            click.echo(line)
+        return
     table = Table(show_header=any(columns))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if numbers and i else "left", overflow="fold")
+        justify: Literal["right", "left"] = "right" if numbers and i else "left"
+        table.add_column(column, justify=justify, min_width=least[i])
     for row in rows:
         table.add_row(*row)
-    Console(file=sys.stdout, highlight=False).print(table, markup=False)
+    console.print(table, markup=False)
+
+
+def _least_width(name: str, cells: Sequence[str], whole: bool) -> int:
+    """Return the width of a column whose words are not broken; whole: nor its cells."""
+    from rich.cells import cell_len
+
+    widest = max((cell_len(cell) for cell in cells), default=0)
+    words = [word for text in (name, *cells) for word in text.split()]
+    longest = max(map(cell_len, words), default=0)
+    return max(longest, widest if whole else min(widest, _LEAST_TEXT))
+
+
+def _as_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """Write the cells of each row below each other, as "column: value"."""
+    for name, *cells in rows:
+        if len(columns) == 2:
+            pairs = [(name, cells[0])]
+        else:
+            yield from _wrapped("", f"{columns[0]} {name}" if columns[0] else name, width)
+            pairs = [(f"  {column}", cell) for column, cell in zip(columns[1:], cells, strict=True)]
+        for column, cell in pairs:
+            if cell:
+                text = column.lstrip()
+                indent = column[: len(column) - len(text)]
+                yield from _wrapped(indent, f"{text}: {cell}" if text else cell, width)
+
+
+def _wrapped(indent: str, text: str, width: int) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def print_json(values: dict[str, Any]) -> None:

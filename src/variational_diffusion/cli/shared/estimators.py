@@ -28,45 +28,51 @@ def estimator_options(command: Command) -> Command:
         click.option(
             "--tolerance",
             type=click.FloatRange(1e-10, LOOSEST),
-            help=f"ode, importance: error of the solver, at most {LOOSEST:g} (default 1e-5).",
+            help="Error of the ODE's solver (ode, importance), at most "
+            f"{LOOSEST:g} (default 1e-5).",
         ),
         click.option(
             "--dequantisation",
             type=click.Choice(DEQUANTISATIONS),
-            help="ode, importance; default: truncated-normal for discrete data.",
+            help="How levels become real values (ode, importance; default: truncated-normal for "
+            "discrete data).",
         ),
         click.option(
             "--probes",
             type=click.IntRange(1),
-            help="Of the divergence. ode: default 1. importance: 3 or more; default: the exact "
+            help="Probes of the divergence. ode: default 1. importance: 3 or more; default: "
+            "the exact "
             f"divergence up to {EXACT_DIMENSIONS} entries an example, else {PROBES}.",
         ),
-        click.option("--samples", type=click.IntRange(1), help="K of importance (default 8)."),
+        click.option(
+            "--samples", type=click.IntRange(1), help="Weighted draws K (importance; default 8)."
+        ),
         click.option(
             "--exact",
             is_flag=True,
-            help="discrete: every step instead of a sample; ode, importance: the exact divergence.",
+            help="Discrete: every step instead of a sample; ode, importance: the exact divergence.",
         ),
         click.option(
             "--draws",
             type=click.IntRange(1),
-            help="vlb, discrete: network evaluations for each example in a round (default 2).",
+            help="Network evaluations for each example in a round (vlb, discrete; default 2).",
         ),
         click.option(
             "--variance",
             type=click.Choice(VARIANCES),
-            help="discrete: of the reverse steps: as in the paper (posterior, default), or widened "
+            help="Variance of the reverse steps (discrete): as in the paper (posterior, "
+            "default), or widened "
             "by the measured error, one number a step (scalar), for each position, or predicted "
             "from z (after vdm variance).",
         ),
         click.option(
             "--grid",
             type=click.Choice(GRIDS),
-            help="discrete: of the steps: uniform in time (default), in gamma, in a power of "
+            help="Grid of the steps (discrete): uniform in time (default), in gamma, in a power of "
             "sigma/alpha (karras), for equal errors along the flow, or for the least bound "
             "(optimal).",
         ),
-        click.option("--steps", type=click.IntRange(1), help="discrete: steps T of the chain."),
+        click.option("--steps", type=click.IntRange(1), help="Steps T of the chain (discrete)."),
         click.option(
             "--estimator",
             type=click.Choice(list(ESTIMATORS)),

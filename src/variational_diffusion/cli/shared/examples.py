@@ -15,7 +15,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def examples_options(command: Command) -> Command:
     """Add the arguments RUN and DATA and the options of `choice_options`."""
-    for parameter in (click.argument("data", required=False), click.argument("run")):
+    for parameter in (
+        click.argument("data", type=click.Path(), required=False),
+        click.argument("run", type=click.Path()),
+    ):
         command = parameter(command)
     return choice_options(command)
 
@@ -42,7 +45,8 @@ def condition_option(command: Command) -> Command:
         "--condition",
         type=click.Choice(["own", "none"]),
         default="own",
-        help="Of a model with conditions: those of the examples (own, default), or none at all.",
+        help="What a model with conditions is given: those of the examples (own, default), or none "
+        "at all.",
     )(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,9 @@ _NETWORK = "variational_diffusion.network"
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
 class Size(click.ParamType):
     """HEIGHTxWIDTH, or one number for both."""
 
@@ -49,6 +53,34 @@ class Size(click.ParamType):
         if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
             self.fail(f"{value!r} is not a size: give one as 32 or 32x48 (height x width)")
         return int(parts[0]), int(parts[-1])
+
+
+class Duration(click.ParamType):
+    """A time as 60s, 10m or 1.5h; without a letter it is in `unit`, as the command takes it.
+
+    unit: "seconds" or "minutes". least: the shortest, in that unit.
+    """
+
+    name = "TIME"
+
+    def __init__(self, unit: str, least: float = 0.0) -> None:
+        self.unit, self.least = unit, least
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = str(value).strip().lower()
+        seconds = _SECONDS[self.unit[0]]
+        if number[-1:] in _SECONDS:
+            number, seconds = number[:-1], _SECONDS[number[-1]]
+        try:
+            found = float(number) * seconds / _SECONDS[self.unit[0]]
+        except ValueError:
+            found = math.nan
+        if not self.least <= found < math.inf:
+            least = f" of {self.least:g} {self.unit} or more" if self.least else ""
+            self.fail(f"{value!r}: give a time{least} as 60s, 10m or 1.5h, or {self.unit}")
+        return found
 
 
 class Shape(click.ParamType):
@@ -183,14 +215,7 @@ def speed_options(command: Command) -> Command:
 
 def training_speed_options(command: Command) -> Command:
     """Add what `speed_options` does, --compile cuda-graphs and --precision."""
-    precision = click.option(
-        "--precision",
-        type=click.Choice(PRECISIONS),
-        default="auto",
-        help="Of the network's products in training; auto: bfloat16 where the device has units or "
-        "instructions for it.",
-    )
-    return _compile_option(COMPILE_MODES)(_channels_last(precision(command)))
+    return _compile_option(COMPILE_MODES)(_channels_last(precision_option(command)))
 
 
 def _compile_option(modes: Sequence[str]) -> Callable[[Command], Command]:
@@ -207,6 +232,35 @@ _channels_last = click.option(
     is_flag=True,
     help="Keep the channels of a pixel side by side: faster for some networks "
     "(docs/performance.md).",
+)
+
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="auto",
+    help="Of the network's products in training; auto: bfloat16 where the device has units or "
+    "instructions for it.",
+)
+
+accumulate_option = click.option(
+    "--accumulate",
+    type=click.IntRange(1),
+    default=1,
+    help="Parts a batch goes through the network in, to take less memory (default 1).",
+)
+
+checkpointing_option = click.option(
+    "--checkpointing",
+    is_flag=True,
+    help="Compute activations again in the backward pass: less memory, a third more time.",
+)
+
+settings_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="SECTION.FIELD=VALUE",
+    help="Any other setting of config.json; sections: training, model, network, schedule.",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -50,14 +50,15 @@ def sampling_options(command: Command) -> Command:
         click.option(
             "--eta",
             type=float,
-            help="ddim, dpmpp-2m, dpmpp-3m, sde-dpmpp-2m, unipc: noise drawn on the way, from 0 "
-            "(none) to 1 (as much as ancestral).",
+            help="Noise drawn on the way, from 0 (none) to 1 (as much as ancestral), by ddim, "
+            "dpmpp-2m, dpmpp-3m, sde-dpmpp-2m and unipc.",
         ),
         click.option(
             "--variance",
             type=click.Choice(VARIANCES),
             default="posterior",
-            help="ancestral: as in the paper (posterior, default), or widened by the measured "
+            help="Variance of the reverse steps (ancestral): as in the paper (posterior, "
+            "default), or widened by the measured "
             "error, one number a step (scalar), for each position, or predicted from z (after vdm "
             "variance).",
         ),
@@ -65,7 +66,8 @@ def sampling_options(command: Command) -> Command:
             "--grid",
             type=click.Choice(GRIDS),
             default=GRID,
-            help=f"Of the steps (default {GRID}); equal-error and optimal measure the model once.",
+            help=f"Grid of the steps (default {GRID}); equal-error and optimal measure the "
+            f"model once.",
         ),
         click.option(
             "--steps",
