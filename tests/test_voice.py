@@ -238,7 +238,23 @@ def test_no_line_of_a_table_is_wider_than_the_terminal(capsys, monkeypatch, colu
     print_table("t", ["", ""], [("  operations of an image and pass", "12,345,678"), ("x", "y")])
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
-    assert not any(line.endswith(("oper", "na")) for line in lines)  # words stay whole
+
+
+def test_cells_with_numbers_stay_on_one_line(capsys, monkeypatch):
+    """Where words of the names give room, they are folded before a number is."""
+    monkeypatch.setenv("COLUMNS", "80")
+    interval = "16.685 to 19.654"
+    names = [
+        "schedule",
+        "variance, (bits/dim)²",
+        "95 % interval",
+        "of the optimum",
+        "evaluations for ± 1",
+    ]
+    print_table("t", names, [("cosine", "17.997 ± 0.695", interval, "38.30", "179,970")])
+    table = capsys.readouterr().out
+    assert interval in table
+    assert "│" in table
 
 
 def test_python_m_is_the_command():

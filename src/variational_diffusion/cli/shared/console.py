@@ -8,7 +8,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -135,40 +135,31 @@ def print_table(
 
     click.echo(title)
     console, rows = Console(file=sys.stdout, highlight=False), list(rows)
-    if _least_width(columns, rows, numbers) > console.width:
+    least = [
+        _least_width(column, [row[i] for row in rows], numbers and (i > 0 or len(columns) == 2))
+        for i, column in enumerate(columns)
+    ]
+    if 1 + sum(3 + width for width in least) > console.width:
         for line in _as_lines(columns, rows, console.width):
             click.echo(line)
         return
     table = Table(show_header=any(columns))
     for i, column in enumerate(columns):
-        right = numbers and i > 0
-        table.add_column(
-            column,
-            justify="right" if right else "left",
-            min_width=_longest_word(row[i] for row in rows),
-        )
+        justify: Literal["right", "left"] = "right" if numbers and i else "left"
+        table.add_column(column, justify=justify, min_width=least[i])
     for row in rows:
         table.add_row(*row)
     console.print(table, markup=False)
 
 
-def _least_width(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool) -> int:
-    """Return the width of a table whose numbers stay on one line, and whose words stay whole."""
+def _least_width(name: str, cells: Sequence[str], whole: bool) -> int:
+    """Return the width of a column whose words are not broken; whole: nor its cells."""
     from rich.cells import cell_len
 
-    width = 1
-    for i, column in enumerate(columns):
-        whole = numbers and (i > 0 or len(columns) == 2)
-        widest = max((cell_len(row[i]) for row in rows), default=0)
-        words = _longest_word([column, *(row[i] for row in rows)])
-        width += 3 + (max(words, widest) if whole else max(words, min(widest, _LEAST_TEXT)))
-    return width
-
-
-def _longest_word(texts: Iterable[str]) -> int:
-    from rich.cells import cell_len
-
-    return max((cell_len(word) for text in texts for word in text.split()), default=0)
+    widest = max((cell_len(cell) for cell in cells), default=0)
+    words = [word for text in (name, *cells) for word in text.split()]
+    longest = max(map(cell_len, words), default=0)
+    return max(longest, widest if whole else min(widest, _LEAST_TEXT))
 
 
 def _as_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
