@@ -51,8 +51,12 @@ def launched(processes: int, *arguments: str, launcher: str = "torchrun") -> Non
         "--main_process_port 0 --no_python --"
     )
     program, *options = {"torchrun": torchrun, "accelerate": accelerate}[launcher].split()
+    ends_well([str(BIN / program), *options, str(BIN / "vdm"), *arguments])
+
+
+def ends_well(command: list[str]) -> None:
     done = subprocess.run(
-        [str(BIN / program), *options, str(BIN / "vdm"), *arguments],
+        command,
         env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -109,10 +113,11 @@ def test_three_sharded_processes_make_the_run_of_one(alone, tmp_path):
     launched(3, *TRAIN, "--steps", "52", "--run", str(path), *sharded)
     assert_same_run(path, alone)
     parts = sorted(file.name for file in (path / "state").iterdir())
-    assert parts == [f"00000052-{k}-of-3.safetensors" for k in (1, 2, 3)]
+    steps = (26, 52)  # before the learning rate fell, and the last
+    assert parts == [f"{step:08}-{k}-of-3.safetensors" for step in steps for k in (1, 2, 3)]
     state = Run.open(path).resume().state
     whole = sum(p.numel() for p in state.vdm.network.parameters())
-    for part in parts:  # nobody holds all
+    for part in parts[3:]:  # nobody holds all
         tensors = read_tensors(path / "state" / part)[0]
         held = sum(v.numel() for k, v in tensors.items() if k.startswith("model.network"))
         assert 0.1 * whole < held < 0.6 * whole
@@ -132,7 +137,7 @@ def test_another_number_of_processes_goes_on(alone, tmp_path):
     process = context.Process(target=stopped_at, args=(30, path))
     process.start()
     process.join(120)
-    assert Run.open(path).states() == [30]
+    assert Run.open(path).states() == [30, 26]
     launched(2, *arguments, "--sharding", "sharded")
     assert_same_weights(path, alone)
     assert curves(path)[-1] == pytest.approx(curves(alone)[-1], rel=1e-3)
@@ -158,15 +163,7 @@ def test_a_process_that_dies_is_started_again_by_the_launcher(alone, tmp_path):
     )
     command = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--max-restarts", "3"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--", str(script)]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    ends_well(command)
     assert (tmp_path / "died").exists()
     assert Run.open(path).states()[0] == 52
 

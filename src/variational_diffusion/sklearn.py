@@ -5,8 +5,9 @@
     density = VDMDensity(random_state=0).fit(X)
     density.score_samples(X)  # log p of every row, in nats, in the units of X
 
-Both estimators pass `sklearn.utils.estimator_checks.check_estimator`. This module alone imports
-scikit-learn, and nothing else in the package imports this module.
+Both estimators pass `sklearn.utils.estimator_checks.check_estimator`. The rest of the
+package does not import this module, and `import variational_diffusion` does not import
+scikit-learn.
 """
 
 from __future__ import annotations

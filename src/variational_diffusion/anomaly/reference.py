@@ -133,9 +133,9 @@ def check_reference(
         )
 
 
-def is_possible(name: str, examples: int, bands: int = BANDS, *, discrete: bool = True) -> bool:
+def is_possible(name: str, examples: int, *, discrete: bool) -> bool:
     """Tell whether `check_reference` raises nothing."""
     with suppress(InputError):
-        check_reference(name, examples, bands, discrete=discrete)
+        check_reference(name, examples, discrete=discrete)
         return True
     return False

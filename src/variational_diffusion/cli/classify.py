@@ -11,6 +11,7 @@ from variational_diffusion.cli.shared.examples import condition_option, examples
 from variational_diffusion.cli.shared.options import (
     device_options,
     json_option,
+    open_run,
     seed_option,
     speed_options,
     weights_option,
@@ -55,7 +56,7 @@ def command(run: str, data: str | None, table: str | None, as_json: bool, **opti
     from variational_diffusion.storage.columns import ENDINGS, check_target, write_columns
 
     check_target("table", table, ENDINGS)
-    found = classify(run, data, progress=shown, **options)
+    found = classify(open_run(run), data, progress=shown, **options)
     if table is not None:
         write_columns(table, found.table)
         click.echo(f"table: {table}", err=True)

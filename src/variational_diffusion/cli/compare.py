@@ -14,6 +14,7 @@ from variational_diffusion.cli.shared.options import (
     device_options,
     joined,
     json_option,
+    open_run,
     seed_option,
     speed_options,
     weights_option,
@@ -58,7 +59,6 @@ def command(words: tuple[str, ...], table: str | None, as_json: bool, **options:
     """
     from variational_diffusion.machine.signals import stop_requested
     from variational_diffusion.run.comparison import compare
-    from variational_diffusion.run.directory import Run
     from variational_diffusion.storage.columns import ENDINGS, check_target, write_columns
 
     check_target("table", table, ENDINGS)
@@ -66,7 +66,7 @@ def command(words: tuple[str, ...], table: str | None, as_json: bool, **options:
     given = [] if data is None else [data]
     with joined(options["device"]) as place, stop_requested() as stopped:
         found = compare(
-            *(Run.open(path) for path in paths),
+            *(open_run(path) for path in paths),
             *given,
             progress=shown if place.leads else False,
             stopped=stopped,

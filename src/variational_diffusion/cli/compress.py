@@ -8,7 +8,12 @@ import click
 
 from variational_diffusion.cli.shared.console import print_json, print_table, shown
 from variational_diffusion.cli.shared.examples import examples_options
-from variational_diffusion.cli.shared.options import device_options, json_option, weights_option
+from variational_diffusion.cli.shared.options import (
+    device_options,
+    json_option,
+    open_run,
+    weights_option,
+)
 from variational_diffusion.cli.shared.sampling import VARIANCES
 
 if TYPE_CHECKING:
@@ -61,7 +66,7 @@ def command(
     """
     from variational_diffusion.run.compression import compress
 
-    found = compress(run, data, out, verify=not no_verify, progress=shown, **options)
+    found = compress(open_run(run), data, out, verify=not no_verify, progress=shown, **options)
     if as_json:
         print_json(found.as_json())
     else:

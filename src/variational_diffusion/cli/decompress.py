@@ -7,7 +7,12 @@ from typing import Any
 import click
 
 from variational_diffusion.cli.shared.console import print_json, shown
-from variational_diffusion.cli.shared.options import device_options, json_option
+from variational_diffusion.cli.shared.options import (
+    device_options,
+    json_option,
+    network_option,
+    open_run,
+)
 
 
 @click.command()
@@ -19,6 +24,7 @@ from variational_diffusion.cli.shared.options import device_options, json_option
     required=True,
     help="Where to write: a new folder for single images, or an .npy file.",
 )
+@network_option
 @json_option
 @device_options
 def command(run: str, file: str, out: str, as_json: bool, **execution: Any) -> None:
@@ -31,7 +37,7 @@ def command(run: str, file: str, out: str, as_json: bool, **execution: Any) -> N
     """
     from variational_diffusion.run.compression import decompress
 
-    written = decompress(run, file, out, progress=shown, **execution)
+    written = decompress(open_run(run), file, out, progress=shown, **execution)
     if as_json:
         print_json({"out": str(written)})
     else:

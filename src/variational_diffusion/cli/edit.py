@@ -160,10 +160,9 @@ def _edit(
     """Do a task of `run.editing`, write its results, and print where they are."""
     from variational_diffusion.images.pictures import is_image
     from variational_diffusion.run import editing
-    from variational_diffusion.run.directory import Run
     from variational_diffusion.storage.files import unused
 
-    opened = Run.open(run)
+    opened = open_run(run)
     shape = opened.config.model.shape
     if out is None:
         name = f"{task}-seed-{options['seed']}{'.png' if is_image(shape) else '.npy'}"

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from variational_diffusion.cli.shared.console import print_json, print_table, shown
-from variational_diffusion.cli.shared.options import device_options, json_option, seed_option
+from variational_diffusion.cli.shared.options import (
+    device_options,
+    json_option,
+    network_option,
+    open_run,
+    seed_option,
+)
 from variational_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +59,7 @@ class Widths(click.ParamType):
     default=4,
     help="Network evaluations for each example (default 4).",
 )
+@network_option
 @seed_option("the draws")
 @json_option
 @device_options
@@ -75,7 +82,7 @@ def command(
     from variational_diffusion.run import averages
 
     if width is not None:
-        made = averages.write_average(run, width, name)
+        made = averages.write_average(open_run(run), width, name)
         if as_json:
             print_json(made.as_json())
             return
@@ -85,7 +92,7 @@ def command(
         return
     if name is not None:
         raise InputError(f"name = '{name}' goes with --width; give --width 0.07 --name {name}")
-    found = averages.compare_widths(run, widths, progress=shown, **options)
+    found = averages.compare_widths(open_run(run), widths, progress=shown, **options)
     if as_json:
         print_json(found.as_json())
         return

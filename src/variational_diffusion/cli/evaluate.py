@@ -14,6 +14,7 @@ from variational_diffusion.cli.shared.options import (
     device_options,
     joined,
     json_option,
+    open_run,
     seed_option,
     speed_options,
     weights_option,
@@ -73,13 +74,12 @@ def command(
     """
     from variational_diffusion.machine.signals import stop_requested
     from variational_diffusion.run import evaluations
-    from variational_diffusion.run.directory import Run
     from variational_diffusion.run.evaluation import evaluate, save_maps
     from variational_diffusion.storage.columns import ENDINGS, check_target, write_columns
 
     check_target("table", table, ENDINGS)
     check_target("maps", maps, (".png", ".webp"))
-    opened = Run.open(run)
+    opened = open_run(run)
     with joined(options["device"]) as place, stop_requested() as stopped:
         found = evaluate(
             opened, data, progress=shown if place.leads else False, stopped=stopped, **options

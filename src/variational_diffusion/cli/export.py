@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from variational_diffusion.cli.shared.console import print_json
-from variational_diffusion.cli.shared.options import json_option, weights_option
+from variational_diffusion.cli.shared.options import json_option, open_run, weights_option
 from variational_diffusion.errors import InputError
 
 
@@ -28,12 +28,11 @@ def command(
 
     Example: vdm export runs/first --hub first --onnx first.onnx
     """
-    from variational_diffusion.run.directory import Run
     from variational_diffusion.run.sharing import export_onnx, export_pretrained
 
     if hub is None and onnx is None:
         raise InputError("nothing to write: give --hub FOLDER, --onnx FILE, or both")
-    opened, written = Run.open(run), dict[str, Any]()
+    opened, written = open_run(run), dict[str, Any]()
     if hub is not None:
         written["hub"] = str(export_pretrained(opened, hub, weights=weights))
     if onnx is not None:

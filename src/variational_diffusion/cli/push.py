@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from variational_diffusion.cli.shared.console import print_json
-from variational_diffusion.cli.shared.options import json_option, weights_option
+from variational_diffusion.cli.shared.options import json_option, open_run, weights_option
 
 
 @click.command()
@@ -22,10 +22,9 @@ def command(run: str, repository: str, private: bool, as_json: bool, weights: st
 
     Example: vdm push runs/first someone/first
     """
-    from variational_diffusion.run.directory import Run
     from variational_diffusion.run.sharing import push
 
-    url = push(Run.open(run), repository, weights=weights, private=private)
+    url = push(open_run(run), repository, weights=weights, private=private)
     if as_json:
         print_json({"url": str(url)})
     else:

@@ -10,6 +10,7 @@ from variational_diffusion.cli.shared.console import print_json, print_table, sh
 from variational_diffusion.cli.shared.options import (
     device_options,
     json_option,
+    open_run,
     seed_option,
     weights_option,
 )
@@ -55,7 +56,7 @@ def command(run: str, data: str | None, nearest: str | None, as_json: bool, **op
     from variational_diffusion.storage.columns import check_target
 
     check_target("nearest", nearest, (".png", ".webp"))
-    found = quality(run, data, nearest=nearest, progress=shown, **options)
+    found = quality(open_run(run), data, nearest=nearest, progress=shown, **options)
     if nearest is not None:
         click.echo(f"nearest training images: {nearest}", err=True)
     if as_json:

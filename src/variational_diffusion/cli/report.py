@@ -7,7 +7,12 @@ from typing import Any
 import click
 
 from variational_diffusion.cli.shared.console import print_json, shown
-from variational_diffusion.cli.shared.options import device_options, json_option, weights_option
+from variational_diffusion.cli.shared.options import (
+    device_options,
+    json_option,
+    open_run,
+    weights_option,
+)
 from variational_diffusion.cli.shared.sampling import DEFAULT_STEPS, SAMPLER_HELP
 
 
@@ -60,7 +65,7 @@ def command(run: str, as_json: bool, **options: Any) -> None:
     """
     from variational_diffusion.report import report
 
-    found = report(run, progress=shown, **options)
+    found = report(open_run(run), progress=shown, **options)
     if as_json:
         print_json(found.as_json())
     else:

@@ -13,6 +13,7 @@ from variational_diffusion.cli.shared.options import (
     device_options,
     joined,
     json_option,
+    open_run,
     seed_option,
     speed_options,
     weights_option,
@@ -64,13 +65,12 @@ def command(
     Example: vdm sample runs/first --n 16 --out samples.png
     """
     from variational_diffusion.images.pictures import is_image
-    from variational_diffusion.run.directory import Run
     from variational_diffusion.run.samples import check_targets, sample_run
     from variational_diffusion.sampling import default_for
     from variational_diffusion.storage.columns import ENDINGS, check_target, write_columns
     from variational_diffusion.storage.files import unused
 
-    opened = Run.open(run)
+    opened = open_run(run)
     shape = opened.config.model.shape
     if out is None:
         by = options["sampler"] or default_for(shape)

@@ -12,6 +12,7 @@ from variational_diffusion.cli.shared.examples import examples_options
 from variational_diffusion.cli.shared.options import (
     device_options,
     json_option,
+    open_run,
     seed_option,
     weights_option,
 )
@@ -47,11 +48,10 @@ def command(run: str, data: str | None, out: str | None, as_json: bool, **option
 
     Example: vdm schedule runs/first --out schedule.png
     """
-    from variational_diffusion.run.directory import Run
     from variational_diffusion.run.learned_schedule import schedule
     from variational_diffusion.storage.files import unused
 
-    opened = Run.open(run)
+    opened = open_run(run)
     found = schedule(opened, data, progress=shown, **options)
     values = found.variances._asdict()
     figures = [] if out is None else [Path(out)]

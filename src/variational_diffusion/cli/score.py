@@ -11,6 +11,7 @@ from variational_diffusion.cli.shared.examples import SPLITS, condition_option
 from variational_diffusion.cli.shared.options import (
     device_options,
     json_option,
+    open_run,
     seed_option,
     weights_option,
 )
@@ -102,14 +103,13 @@ def command(
     from variational_diffusion.anomaly import save_score_sheet
     from variational_diffusion.images.pictures import is_image
     from variational_diffusion.report.figures import save_figure, score_figure
-    from variational_diffusion.run.directory import Run
     from variational_diffusion.run.scoring import score
     from variational_diffusion.storage.columns import ENDINGS, check_target, write_columns
 
     check_target("table", table, ENDINGS)
     check_target("figure", figure, (".png", ".svg"))
     check_target("sheet", sheet, (".png", ".webp"))
-    opened = Run.open(run)
+    opened = open_run(run)
     if sheet is not None and not is_image(opened.config.model.shape):
         raise InputError(f"sheet = '{sheet}': these examples are not images; give --table FILE.csv")
     found = score(opened, data, progress=shown, **options)

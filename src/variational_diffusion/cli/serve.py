@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import click
 
-from variational_diffusion.cli.shared.options import device_options, weights_option
+from variational_diffusion.cli.shared.options import device_options, open_run, weights_option
 from variational_diffusion.errors import InputError
 
 
@@ -33,11 +33,10 @@ def command(
     if find_spec("gradio") is None:
         raise InputError("vdm serve needs gradio: pip install 'variational-diffusion[web]'")
     from variational_diffusion.machine.execution import Execution
-    from variational_diffusion.run.directory import Run
     from variational_diffusion.web import Studio
 
     with Execution(device, threads).begun() as target:
-        studio = Studio(Run.open(run), weights, target)
+        studio = Studio(open_run(run), weights, target)
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         from variational_diffusion.web.page import serve
 

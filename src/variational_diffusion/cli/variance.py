@@ -10,6 +10,7 @@ from variational_diffusion.cli.shared.console import print_json, shown
 from variational_diffusion.cli.shared.options import (
     device_options,
     json_option,
+    open_run,
     seed_option,
     weights_option,
 )
@@ -34,7 +35,7 @@ def command(run: str, as_json: bool, **options: Any) -> None:
     """
     from variational_diffusion.run.variance import train_variance
 
-    begin, end = train_variance(run, progress=shown, **options)
+    begin, end = train_variance(open_run(run), progress=shown, **options)
     if as_json:
         print_json({"run": run, "steps": options["steps"], "first_loss": begin, "last_loss": end})
         return

@@ -16,7 +16,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -79,12 +78,7 @@ class Writer:
             self._file.write(part)
         self._groups, self._images = self._groups + 1, self._images + images
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             end = _END.pack(_END_MARK, self._groups, self._images)
             self._file.write(end + digest(self._identity, end))

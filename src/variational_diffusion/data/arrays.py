@@ -23,7 +23,7 @@ from variational_diffusion.data.source import (
     real_type,
     verify,
 )
-from variational_diffusion.data.splits import random_splits
+from variational_diffusion.data.splits import splits_of
 from variational_diffusion.errors import InputError
 
 _CHUNK = 2**24
@@ -115,13 +115,7 @@ def open_array(config: DataConfig) -> Dataset:
     if wanted is not None:
         values, name = _from_npz(_path(config), wanted.name or _LABEL)
         conditions, labels = conditions_beside(values, name, wanted.kind, source)
-    splits = random_splits(
-        source,
-        validation=config.validation,
-        test=config.test,
-        seed=config.split_seed,
-        conditions=conditions,
-    )
+    splits = splits_of(config, source, conditions)
     return Dataset(str(_path(config)), splits, labels=labels)
 
 

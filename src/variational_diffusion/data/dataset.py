@@ -23,7 +23,7 @@ from variational_diffusion.data.beside import (
 from variational_diffusion.data.decoding import Decoded
 from variational_diffusion.data.reals import RealValues, real_values
 from variational_diffusion.data.source import Joined, Split
-from variational_diffusion.data.splits import random_splits
+from variational_diffusion.data.splits import splits_of
 from variational_diffusion.data.stored import Held, Shards, Store, Stored
 from variational_diffusion.data.stream import Stream
 from variational_diffusion.data.survey import survey
@@ -189,15 +189,9 @@ def stored_dataset(
     own = {
         name: Split(part, np.arange(len(part)), conditions=conditions.get(name))
         for name, part in sources.items()
-        if len(part)
+        if len(part) and name != "train"
     }
-    splits = random_splits(
-        sources["train"],
-        validation=own.get("validation", config.validation),
-        test=own.get("test", config.test),
-        seed=config.split_seed,
-        conditions=conditions.get("train"),
-    )
+    splits = splits_of(config, sources["train"], conditions.get("train"), **own)
     return Dataset(source, splits, (*found, *notes), labels=labels)
 
 

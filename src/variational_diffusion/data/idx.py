@@ -23,7 +23,7 @@ from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.data.beside import asked, labels_of, names_of
 from variational_diffusion.data.dataset import Dataset
 from variational_diffusion.data.source import Split
-from variational_diffusion.data.splits import random_splits
+from variational_diffusion.data.splits import splits_of
 from variational_diffusion.errors import InputError
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -139,13 +139,8 @@ def _open(
         of_test = _labels(folder, "t10k", len(test), classes)
         names = names_of([*of_train, *of_test])
         labels = labels_of(of_train, names), labels_of(of_test, names)
-    splits = random_splits(
-        train,
-        validation=config.validation,
-        test=Split(test, np.arange(len(test)), conditions=labels[1]),
-        seed=config.split_seed,
-        conditions=labels[0],
-    )
+    its_test = Split(test, np.arange(len(test)), conditions=labels[1])
+    splits = splits_of(config, train, labels[0], test=its_test)
     return Dataset(source, splits, labels=names)
 
 

@@ -157,9 +157,7 @@ def joined_positions(positions: Iterable[Position]) -> Position:
     return {"lanes": lanes} if lanes else {}
 
 
-def ordered_batches(
-    split: Split, batch_size: int, *, part: tuple[int, int] = (0, 1), workers: int = 0
-) -> Batches:
+def ordered_batches(split: Split, batch_size: int, *, part: tuple[int, int] = (0, 1)) -> Batches:
     """Return every example once, in the split's order; the last batch may be short.
 
     part: (k, n) gives the batches k, k + n, k + 2 n, … alone: the share of one of n processes.
@@ -169,7 +167,7 @@ def ordered_batches(
     positions = np.arange(len(split))
     starts = range(part[0] * batch_size, len(split), part[1] * batch_size)
     chosen = (positions[first : first + batch_size] for first in starts)
-    return Batches(((partial(split.batch, few), {}) for few in chosen), {}, workers=workers)
+    return Batches(((partial(split.batch, few), {}) for few in chosen), {})
 
 
 def batch_positions(n: int, batch_size: int, seed: int, k: int) -> np.ndarray:

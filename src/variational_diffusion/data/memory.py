@@ -17,7 +17,7 @@ from variational_diffusion.config import DataConfig, validated
 from variational_diffusion.data.arrays import ArraySource, conditions_beside
 from variational_diffusion.data.beside import DEGRADATIONS, KINDS
 from variational_diffusion.data.dataset import Dataset
-from variational_diffusion.data.splits import random_splits
+from variational_diffusion.data.splits import splits_of
 from variational_diffusion.errors import InputError
 
 MEMORY = "memory:"
@@ -68,13 +68,7 @@ def in_memory(values: Any, **options: Any) -> Dataset:
             "the data are pairs, and what stands beside the examples is left out: to train on it, "
             "give condition='label' (or 'vector', or 'image')",
         )
-    splits = random_splits(
-        source,
-        validation=config.validation,
-        test=config.test,
-        seed=config.split_seed,
-        conditions=conditions,
-    )
+    splits = splits_of(config, source, conditions)
     kept = (x,) if conditions is None else (x, conditions)
     name = MEMORY + _digest(*kept)
     config = config.model_copy(update={"source": name})

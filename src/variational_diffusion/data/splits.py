@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from variational_diffusion.config import DataConfig
 from variational_diffusion.data.source import Source, Split
 from variational_diffusion.errors import InputError
 
@@ -11,6 +14,14 @@ from variational_diffusion.errors import InputError
 def share(n: int, fraction: float) -> int:
     """Return the number of examples in a share of n: rounded, at least one."""
     return max(1, round(n * fraction))
+
+
+def splits_of(
+    config: DataConfig, source: Source, conditions: np.ndarray | None = None, **own: Any
+) -> dict[str, Split]:
+    """Return the `random_splits` that a configuration asks for; `own` in place of its shares."""
+    shares = {"validation": config.validation, "test": config.test} | own
+    return random_splits(source, seed=config.split_seed, conditions=conditions, **shares)
 
 
 def random_splits(

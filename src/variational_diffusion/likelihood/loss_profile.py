@@ -221,9 +221,7 @@ class Profile:
         return float(rates @ self.mean_square) - self.diffusion**2
 
 
-def rate_integrals(
-    schedule: Schedule, gamma_0: float, gamma_1: float, bins: int
-) -> Float[np.ndarray, " bins"]:
+def rate_integrals(schedule: Schedule, bins: int) -> Float[np.ndarray, " bins"]:
     """Return ∫ γ' dγ = ∫ γ'(t)² dt over bins of γ of one width, from γ_0 to γ_1.
 
     γ' may be a million times larger at one end than in the middle, within a millionth of t, as the
@@ -306,7 +304,7 @@ def variances(of: Profile, schedule: Schedule) -> Variances:
 def _rates(schedule: Schedule, ends: tuple[float, float], bins: int) -> list[np.ndarray]:
     """Return `rate_integrals` of a schedule and of the usual fixed ones."""
     kinds = schedule, FixedLinear(*ends), Cosine(*ends)
-    return [rate_integrals(kind, *ends, bins) for kind in kinds]
+    return [rate_integrals(kind, bins) for kind in kinds]
 
 
 def _variances(of: Profile, rates: list[np.ndarray]) -> Variances:

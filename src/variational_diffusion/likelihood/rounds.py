@@ -40,7 +40,7 @@ class Rounds:
     """What `evaluate_rounds` came to.
 
     rounds: estimates by round and batch. dimensions: d of the examples. stopped: whether it was
-    stopped; the last round has then fewer batches than there are. spent: whether `most_evaluations`
+    stopped; the last round has then fewer batches than there are. spent: whether `MOST_EVALUATIONS`
     ended it before the error of the draws was known and small.
     """
 
@@ -86,7 +86,6 @@ def evaluate_rounds(
     rounds: int | None = None,
     first: int = 0,
     target_error: float | None = None,
-    most_evaluations: int = MOST_EVALUATIONS,
     batch_size: int = 250,
     seed: int = 0,
     place: Place = ALONE,
@@ -99,7 +98,7 @@ def evaluate_rounds(
     Batch b of round r has its own generator, seeded by (seed, r, b), so the figures do not depend
     on the number of processes. By default there are two rounds, which the error of the draws takes
     to be known, and then more until it is at most `LARGEST_SHARE` of the standard error, as long as
-    no example has more than `most_evaluations` of the network.
+    no example has more than `MOST_EVALUATIONS` of the network.
 
     rounds: so many instead. target_error: go on until the error of the draws, in bits/dim, is at
     most this, whatever that takes. first: number of the first round, to go on after earlier ones.
@@ -137,7 +136,7 @@ def evaluate_rounds(
         if done.stopped:
             break
         state = done.summary, len(done.rounds)
-        if enough(*state, rounds, target_error, most_evaluations):
+        if enough(*state, rounds, target_error):
             free = rounds is None and target_error is None
             done.spent = free and len(split) > 1 and not _precise(*state)
             break
@@ -173,7 +172,6 @@ def enough(
     finished: int,
     count: int | None = None,
     target: float | None = None,
-    most: int = MOST_EVALUATIONS,
 ) -> bool:
     """Return whether so many `finished` rounds suffice; the arguments are `evaluate_rounds`'s.
 
@@ -185,7 +183,10 @@ def enough(
         return False
     if target is not None:
         return _known(summary, finished) and summary.draws_error <= target
-    return _precise(summary, finished) or summary.evaluations * (finished + 1) / finished > most
+    return (
+        _precise(summary, finished)
+        or summary.evaluations * (finished + 1) / finished > MOST_EVALUATIONS
+    )
 
 
 def _known(summary: Summary, finished: int) -> bool:

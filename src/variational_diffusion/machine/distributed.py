@@ -97,7 +97,6 @@ def local_device(name: str) -> str:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Return the sum over the processes."""
     if here().processes > 1:
         values = values.clone()
         distributed.all_reduce(values)

@@ -57,7 +57,6 @@ class Package:
 
 
 def version() -> str:
-    """Return the version of this package."""
     return metadata.version(DISTRIBUTION)
 
 

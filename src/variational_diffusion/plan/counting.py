@@ -71,7 +71,6 @@ class Footprint:
     kept: bytes that forward leaves for backward. peak: most bytes at one time in forward and
         backward, gradients included; `peak_without_gradients`: the same without them.
     update_peak: most bytes at one time in the update, gradients included.
-    inference_peak: most bytes at one time in a pass without gradients.
     """
 
     batch: int
@@ -88,7 +87,6 @@ class Footprint:
     peak: int
     peak_without_gradients: int
     update_peak: int
-    inference_peak: int
 
     @property
     def forward_flops(self) -> float:
@@ -178,7 +176,6 @@ def footprint(
         peak=peak,
         peak_without_gradients=without,
         update_peak=update_peak,
-        inference_peak=alone.peak,
     )
 
 

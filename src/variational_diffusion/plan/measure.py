@@ -25,6 +25,7 @@ from variational_diffusion.training import TrainingState, fit
 from variational_diffusion.training.sharding import recompute_activations
 
 _SECONDS = 0.5  # of every rate
+_STEPS = 8  # of training
 _CALLS = 10  # between two looks at the clock
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -79,7 +80,6 @@ def measured(
     precision: str = "float32",
     checkpointing: bool = False,
     threads: int = 1,
-    repeats: int = 8,
 ) -> Measured:
     """Train for a few steps in a process of its own.
 
@@ -87,7 +87,7 @@ def measured(
     narrow network, which loads torch's libraries; on a GPU, it is what torch had at the most.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        arguments = model, training, str(device), precision, checkpointing, threads, repeats
+        arguments = model, training, str(device), precision, checkpointing, threads
         return pool.submit(_measured, *arguments).result()
 
 
@@ -98,7 +98,6 @@ def _measured(
     precision: str,
     checkpointing: bool,
     threads: int,
-    repeats: int,
 ) -> Measured:
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -116,7 +115,7 @@ def _measured(
     before = _memory_line("VmRSS")
     batch = training.batch_size
     steps = _steps(model, training, batch, device, precision, checkpointing)
-    times = [next(steps) for _ in range(repeats + 1)][1:]
+    times = [next(steps) for _ in range(_STEPS + 1)][1:]
     if device.type == "cpu":
         used = _memory_line("VmHWM") - before
     else:

@@ -88,9 +88,9 @@ def sliced_wasserstein(x: Float[np.ndarray, "n *rest"], y: Float[np.ndarray, "m 
     return float(np.sqrt((apart @ np.diff(edges)).mean() / (n * m)))
 
 
-def directions(dimensions: int, count: int, seed: int = 0) -> Float[np.ndarray, "d count"]:
+def directions(dimensions: int, count: int) -> Float[np.ndarray, "d count"]:
     """Return unit vectors as columns, evenly distributed over the sphere."""
-    drawn = np.random.default_rng(seed).standard_normal((dimensions, count))
+    drawn = np.random.default_rng(0).standard_normal((dimensions, count))
     return np.asarray(drawn / np.linalg.norm(drawn, axis=0))
 
 

@@ -7,7 +7,6 @@ from jaxtyping import Shaped
 
 from variational_diffusion.errors import InputError
 from variational_diffusion.quality.distances import (
-    BLOCKS,
     DISTANCES,
     Estimate,
     directions,
@@ -24,7 +23,6 @@ class Reference:
 
     examples: as the data set has them, in random order.
     levels: of the data; None: real values.
-    blocks: of the jackknife that gives the errors.
     """
 
     def __init__(
@@ -33,12 +31,10 @@ class Reference:
         features: Features,
         *,
         levels: int | None,
-        blocks: int = BLOCKS,
     ) -> None:
         self.shape = examples.shape[1:]
         self.features = features
         self.levels = levels
-        self.blocks = blocks
         self._rows = features_of(features, examples)
         self._sliced = self._projections(examples)
 
@@ -56,14 +52,9 @@ class Reference:
                 "of a model of these data"
             )
         rows = features_of(self.features, samples)
-        found = {
-            name: estimate(distance, rows, self._rows, blocks=self.blocks)
-            for name, distance in DISTANCES.items()
-        }
+        found = {name: estimate(distance, rows, self._rows) for name, distance in DISTANCES.items()}
         for name, points in self._projections(samples).items():
-            found[name] = estimate(
-                sliced_wasserstein, points, self._sliced[name], blocks=self.blocks
-            )
+            found[name] = estimate(sliced_wasserstein, points, self._sliced[name])
         return found
 
     def _projections(self, examples: np.ndarray) -> dict[str, np.ndarray]:

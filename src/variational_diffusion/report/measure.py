@@ -73,7 +73,6 @@ class Subject:
 
     @cached_property
     def trained(self) -> Trained:
-        """The model."""
         return Trained.open(self.run, self.weights, self.execution)
 
     @property

@@ -94,22 +94,15 @@ def gradient_figure(training: Training) -> Figure:
 
 def gamma_figure(t: np.ndarray, gammas: dict[str, np.ndarray]) -> Figure:
     """Draw γ(t), by the name of the schedule."""
-    figure, axes = _axes("time t", "γ = −log SNR")
-    for name, gamma in gammas.items():
-        colour, style = _SCHEDULES[name]
-        axes.plot(t, gamma, style, color=colour, label=name)
-    _legend(axes)
-    return figure
+    curves = {name: (t, gamma) for name, gamma in gammas.items()}
+    return _by_schedule(curves, "time t", "γ = −log SNR")[0]
 
 
 def snr_figure(t: np.ndarray, gammas: dict[str, np.ndarray]) -> Figure:
     """Draw SNR(t) = exp(−γ(t))."""
-    figure, axes = _axes("time t", "signal-to-noise ratio")
-    for name, gamma in gammas.items():
-        colour, style = _SCHEDULES[name]
-        axes.plot(t, np.exp(-gamma), style, color=colour, label=name)
+    curves = {name: (t, np.exp(-gamma)) for name, gamma in gammas.items()}
+    figure, axes = _by_schedule(curves, "time t", "signal-to-noise ratio")
     _logarithmic(axes)
-    _legend(axes)
     return figure
 
 
@@ -134,12 +127,9 @@ def density_figure(
 
     curves: (γ, density) by the name of the schedule.
     """
-    figure, axes = _axes("γ = −log SNR", "density p(γ)")
-    for name, (level, density) in [*curves.items(), ("best", (gamma, best))]:
-        colour, style = _SCHEDULES[name]
-        axes.plot(level, density, style, color=colour, label=name)
+    curves = {**curves, "best": (gamma, best)}
+    figure, axes = _by_schedule(curves, "γ = −log SNR", "density p(γ)")
     axes.set_ylim(0, 1.6 * float(best.max()))
-    _legend(axes)
     return figure
 
 
@@ -180,6 +170,17 @@ def scatter_figure(values: dict[str, np.ndarray]) -> Figure:
         axes.plot(*each.T, ".", markersize=2.5, alpha=0.6, color=COLOURS[colour], label=name)
     _legend(axes, markerscale=3)
     return figure
+
+
+def _by_schedule(
+    curves: dict[str, tuple[np.ndarray, np.ndarray]], x: str, y: str
+) -> tuple[Figure, Axes]:
+    figure, axes = _axes(x, y)
+    for name, (level, value) in curves.items():
+        colour, style = _SCHEDULES[name]
+        axes.plot(level, value, style, color=colour, label=name)
+    _legend(axes)
+    return figure, axes
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:

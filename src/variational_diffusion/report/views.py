@@ -89,7 +89,6 @@ class Look(NamedTuple):
 
 
 def training_plots(training: Training) -> list[Plot]:
-    """Return the curves of a training."""
     first, last = training.bound.y[0], training.bound.y[-1]
     text = f"Bits per dimension of training batches, from {first:.3g} to {last:.3f}"
     if len(training.validation.y):

@@ -58,7 +58,6 @@ class LearnedSchedule:
 
     @property
     def variances(self) -> Variances:
-        """The variances alone."""
         return self.measured.values
 
     @property

@@ -129,13 +129,6 @@ def sample(
     trained: Trained,
     n: int,
     *,
-    sampler: str | None = None,
-    steps: int = DEFAULT_STEPS,
-    grid: str = "gamma",
-    variance: str = "posterior",
-    eta: float | None = None,
-    stop_early: float | None = None,
-    clip: float | None = None,
     label: str | Sequence[str] | None = None,
     conditions: str | Path | np.ndarray | Tensor | None = None,
     condition: str = "own",
@@ -144,10 +137,11 @@ def sample(
     seed: int = 0,
     frames: int = 0,
     progress: bool | Listener = False,
+    **sampling: Any,
 ) -> Samples:
     """Draw samples of a run's model; see `Run.sample`.
 
-    frames: how many stages of the way are kept, beside the last.
+    frames: how many stages of the way are kept, beside the last. sampling: for `sampling_of`.
     """
     labels = () if label is None else (label,) if isinstance(label, str) else tuple(label)
     given = given_by(
@@ -161,17 +155,7 @@ def sample(
         guidance=guidance,
         guidance_interval=guidance_interval,
     )
-    by = sampling_of(
-        trained,
-        sampler=sampler,
-        steps=steps,
-        grid=grid,
-        variance=variance,
-        eta=eta,
-        stop_early=stop_early,
-        clip=clip,
-        progress=progress,
-    )
+    by = sampling_of(trained, progress=progress, **sampling)
     values, stages = draw(by, n, seed=seed, frames=frames, given=given, progress=progress)
     return Samples(values, stages, given, trained.vdm, seed)
 

@@ -29,5 +29,4 @@ class Trained:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model."""
         return self.vdm.device

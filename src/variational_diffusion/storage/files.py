@@ -36,15 +36,12 @@ def atomic(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Pa
     except OSError as error:
         raise InputError(_why_not(path, error)) from error
     try:
-        yield temporary
-        _flush(temporary)
-        _check_free(path, overwrite)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    except OSError as error:
-        if error.errno in _FULL:
-            raise InputError(_why_not(path, error)) from error
-        raise
+        with _told_when_full(path):
+            yield temporary
+            _flush(temporary)
+            _check_free(path, overwrite)
+            os.replace(temporary, path)
+            _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -69,17 +66,24 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise InputError(_why_not(path, error)) from error
     try:
-        yield temporary
-        if path.is_dir():
-            path.rmdir()
-        os.replace(temporary, path)
-        _flush(path.parent)
+        with _told_when_full(path):
+            yield temporary
+            if path.is_dir():
+                path.rmdir()
+            os.replace(temporary, path)
+            _flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _told_when_full(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno in _FULL:
             raise InputError(_why_not(path, error)) from error
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def unused(path: str | os.PathLike[str]) -> Path:

@@ -81,11 +81,6 @@ def exponent(width: float) -> float:
     return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
 
 
-def relative_width(gamma: float) -> float:
-    """Return the width of an exponent γ > −1: the standard deviation of p as a share of t."""
-    return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
-
-
 def overlaps(a: Sequence[Profile], b: Sequence[Profile]) -> np.ndarray:
     """Return ∫ p_a(τ) p_b(τ) dτ for every pair, shape (len(a), len(b)), in closed form."""
     t_a, gamma_a = _columns(a)

@@ -15,6 +15,8 @@ from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import derived_seed, expand, randn_like
 from variational_diffusion.objective import low_discrepancy_times
 
+_LEARNING_RATE = 3e-3
+
 
 @in_evaluation_mode
 def fit_head(
@@ -24,7 +26,6 @@ def fit_head(
     batches: Iterable[Batch],
     *,
     steps: int,
-    learning_rate: float = 3e-3,
     seed: int = 0,
 ) -> Iterator[float]:
     """Train a head of `PredictedErrors` on a model that stays as it is; yield its loss in nats.
@@ -37,11 +38,11 @@ def fit_head(
     """
     gamma_0, gamma_1 = vdm.schedule.end_points.detach()
     generator = torch.Generator(gamma_0.device).manual_seed(derived_seed(seed, 2))
-    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(head.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.99))
     predicted = PredictedErrors(errors, head)
     for step, batch in zip(range(steps), batches, strict=False):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * (1 - step / steps)
+            group["lr"] = _LEARNING_RATE * (1 - step / steps)
         with torch.no_grad():
             model, examples = vdm.given_in(batch)
             x = vdm.encode(examples)

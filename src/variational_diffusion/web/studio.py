@@ -113,7 +113,6 @@ class Studio:
 
     @property
     def run(self) -> Run:
-        """The run of the model."""
         return self.trained.run
 
     @property

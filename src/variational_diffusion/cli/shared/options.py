@@ -284,20 +284,24 @@ def joined(device: str) -> Iterator[Place]:
         yield place
 
 
-def weights_option(command: Command) -> Command:
-    """Add --weights, and --network for runs with one's own: `open_run` acts on it."""
-    network = click.option(
+def network_option(command: Command) -> Command:
+    """Add --network, for runs with a network of one's own: `open_run` acts on it."""
+    return click.option(
         "--network",
         metavar="MODULE:NAME",
         expose_value=False,
         callback=lambda context, _, value: context.meta.__setitem__(_NETWORK, value),
         help="Network of the run, imported from here if it is one's own.",
-    )
+    )(command)
+
+
+def weights_option(command: Command) -> Command:
+    """Add --weights and --network."""
     return click.option(
         "--weights",
         default="ema",
         help="ema: averaged weights (default); raw: the last ones; or what vdm ema made.",
-    )(network(command))
+    )(network_option(command))
 
 
 def open_run(path: str) -> Run:
