@@ -135,31 +135,42 @@ def print_table(
 
     click.echo(title)
     console, rows = Console(file=sys.stdout, highlight=False), list(rows)
-    least = [
-        _least_width(column, [row[i] for row in rows], numbers and (i > 0 or len(columns) == 2))
-        for i, column in enumerate(columns)
-    ]
-    if 1 + sum(3 + width for width in least) > console.width:
+    widths = _widths(columns, rows, numbers, console.width)
+    if widths is None:
         for line in _as_lines(columns, rows, console.width):
             click.echo(line)
         return
     table = Table(show_header=any(columns))
     for i, column in enumerate(columns):
         justify: Literal["right", "left"] = "right" if numbers and i else "left"
-        table.add_column(column, justify=justify, min_width=least[i])
+        table.add_column(column, justify=justify, width=widths[i])
     for row in rows:
         table.add_row(*row)
     console.print(table, markup=False)
 
 
-def _least_width(name: str, cells: Sequence[str], whole: bool) -> int:
-    """Return the width of a column whose words are not broken; whole: nor its cells."""
+def _widths(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool, room: int
+) -> list[int] | None:
+    """Return the widths of a table's columns; None where words or numbers would be broken."""
     from rich.cells import cell_len
 
-    widest = max((cell_len(cell) for cell in cells), default=0)
-    words = [word for text in (name, *cells) for word in text.split()]
-    longest = max(map(cell_len, words), default=0)
-    return max(longest, widest if whole else min(widest, _LEAST_TEXT))
+    widths, least = [], []
+    for i, name in enumerate(columns):
+        cells = [row[i] for row in rows]
+        widest = max(map(cell_len, cells), default=0)
+        whole = numbers and (i > 0 or len(columns) == 2)
+        words = [word for text in (name, *cells) for word in text.split()]
+        longest = max(map(cell_len, words), default=0)
+        least.append(max(longest, widest if whole else min(widest, _LEAST_TEXT)))
+        widths.append(max(widest, cell_len(name)))
+    room -= 1 + 3 * len(columns)  # what the lines take
+    if sum(least) > room:
+        return None
+    while sum(widths) > room:
+        spare = [width - low for width, low in zip(widths, least, strict=True)]
+        widths[spare.index(max(spare))] -= 1
+    return widths
 
 
 def _as_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:

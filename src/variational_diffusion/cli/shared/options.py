@@ -291,7 +291,7 @@ def network_option(command: Command) -> Command:
         metavar="MODULE:NAME",
         expose_value=False,
         callback=lambda context, _, value: context.meta.__setitem__(_NETWORK, value),
-        help="Import the network of the run from here, if it is one's own.",
+        help="Network of the run, imported from here if it is one's own.",
     )(command)
 
 
