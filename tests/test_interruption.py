@@ -162,7 +162,7 @@ def test_a_step_that_is_cut_short_is_not_saved(digits, tmp_path):
     asked = {"steps": 9, "settings": small, "precision": "float32"}
     with pytest.raises(KeyboardInterrupt):
         train(digits, tmp_path / "cut", progress=False, network=Impatient, **asked)
-    (step,) = Run.open(tmp_path / "cut").states()
+    step = max(Run.open(tmp_path / "cut").states())
     assert 0 < step < 9
     Impatient.calls = 100
     whole = train(digits, tmp_path / "whole", progress=False, network=Impatient, **asked)
@@ -175,7 +175,7 @@ def test_training_works_in_a_thread(digits, tmp_path):
     thread = Thread(target=trained, args=(tmp_path / "run", digits), kwargs={"steps": 2})
     thread.start()
     thread.join()
-    assert Run.open(tmp_path / "run").states() == [2]
+    assert max(Run.open(tmp_path / "run").states()) == 2
 
 
 def newest(path: Path) -> int:
@@ -220,7 +220,9 @@ def test_a_damaged_state_is_named_and_the_one_before_is_taken(digits, tmp_path, 
     trained(tmp_path / "run", digits, steps=12)
     assert "00000013.safetensors' is damaged" in caplog.text
     assert "going on from step 12" in caplog.text
-    older.write_bytes(b"")
+    for state in older.parent.iterdir():
+        if state != newer:
+            state.write_bytes(b"")
     with pytest.raises(InputError, match=r"every state is damaged: .*13\.safetensors"):
         run.resume()
 

@@ -517,7 +517,7 @@ class _Training:
                     if isinstance(event, StepRecord):
                         self.position, before = self.stream.position(), progress
                         progress = event.progress
-                        if before < tail <= progress < 1:
+                        if before < tail <= progress < 1 and not event.skipped:
                             state.before_tail, due = state.step, True
                         averages.keep(self.run, state, last=progress >= 1)
                         if state.seconds - drawn_at > 60 * self.sheets_every:
