@@ -25,7 +25,7 @@ def test_an_array_is_known_again_by_its_values(tmp_path):
     with pytest.raises(vd.InputError, match=r"data\.source: 'memory:.* here, 'memory:.* asked"):
         vd.train(ROWS + 1, tmp_path / "run", **OPTIONS)
     figure = vd.evaluate(run, limit=5)
-    with pytest.raises(vd.InputError, match="were given in memory.*pass them again"):
+    with pytest.raises(vd.InputError, match=r"were given in memory.*pass them again"):
         vd.evaluate(vd.Run.open(tmp_path / "run"), limit=5)
     assert np.isfinite(figure.bits_per_dim)
 
