@@ -48,21 +48,21 @@ def main(
     )
     stream = training_batches(dataset.splits["train"], config.training.batch_size, 0)
     steps = fit(state, stream, config.training)
-    averages = state.power_averages
+    powers = state.power_averages
     times: dict[bool, list[float]] = {True: [], False: []}
     for repeat in range(WARM_UP + repeats):
         for kept in (True, False) if repeat % 2 else (False, True):
-            state.power_averages = averages if kept else None
+            state.power_averages = powers if kept else None
             start = time.perf_counter()
             next(steps)
             if repeat >= WARM_UP:
                 times[kept].append(time.perf_counter() - start)
-    state.power_averages = averages
-    assert averages is not None
+    state.power_averages = powers
+    assert powers is not None
     updates = []
     for _ in range(repeats):
         start = time.perf_counter()
-        averages.update()
+        powers.update()
         updates.append(time.perf_counter() - start)
     with tempfile.TemporaryDirectory() as folder:
         run = Run.start(folder, config)

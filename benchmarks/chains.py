@@ -24,7 +24,8 @@ from variational_diffusion.likelihood import ContinuousBound, DiscreteBound, eva
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples
-from variational_diffusion.run.noise_errors import expected_errors
+from variational_diffusion.run.noise_errors import expected_errors, widened
+from variational_diffusion.run.trained import Trained
 
 
 @click.command()
