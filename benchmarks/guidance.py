@@ -109,7 +109,7 @@ def main(
             (probabilities(bounds, labels_of(vdm).shares.cpu()).argmax(1) == label).float()
         )
     rows.append([f"vdm classify, {classified} test images, {draws} draws", share(torch.cat(found))])
-    title = f"{count} samples, {options['sampler']}, {options['steps']} steps"
+    title = f"{count} samples, {by.name}, {options['steps']} steps"
     report(markdown([title, ""], rows), log=log)
 
 
