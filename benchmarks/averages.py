@@ -19,6 +19,7 @@ from common import markdown, median_ratio, opened, report, run_options
 from variational_diffusion.data.loader import training_batches
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.model import build
+from variational_diffusion.run import averages
 from variational_diffusion.run.directory import Run
 from variational_diffusion.training import TrainingState, fit
 
