@@ -131,7 +131,7 @@ def _array(values: Any) -> np.ndarray:
 def _order(*arrays: np.ndarray | None) -> np.ndarray:
     """Return an order of examples that follows from their values and not from where they stand."""
     there = [np.ascontiguousarray(array) for array in arrays if array is not None]
-    digests = [_digest(*rows) for rows in zip(*there, strict=True)]
+    digests = [_digest(*map(np.asarray, rows)) for rows in zip(*there, strict=True)]
     return np.argsort(np.array(digests), kind="stable")
 
 
