@@ -1,4 +1,4 @@
-"""Your own folder of images: train, evaluate, sample, score, compress, in Python.
+"""Your own folder of images: train, evaluate, sample and score, in Python.
 
     python examples/folder.py photos --out result --minutes 10
 
@@ -44,5 +44,3 @@ print(vd.evaluate(run, draws=4, rounds=2))
 vd.show(run.sample(16, steps=asked.steps)).save(asked.out / "samples.png")
 scores = vd.score(run, split="test", draws=1)
 print(scores)
-packed = vd.compress(run, folder, asked.out / "images.vdmz", limit=20)
-print(f"{packed.images} images in {packed.bytes:,} bytes")

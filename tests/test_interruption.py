@@ -30,7 +30,7 @@ from variational_diffusion.storage.tensors import read_tensors
 from variational_diffusion.training import StepRecord
 
 DATA = DataConfig(source="digits")
-KILLS = 24
+KILLS = 12
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def whole_files(path: Path) -> list[Path]:
 def test_kills_at_any_moment_lose_no_more_than_the_steps_since_the_last_save(digits, tmp_path):
     """It saves at every other step or so, so that many kills fall into a save."""
     path, rng = tmp_path / "run", random.Random(0)
-    asked = {"steps": 400, "every": 0.01}
+    asked = {"steps": 240, "every": 0.01}
     saved = 0
     for number in range(KILLS):
         child = in_a_child(path, digits, **asked)
@@ -105,8 +105,8 @@ def test_kills_at_any_moment_lose_no_more_than_the_steps_since_the_last_save(dig
             assert resumed.state.step == after
             assert not resumed.damaged
         saved = after
-    assert 0 < saved < 400
-    assert_same(trained(path, digits, **asked), trained(tmp_path / "plain", digits, steps=400))
+    assert 0 < saved < 240
+    assert_same(trained(path, digits, **asked), trained(tmp_path / "plain", digits, steps=240))
 
 
 def test_a_stream_goes_on_where_the_last_save_was(digits, tmp_path):

@@ -70,9 +70,9 @@ def same(a: TrainingState, b: TrainingState) -> bool:
 
 def test_a_small_model_overfits_eight_images():
     """Uniform data cost log2(17) = 4.09 bits; eight known images cost 3/16 and the rest."""
-    config = TrainingConfig(steps=1500, learning_rate=3e-3, warmup_steps=20, batch_size=64)
+    config = TrainingConfig(steps=1500, learning_rate=3e-3, warmup_steps=20, batch_size=32)
     state = TrainingState.start(a_model(), config)
-    x = data().repeat(8, 1, 1, 1)
+    x = data().repeat(4, 1, 1, 1)
     totals = [
         float(bits_per_dim(record.bound.total, 16).mean())
         for record in fit(state, iter(lambda: x, None), config)

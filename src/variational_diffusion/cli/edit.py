@@ -13,6 +13,7 @@ from variational_diffusion.cli.shared.examples import examples_options, given_op
 from variational_diffusion.cli.shared.options import (
     device_options,
     json_option,
+    open_run,
     seed_option,
     weights_option,
 )
