@@ -69,10 +69,13 @@ def test_a_budget_that_is_spent_changes_nothing(whole, tmp_path, caplog):
 
 
 def test_a_run_goes_on_by_another_unit(tmp_path):
-    trained(tmp_path / "run", steps=2)
-    run = trained(tmp_path / "run", data=None, minutes=0.02)
-    assert run.config.budget == {"minutes": 0.02}
-    assert run.states()[0] > 2
+    state = trained(tmp_path / "run", steps=2).resume().state
+    minutes = (state.seconds + 0.2) / 60
+    run = trained(tmp_path / "run", data=None, minutes=minutes)
+    assert run.config.budget == {"minutes": minutes}
+    again = run.resume().state
+    assert again.step >= 2
+    assert again.seconds >= 60 * minutes
 
 
 def test_without_a_fall_of_the_rate_nothing_is_done_again(tmp_path):
