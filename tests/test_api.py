@@ -150,7 +150,40 @@ def test_progress_is_told_to_who_listens(path):
     assert told[-1].ended
 
 
+def test_draws_are_those_of_an_estimator_given_as_a_value(path):
+    run = vd.Run.open(path)
+    bound, options = vd.ContinuousBound(1), {"limit": 4, "rounds": 2}
+    assert vd.evaluate(run, estimator=bound, draws=3, **options).summary.evaluations == 6
+    pair = vd.compare(run, run, estimator=bound, draws=3, **options)
+    assert pair.summaries[0].evaluations == 6
+    for wrong in (0, -1):  # zero is a value, and no wish for the default
+        with pytest.raises(vd.InputError, match=f"draws = {wrong}: give one or more"):
+            vd.evaluate(run, draws=wrong, **options)
+
+
+def test_a_figure_says_what_it_is_conditioned_on(tmp_path):
+    small = {"network.widths": [8, 8], "training.batch_size": 8}
+    run = vd.train(
+        "digits", tmp_path / "run", steps=2, condition="label", settings=small, progress=False
+    )
+    test = run.data.splits["test"].sample(4)
+    options = {"rounds": 2}
+    assert vd.evaluate(run, test, **options).about["condition"] == "label"
+    assert vd.evaluate(run, test.read(), **options).about["condition"] is None
+    assert vd.evaluate(run, test, condition="none", **options).about["condition"] is None
+
+
+def test_how_a_model_computes_is_not_asked_for_in_vain(path):
+    model, x = vd.Run.open(path).model(), vd.open_dataset("digits").splits["test"].sample(3).read()
+    assert vd.evaluate(model, x, rounds=2, threads=1).summary.examples == 3
+    for asked in ({"precision": "bfloat16"}, {"device": "cpu"}, {"channels_last": True}):
+        with pytest.raises(vd.InputError, match=r"call vdm\.prepare before"):
+            vd.evaluate(model, x, **asked)
+
+
 def test_an_unknown_option_is_named(path):
+    with pytest.raises(vd.InputError, match="thread = 1: estimator 'vlb' has no such option"):
+        vd.evaluate(path, thread=1)
     with pytest.raises(vd.InputError, match="steps = 5: estimator 'vlb' has no such option"):
         vd.evaluate(path, steps=5)
     with pytest.raises(vd.InputError, match="estimator = 'elbo': known are vlb"):

@@ -117,6 +117,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code. Defects of ours are raised as they are."""
     remarks = _Remarks()
     LOG.addHandler(remarks)
+    level = LOG.level
     LOG.setLevel(logging.INFO)
     try:
         code = vdm.main(args=arguments, prog_name="vdm", standalone_mode=False)
@@ -131,4 +132,5 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         LOG.removeHandler(remarks)
+        LOG.setLevel(level)
     return code or 0  # a command returns none, or calls `ctx.exit`

@@ -87,10 +87,15 @@ def _is_file(ending: str, source: str, path: Path) -> bool:
 _STORED = frozenset({"resize", "channels", "skip_damaged"})
 _SHARDED = _STORED | {"value_range", "column", "streaming"}
 
+
+def _is_called(name: str, source: str, path: Path) -> bool:
+    return source == name
+
+
 KINDS: dict[str, Kind] = {
     **{
         name: Kind(
-            lambda source, path, name=name: source == name,  # type: ignore[misc]
+            partial(_is_called, name),
             opener,
             frozenset(),
             partial(_of_dataset, opener),

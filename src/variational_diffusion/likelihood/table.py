@@ -75,13 +75,16 @@ def estimator_named(name: str, dimensions: int, **options: Any) -> Estimator:
     if name not in ESTIMATORS:
         raise InputError(f"estimator = {name!r}: known are {', '.join(ESTIMATORS)}")
     entry = ESTIMATORS[name]
-    given = {key: value for key, value in options.items() if value not in (None, False)}
+    given = {
+        key: value for key, value in options.items() if value is not None and value is not False
+    }
     for key, value in given.items():
         if key not in entry.options:
             others = [other for other, one in ESTIMATORS.items() if key in one.options]
+            where = f"it goes with --estimator {' or '.join(others)}"
             raise InputError(
-                f"{key} = {value!r}: estimator {name!r} has no such option; it goes with "
-                f"--estimator {' or '.join(others) or 'of another name'}"
+                f"{key} = {value!r}: estimator {name!r} has no such option; "
+                + (where if others else f"it has {', '.join(entry.options)}")
             )
     if given.get("exact") and given.get("probes") is not None:
         raise InputError(

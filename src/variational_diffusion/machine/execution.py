@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -85,6 +86,13 @@ class Execution:
         finally:
             if self.threads is not None:
                 torch.set_num_threads(before)
+
+
+def execution_of(options: dict[str, Any]) -> tuple[Execution, dict[str, Any]]:
+    """Return what the options say of how arithmetic is carried out, and the other options."""
+    names = {field.name for field in fields(Execution)}
+    own = {key: value for key, value in options.items() if key in names}
+    return Execution(**own), {k: v for k, v in options.items() if k not in names}
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -23,13 +23,13 @@ from variational_diffusion.likelihood import (
     Estimator,
     check_comparable,
     compare_models,
-    estimator_named,
 )
 from variational_diffusion.machine.distributed import here
+from variational_diffusion.machine.execution import execution_of
 from variational_diffusion.machine.progress import Listener, telling
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
-from variational_diffusion.run.evaluation import estimator_for, execution_of
+from variational_diffusion.run.evaluation import asked_estimator, estimator_for
 from variational_diffusion.run.examples import (
     Data,
     check_free,
@@ -120,12 +120,9 @@ def compare(
             for run in runs:
                 check_free(run)
         splits, notes = _examples(subjects, data, split, limit, condition, vdms)
-        if isinstance(estimator, str):
-            estimator = estimator_named(estimator, vdms[0].dimensions, draws=draws, **options)
-        elif options:
-            name = next(iter(options))
-            raise InputError(f"{name} = {options[name]!r}: give it to the estimator")
-        each = [estimator] * len(vdms) if isinstance(estimator, Estimator) else list(estimator)
+        asked: Sequence[str | Estimator]
+        asked = [estimator] * len(vdms) if isinstance(estimator, str | Estimator) else estimator
+        each = [asked_estimator(own, vdms[0].dimensions, draws, options) for own in asked]
         if len(each) != len(vdms):
             raise InputError(f"{len(each)} estimators for {len(vdms)} models: give one for each")
         fitted = [

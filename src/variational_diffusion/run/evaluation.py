@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,17 @@ from variational_diffusion.likelihood import (
     summarize,
 )
 from variational_diffusion.machine.distributed import here
-from variational_diffusion.machine.execution import Execution
+from variational_diffusion.machine.execution import Execution, execution_of
 from variational_diffusion.machine.progress import Listener, telling
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
-from variational_diffusion.run.examples import Data, check_free, examples_for, without_conditions
+from variational_diffusion.run.examples import (
+    Data,
+    check_free,
+    examples_for,
+    has_conditions,
+    without_conditions,
+)
 from variational_diffusion.run.noise_errors import reverse_chain
 from variational_diffusion.run.trained import Trained
 from variational_diffusion.schedules import floor_note
@@ -107,14 +113,14 @@ def evaluate(
         trained = Trained.open(subject, weights, execution) if isinstance(subject, Run) else None
         vdm = trained.vdm if trained else subject
         assert isinstance(vdm, VDM)
-        if isinstance(estimator, str):
-            estimator = estimator_named(estimator, vdm.dimensions, draws=draws, **options)
-        elif options:
-            name = next(iter(options))
-            raise InputError(f"{name} = {options[name]!r}: give it to the estimator")
-        elif draws is not None and isinstance(estimator, ContinuousBound | DiscreteBound):
-            estimator = replace(estimator, draws=draws)
-        elif draws is not None and rounds is None and target_se is None:
+        if trained is None and execution != Execution(threads=execution.threads):
+            raise InputError(
+                f"device = {execution.device!r}, precision = {execution.precision!r}: a model "
+                "computes as it was set up; call vdm.prepare before, or give its run"
+            )
+        estimator = asked_estimator(estimator, vdm.dimensions, draws, options)
+        has_draws = isinstance(estimator, ContinuousBound | DiscreteBound)
+        if draws is not None and not has_draws and rounds is None and target_se is None:
             rounds = draws
         if condition == "none" and trained:
             check_free(trained.run)
@@ -140,17 +146,27 @@ def evaluate(
     about["condition"] = None
     if trained:
         about["weights"] = weights
-        if condition == "own":
+        if has_conditions(examples):
             about["condition"] = trained.run.config.data.condition
-    about["steps"] = len(chosen.gammas) - 1 if isinstance(chosen, DiscreteBound) else None  # type: ignore[arg-type]
+    gammas = chosen.gammas if isinstance(chosen, DiscreteBound) else None
+    about["steps"] = None if gammas is None else len(gammas) - 1
     return _likelihood(vdm, examples, name_of(chosen), done, about)
 
 
-def execution_of(options: dict[str, Any]) -> tuple[Execution, dict[str, Any]]:
-    """Return what the options say of how arithmetic is carried out, and the other options."""
-    names = {field.name for field in fields(Execution)}
-    own = {key: value for key, value in options.items() if key in names}
-    return Execution(**own), {k: v for k, v in options.items() if k not in names}
+def asked_estimator(
+    estimator: str | Estimator, dimensions: int, draws: int | None, options: dict[str, Any]
+) -> Estimator:
+    """Return an estimator by its name and options, or one with the draws that are asked for.
+
+    Raises InputError for options beside an estimator that is given as a value.
+    """
+    if isinstance(estimator, str):
+        return estimator_named(estimator, dimensions, draws=draws, **options)
+    for name, value in options.items():
+        raise InputError(f"{name} = {value!r}: give it to the estimator")
+    if draws is not None and isinstance(estimator, ContinuousBound | DiscreteBound):
+        return replace(estimator, draws=draws)
+    return estimator
 
 
 def estimator_for(

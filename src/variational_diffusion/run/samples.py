@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from variational_diffusion.images.pictures import (
 )
 from variational_diffusion.likelihood import ContinuousBound, evaluate, example_columns
 from variational_diffusion.machine.distributed import here, sum_over_processes
-from variational_diffusion.machine.execution import Execution
+from variational_diffusion.machine.execution import execution_of
 from variational_diffusion.machine.progress import Listener, telling
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
@@ -164,8 +164,7 @@ def sample_run(
     run: Run, n: int, *, weights: str = "ema", progress: bool | Listener = False, **options: Any
 ) -> Samples:
     """Draw samples of a run; the options are those of `sample` and of `Execution`."""
-    names = {field.name for field in fields(Execution)}
-    execution = Execution(**{k: options.pop(k) for k in list(options) if k in names})
+    execution, options = execution_of(options)
     with execution.begun():
         trained = Trained.open(run, weights, execution)
         return sample(trained, n, progress=progress, **options)

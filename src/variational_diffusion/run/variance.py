@@ -65,8 +65,7 @@ def train_variance(
         with telling(progress, "training the head", "steps") as tell:
             for loss in fit_head(vdm, head, errors, stream, steps=steps, seed=seed):
                 losses.append(loss)
-                note = f"{mean(losses[-50:]):.4f} nats"
-                tell(len(losses) / steps, len(losses), lambda note=note: note)  # type: ignore[misc]
+                tell(len(losses) / steps, len(losses), lambda: f"{mean(losses[-50:]):.4f} nats")
         run.save_head(head, weights)
         predicted_errors(trained, progress=progress)
     return mean(losses[:50]), mean(losses[-50:])
