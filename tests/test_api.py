@@ -46,6 +46,8 @@ def test_a_likelihood_is_that_of_the_command(capsys, path, estimator):
     found = vd.evaluate(path, limit=6, rounds=2, seed=3, estimator=estimator, **options)
     same(found.as_json(), expected)
     assert found.bits_per_dim == expected["bits_per_dim"]
+    other = vd.evaluate(path, limit=6, rounds=2, seed=4, estimator=estimator, **options)
+    assert other.bits_per_dim != found.bits_per_dim
     mean = found.nats_per_example.mean() / (64 * np.log(2))
     assert mean == pytest.approx(found.bits_per_dim, rel=1e-12)
 
@@ -91,12 +93,15 @@ def test_samples_are_those_of_the_command(tmp_path, path, sampler):
     assert vdm(["sample", path, *words]) == 0
     drawn = vd.Run.open(path).sample(3, steps=4, seed=5, sampler=sampler)
     assert np.array_equal(np.load(file), drawn)
+    assert not np.array_equal(drawn, vd.Run.open(path).sample(3, steps=4, seed=6, sampler=sampler))
 
 
 def test_scores_are_those_of_the_command(capsys, path):
     expected = printed(capsys, "score", path, "--split", "test", "--limit", 8, "--draws", 1)
     found = vd.score(path, split="test", limit=8, draws=1)
     same(found.as_json(), expected)
+    other = vd.score(path, split="test", limit=8, draws=1, seed=1)
+    assert not np.array_equal(other.score, found.score)
     assert found.score.shape == found.p_value.shape == (8,)
 
 
@@ -104,6 +109,7 @@ def test_a_schedule_is_that_of_the_command(capsys, path):
     expected = printed(capsys, "schedule", path, "--evaluations", 2000)
     found = vd.schedule(path, evaluations=2000)
     same(found.as_json() | {"figures": []}, expected)
+    assert vd.schedule(path, evaluations=2000, seed=1).variances != found.variances
     assert found.gamma[0] == pytest.approx(expected["gamma_0"], rel=1e-6)
     assert found.gamma[-1] == pytest.approx(expected["gamma_1"], rel=1e-6)
     assert (np.diff(found.gamma) > 0).all()
@@ -134,9 +140,9 @@ def test_nothing_is_printed_and_nothing_global_changes(capsys, path):
     seed, threads, dtype = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()
     level = logging.getLogger("variational_diffusion").level
     run = vd.Run.open(path)
-    vd.evaluate(run, limit=4, rounds=2, threads=1)
-    run.sample(1, steps=2, threads=1)
-    vd.score(run, split="test", limit=4, draws=1, threads=1)
+    vd.evaluate(run, limit=4, rounds=2, threads=2)
+    run.sample(1, steps=2, threads=2)
+    vd.score(run, split="test", limit=4, draws=1, threads=2)
     assert capsys.readouterr() == ("", "")
     assert torch.equal(torch.get_rng_state(), seed)
     assert (torch.get_num_threads(), torch.get_default_dtype()) == (threads, dtype)
