@@ -1,9 +1,12 @@
-"""One thread for every worker: two on a busy machine run several times slower."""
+"""One thread for every worker and its children: two on a busy machine run several times slower."""
+
+import os
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
