@@ -47,7 +47,7 @@ def save_figure(
 def schedule_figure(schedule: Schedule, profile: Profile, variances: Variances) -> Figure:
     """Draw what a schedule has learned: γ, SNR, alpha and sigma over t, m(γ), densities, variances.
 
-    profile, variances: of the model that the schedule belongs to, see `profile`.
+    profile, variances: of the model that the schedule belongs to, see `likelihood.loss_profile`.
     """
     ends = profile.gamma_0, profile.gamma_1
     schedules = {"learned": schedule, "linear": FixedLinear(*ends), "cosine": Cosine(*ends)}

@@ -7,7 +7,7 @@
     state/00001200.safetensors    all of training after step 1200, in one file
     metrics.jsonl         one JSON object a line, each with a checksum
     evaluations.jsonl     what vdm evaluate measured of which weights; see `evaluations`
-    averages/00001200.safetensors    two averages of step 1200; see `snapshots`
+    averages/00001200.safetensors    two averages of step 1200; see `averages`
     ema-0.07.safetensors  an average of another width, made of them by `vdm ema`
     errors-ema.safetensors    measured errors of ε̂ for these weights, once a command needed them
     predictions-ema.safetensors  the same, sorted by what the head predicts
@@ -47,7 +47,6 @@ from variational_diffusion.machine.distributed import (
     gathered,
     here,
     is_share,
-    laid_out_as,
     local,
 )
 from variational_diffusion.machine.execution import Execution
@@ -55,6 +54,7 @@ from variational_diffusion.machine.progress import Listener
 from variational_diffusion.model import VDM, build
 from variational_diffusion.networks import VarianceHead
 from variational_diffusion.networks.own import Factory, imported
+from variational_diffusion.run.states import joined, load_into, progress_of, restore, tensors_of
 from variational_diffusion.sampling import DEFAULT_STEPS
 from variational_diffusion.storage import json_lines
 from variational_diffusion.storage.files import atomic
@@ -212,8 +212,8 @@ class Run:
             place: Of this process in a run whose state is sharded, where every process calls this
                 and writes what it holds; the weights are then left to `write_weights`.
         """
-        tensors = _tensors_of(state)
-        progress = _progress_of(state)
+        tensors = tensors_of(state)
+        progress = progress_of(state)
         header = {**progress, "position": json.dumps(position or {})}
         if place is None:
             write_tensors(self._state_path(state.step), tensors, header)
@@ -243,7 +243,7 @@ class Run:
         Where they are sharded, every process calls this and the leading one writes.
         """
         for weights, module in (("raw", state.vdm), ("ema", state.average.module)):
-            self._write_whole(weights, module, _progress_of(state))
+            self._write_whole(weights, module, progress_of(state))
 
     def save_best(self, state: TrainingState, bits_per_dim: float) -> bool:
         """Write the average as the best if it is, as `write_weights` does.
@@ -258,7 +258,7 @@ class Run:
         before = read_metadata(self.path / _WEIGHT_FILES["best"]).get("bits_per_dim")
         if before is not None and float(before) <= bits_per_dim:
             return False
-        header = {**_progress_of(state), "bits_per_dim": repr(bits_per_dim)}
+        header = {**progress_of(state), "bits_per_dim": repr(bits_per_dim)}
         self._write_whole("best", state.average.module, header)
         return True
 
@@ -315,36 +315,13 @@ class Run:
     ) -> tuple[TrainingState, dict[str, Any]]:
         path = self._parts(step)[0]
         parts = [read_tensors(part) for part in self._parts(step)]
-        tensors = _joined([tensors for tensors, _ in parts])
+        tensors = joined([tensors for tensors, _ in parts])
         positions = [json.loads(metadata["position"]) for _, metadata in parts]
         metadata = parts[0][1]
         state = TrainingState.start(
             self.build().to(device), self.config.training, distribute=distribute
         )
-        _load(state.vdm, _without_prefix("model", tensors), path)
-        _load(state.average.module, _without_prefix("ema", tensors), path)
-        for kind, optimizer in state.optimizers.items():
-            values: dict[int, dict[str, Tensor]] = {}
-            for key, value in _without_prefix(f"optimizer.{kind}", tensors).items():
-                index, name = key.split(".")
-                values.setdefault(int(index), {})[name] = value
-            groups = optimizer.state_dict()["param_groups"]
-            ordered = [p for group in optimizer.param_groups for p in group["params"]]
-            for number, of_parameter in values.items():
-                for name, value in of_parameter.items():
-                    of_parameter[name] = _distributed_as(ordered[number], value)
-            optimizer.load_state_dict({"state": values, "param_groups": groups})
-        state.step, state.seconds = int(metadata["step"]), float(metadata["seconds"])
-        state.skipped, state.rate = int(metadata["skipped"]), float(metadata["rate"])
-        state.before_tail = int(metadata.get("before_tail", "0"))
-        state.average.updates = state.step
-        power_averages = _without_prefix("power", tensors)
-        if not power_averages:
-            state.power_averages = None
-        if state.power_averages is not None:
-            kept = state.power_averages.state_dict()
-            placed = {k: _distributed_as(kept[k], v) for k, v in power_averages.items()}
-            state.power_averages.load_state_dict(placed, updates=state.step)
+        restore(state, tensors, metadata, path)
         return state, positions[0]
 
     def _state_path(self, step: int, place: Place | None = None) -> Path:
@@ -380,7 +357,7 @@ class Run:
                 f"train it first: vdm train {self.config.data.source} --run {self.path}"
             )
         vdm = self.build()
-        _load(vdm, read_tensors(path)[0], path)
+        load_into(vdm, read_tensors(path)[0], path)
         return vdm.eval().requires_grad_(False)
 
     def model(self, weights: str = "ema", **execution: Any) -> VDM:
@@ -536,7 +513,7 @@ class Run:
             return None
         tensors, metadata = found
         head = VarianceHead(self.config.model.shape, **json.loads(metadata["options"]))
-        _load(head, tensors, self.path / f"variance-{weights}.safetensors")
+        load_into(head, tensors, self.path / f"variance-{weights}.safetensors")
         return head.eval().requires_grad_(False)
 
     def save_predictions(
@@ -608,71 +585,5 @@ class Resumed(NamedTuple):
     damaged: list[str]
 
 
-def _tensors_of(state: TrainingState) -> dict[str, Tensor]:
-    tensors = {
-        f"optimizer.{kind}.{index}.{name}": value
-        for kind, optimizer in state.optimizers.items()
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-    tensors |= _prefixed("model", state.vdm.state_dict())
-    tensors |= _prefixed("ema", state.average.module.state_dict())
-    if state.power_averages is not None:
-        tensors |= _prefixed("power", state.power_averages.state_dict())
-    return tensors
-
-
-def _progress_of(state: TrainingState) -> dict[str, str]:
-    return {
-        "step": str(state.step),
-        "seconds": repr(state.seconds),
-        "skipped": str(state.skipped),
-        "rate": repr(state.rate),
-        "before_tail": str(state.before_tail),
-    }
-
-
 def _is_whole(parts: set[Part]) -> bool:
     return any({Part(k, n) for k in range(1, n + 1)} <= parts for n in {part.of for part in parts})
-
-
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors of all parts; those that several have are rows of one."""
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {
-        name: found[0] if len(found) == 1 else torch.cat(found)
-        for name in names
-        for found in [[part[name] for part in parts if name in part]]
-    }
-
-
-def _distributed_as(like: Tensor, value: Tensor) -> Tensor:
-    """Return a whole tensor laid out over the processes as `like` of its shape is, if it is."""
-    if is_share(like) and value.shape == like.shape:
-        return laid_out_as(like, value.to(like.device))
-    return value
-
-
-def _load(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    own = module.state_dict()
-    placed = {k: _distributed_as(own[k], v) if k in own else v for k, v in tensors.items()}
-    try:
-        module.load_state_dict(placed)
-    except RuntimeError as error:
-        raise InputError(
-            f"'{path}' does not fit the model of config.json beside it: "
-            "the two belong to different runs, restore the pair"
-        ) from error
-
-
-def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
-
-
-def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefix += "."
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }

@@ -2,9 +2,9 @@
 
 A power-function average at step t gives the weights of step τ the share p(τ) ∝ τ^γ, 0 < τ ≤ t. Its
 width is the standard deviation of p as a share of t, so that it means the same for a run of any
-length. Training keeps the averages of two widths, `snapshots` stores them now and then, and the p
-of any other width is close to a sum of the stored ones; the same sum of the stored weights is then
-close to the average of that width.
+length. Training keeps the averages of two widths, `run.averages` stores them now and then, and the
+p of any other width is close to a sum of the stored ones; the same sum of the stored weights is
+then close to the average of that width.
 
 Source: Karras, Aittala, Lehtinen, Hellsten, Aila, Laine, "Analyzing and Improving the Training
 Dynamics of Diffusion Models" (2024), section 3 and appendix C.
