@@ -39,6 +39,8 @@ _ONLY_FOR = {
     "resize": "a folder of images, parquet files, tar files or hf: data",
     "channels": "a folder of images, parquet files, tar files or hf: data",
     "skip_damaged": "a folder of images, parquet files, tar files or hf: data",
+    "frames": "a folder of images",
+    "max_pixels": "a folder of images, parquet files, tar files or hf: data",
     "streaming": "parquet files, tar files or hf: data",
 }
 """Options that some kinds of data do not have, and the kinds that have them."""
