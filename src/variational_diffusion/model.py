@@ -12,6 +12,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +28,7 @@ from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import DECODERS, UNSEEN, Discretized, Gaussian
 from variational_diffusion.errors import InputError
 from variational_diffusion.machine.execution import Execution
+from variational_diffusion.machine.threads import paced
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.networks.own import Factory, is_path, made
@@ -312,15 +314,18 @@ class VDM(nn.Module):
                 "data in torch.float32 or float64; vdm.in_precision(torch.bfloat16) is faster"
             )
         gamma = gamma.expand(z.shape[0])
-        if self.autocast is None:
+        with paced(z.shape, z.dtype, torch.is_grad_enabled()), self._products(z.device):
             output = estimate(self.network, z, gamma, conditioning)
-        else:
-            with torch.autocast(z.device.type, self.autocast):
-                output = estimate(self.network, z, gamma, conditioning)
         alpha, sigma = expand(process.alpha(gamma), z), expand(process.sigma(gamma), z)
         if self.prediction == "noise":
             return Denoised(noise=output, x=(z - sigma * output) / alpha)
         return Denoised(noise=alpha * output + sigma * z, x=alpha * z - sigma * output)
+
+    def _products(self, device: torch.device) -> AbstractContextManager[None]:
+        """Return a context in which the network's products are in the model's precision."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(device.type, self.autocast)
 
     def reverse(
         self,
