@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 import os
+import re
 import zlib
 from typing import Annotated, Literal, TypeVar
 
@@ -26,25 +28,45 @@ _MAX_NAME = 20_000  # a path has 4,096 bytes at most, and a byte that is no UTF-
 
 Record = TypeVar("Record", bound="_Strict")
 
+_LISTS = re.compile(rb"[\[:,][\[{]")
+"""What stands where a list or an object begins within another."""
+_LISTS_AT_LEAST, _LISTS_PER_IMAGE = 16, 2
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    def text(self) -> bytes:
+        """Return the record as JSON."""
+        return self.model_dump_json(exclude_defaults=True).encode()
+
     def packed(self) -> bytes:
         """Return the record as deflated JSON."""
-        return zlib.compress(self.model_dump_json(exclude_defaults=True).encode(), 9)
+        return zlib.compress(self.text(), 9)
 
 
-def unpacked(kind: type[Record], packed: bytes, most: int) -> Record:
-    """Return a record of at most so many bytes of JSON; raise ValueError for what is none."""
+def unpacked(kind: type[Record], packed: bytes, most: int, images: int = 0) -> Record:
+    """Return a record of at most so many bytes of JSON; raise ValueError for what is none.
+
+    images: of its group. A few bytes can be inflated to millions of lists: they are counted before
+    any is made.
+    """
     try:
         inflate = zlib.decompressobj()
         text = inflate.decompress(packed, most)
         if not inflate.eof:
             raise ValueError("it is larger than it may be, or cut short")
+        if too_many_lists(text, images):
+            raise ValueError("it has more lists than a group of so many images")
         return kind.model_validate_json(text)
     except (zlib.error, ValidationError, RecursionError) as error:
         raise ValueError(" ".join(str(error).splitlines()[:3])) from error
+
+
+def too_many_lists(text: bytes, images: int) -> bool:
+    """Return whether the JSON of a group has more lists than its images account for."""
+    most = _LISTS_AT_LEAST + _LISTS_PER_IMAGE * images
+    return sum(1 for _ in itertools.islice(_LISTS.finditer(text), most + 1)) > most
 
 
 class Origin(_Strict):
