@@ -27,7 +27,7 @@ from variational_diffusion.compression.records import (
     MAX_IMAGES,
     Header,
     Table,
-    too_many_lists,
+    fits,
     unpacked,
 )
 from variational_diffusion.errors import InputError
@@ -72,8 +72,8 @@ class Writer:
 
     def add(self, images: int, table: Table, payload: bytes) -> None:
         """Write a group."""
-        text, packed = table.text(), table.packed()
-        if len(text) > _MAX_TABLE or too_many_lists(text, images):
+        packed = table.packed()
+        if table.names and not fits(packed, _MAX_TABLE, images):
             raise InputError(
                 f"the names of {images} images in a group are too long; give a smaller --group"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import math
 import os
@@ -36,13 +37,9 @@ _LISTS_AT_LEAST, _LISTS_PER_IMAGE = 16, 2
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    def text(self) -> bytes:
-        """Return the record as JSON."""
-        return self.model_dump_json(exclude_defaults=True).encode()
-
     def packed(self) -> bytes:
         """Return the record as deflated JSON."""
-        return zlib.compress(self.text(), 9)
+        return zlib.compress(self.model_dump_json(exclude_defaults=True).encode(), 9)
 
 
 def unpacked(kind: type[Record], packed: bytes, most: int, images: int = 0) -> Record:
@@ -52,21 +49,30 @@ def unpacked(kind: type[Record], packed: bytes, most: int, images: int = 0) -> R
     any is made.
     """
     try:
-        inflate = zlib.decompressobj()
-        text = inflate.decompress(packed, most)
-        if not inflate.eof:
-            raise ValueError("it is larger than it may be, or cut short")
-        if too_many_lists(text, images):
-            raise ValueError("it has more lists than a group of so many images")
-        return kind.model_validate_json(text)
-    except (zlib.error, ValidationError, RecursionError) as error:
+        return kind.model_validate_json(_inflated(packed, most, images))
+    except (ValidationError, RecursionError) as error:
         raise ValueError(" ".join(str(error).splitlines()[:3])) from error
 
 
-def too_many_lists(text: bytes, images: int) -> bool:
-    """Return whether the JSON of a group has more lists than its images account for."""
-    most = _LISTS_AT_LEAST + _LISTS_PER_IMAGE * images
-    return sum(1 for _ in itertools.islice(_LISTS.finditer(text), most + 1)) > most
+def fits(packed: bytes, most: int, images: int) -> bool:
+    """Return whether `unpacked` would look at the JSON of a record."""
+    with contextlib.suppress(ValueError):
+        return bool(_inflated(packed, most, images))
+    return False
+
+
+def _inflated(packed: bytes, most: int, images: int) -> bytes:
+    try:
+        inflate = zlib.decompressobj()
+        text = inflate.decompress(packed, most)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if not inflate.eof:
+        raise ValueError("it is larger than it may be, or cut short")
+    lists = _LISTS_AT_LEAST + _LISTS_PER_IMAGE * images
+    if sum(1 for _ in itertools.islice(_LISTS.finditer(text), lists + 1)) > lists:
+        raise ValueError("it has more lists than a group of so many images")
+    return text
 
 
 class Origin(_Strict):
