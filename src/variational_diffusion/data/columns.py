@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetsError
 
 from variational_diffusion.data.beside import Asked
 from variational_diffusion.data.stored import Stored
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import DamagedError, InputError
 
 _TOGETHER = 64
 """Rows that streaming takes out of a file together."""
@@ -206,37 +206,40 @@ def choose_column(
 
 
 def stored_rows(column: pa.ChunkedArray, names: list[str], *, files: bool) -> list[Stored]:
-    """Return the examples of a column, one for each name.
+    """Return the examples of a column, one for each name; an empty cell is a damaged example.
 
     files: whether an image without bytes may be the file at its path. Otherwise a table could make
-    us open any file, so that is an error, as an empty cell is.
+    us open any file, so that is an empty cell, too.
     """
     column = _storage(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
-    if column.null_count:
-        raise InputError(f"'{names[int(np.argmax(column.is_null()))]}' is empty; leave it out")
+    contents: Sequence[bytes | Path | np.ndarray | DamagedError]
     if _is_list(column.type):
-        return [
-            Stored(name, array) for name, array in zip(names, _arrays(column, names), strict=True)
+        contents = _arrays(column, names)
+    elif pa.types.is_struct(column.type):
+        rows = column.to_pylist()
+        contents = [_content(row or {}, name, files) for row, name in zip(rows, names, strict=True)]
+    else:
+        contents = [
+            _empty(name) if content is None else content
+            for content, name in zip(column.to_pylist(), names, strict=True)
         ]
-    if not pa.types.is_struct(column.type):
-        return [
-            Stored(name, content) for name, content in zip(names, column.to_pylist(), strict=True)
-        ]
-    contents = pc.struct_field(column, "bytes").to_pylist()
-    has_path = column.type.get_field_index("path") >= 0
-    paths = pc.struct_field(column, "path").to_pylist() if has_path else [None] * len(names)
-    return [
-        Stored(name, _content(content, path, name, files))
-        for name, content, path in zip(names, contents, paths, strict=True)
-    ]
+    return [Stored(name, content) for name, content in zip(names, contents, strict=True)]
 
 
-def _content(content: bytes | None, path: str | None, name: str, files: bool) -> bytes | Path:
+def _empty(name: str) -> DamagedError:
+    return DamagedError(f"'{name}' is empty; leave it out, or type --skip-damaged")
+
+
+def _content(row: dict[str, Any], name: str, files: bool) -> bytes | Path | DamagedError:
+    content, path = row.get("bytes"), row.get("path")
     if content is not None:
         return content
-    if path is None or not files:
-        raise InputError(
-            f"'{name}' has no bytes, only the path {path!r}; save the images in the table"
+    if path is None:
+        return _empty(name)
+    if not files:
+        return DamagedError(
+            f"'{name}' has no bytes, only the path {path!r}; save the images in the table, or type "
+            "--skip-damaged"
         )
     if "://" not in path:
         return Path(path)
@@ -246,26 +249,38 @@ def _content(content: bytes | None, path: str | None, name: str, files: bool) ->
         return file.read()
 
 
-def _arrays(column: Any, names: list[str]) -> list[np.ndarray]:
+def _arrays(column: Any, names: list[str]) -> list[np.ndarray | DamagedError]:
     """Return nested lists as arrays; lists within one example must have the same length."""
     lengths: list[int] = []
     values = column
     while _is_list(values.type):
         inner = pc.list_value_length(values)
-        if inner.null_count or len(pc.unique(inner)) > 1:
-            if len(column) > 1:
-                return [
-                    array
-                    for i, name in enumerate(names)
-                    for array in _arrays(column[i : i + 1], [name])
-                ]
-            raise InputError(f"'{names[0]}' holds lists of several lengths; save them as an array")
+        if inner.null_count or len(pc.unique(inner)) != 1:
+            return _one_by_one(column, names)
         lengths.append(inner[0].as_py())
         values = _storage(values.flatten())
-    if values.null_count:
-        raise InputError(f"one of '{names[0]}' … '{names[-1]}' holds an empty value; leave it out")
+    if values.null_count or not len(values):
+        return _one_by_one(column, names)
     rows = values.to_numpy(zero_copy_only=False).reshape(len(column), *lengths)
     return list(rows)
+
+
+def _one_by_one(column: Any, names: list[str]) -> list[np.ndarray | DamagedError]:
+    if len(column) > 1:
+        parts = (_arrays(column[i : i + 1], [name]) for i, name in enumerate(names))
+        return [array for part in parts for array in part]
+    if not column.null_count and _has_values(column):
+        raise InputError(f"'{names[0]}' holds lists of several lengths; save them as an array")
+    return [_empty(names[0])]
+
+
+def _has_values(column: Any) -> bool:
+    """Return whether none of a cell's values, and of the lists around them, is missing."""
+    while _is_list(column.type):
+        if column.null_count:
+            return False
+        column = _storage(column.flatten())
+    return len(column) > 0 and not column.null_count
 
 
 def _storage(array: Any) -> Any:

@@ -72,6 +72,7 @@ def in_memory(values: Any, **options: Any) -> Dataset:
     kept = (x,) if conditions is None else (x, conditions)
     name = MEMORY + _digest(*kept)
     config = config.model_copy(update={"source": name})
+    notes = (*notes, *source.notes)
     return Dataset(name, splits, notes, labels=labels).read_as(config)
 
 
