@@ -17,6 +17,7 @@ DISTRIBUTION = "variational-diffusion"
 
 EXTRAS = {
     "tracking": "vdm train --track tensorboard",
+    "heif": "HEIC images",
     "jxl": "vdm compress, for JPEG XL beside it",
     "onnx": "vdm export --onnx",
     "official": "vdm import-official",
