@@ -115,8 +115,7 @@ def open_array(config: DataConfig) -> Dataset:
     if wanted is not None:
         values, name = _from_npz(_path(config), wanted.name or _LABEL)
         conditions, labels = conditions_beside(values, name, wanted.kind, source)
-    splits = splits_of(config, source, conditions)
-    return Dataset(str(_path(config)), splits, labels=labels)
+    return Dataset.of(str(_path(config)), splits_of(config, source, conditions), labels=labels)
 
 
 def array_source(config: DataConfig) -> ArraySource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.decoding import Arrays, Decoder, Pictures, is_array, read_array
 from variational_diffusion.data.images import CHANNELS, DamagedError, Header, read_header
+from variational_diffusion.data.keys import key_of, keys_of_groups
 from variational_diffusion.data.source import MAX_LEVELS, Finite, check_range
 from variational_diffusion.data.stored import Store, Stored
 from variational_diffusion.errors import InputError
@@ -20,13 +22,27 @@ _ASKED = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
 class Survey(NamedTuple):
     """How examples are decoded, which of each store are sound, and remarks of one line each.
 
-    beside: what stands beside the sound ones of each store.
+    beside: what stands beside the sound ones of each store. content: their keys, uint64.
+    groups: of those to be split, where `config.group` finds any; see `keys.keys_of_groups`.
     """
 
     decoder: Decoder
     kept: dict[str, np.ndarray]
     notes: list[str]
     beside: dict[str, list[Any]]
+    content: dict[str, np.ndarray]
+    groups: np.ndarray | None
+
+
+class _LookedAt(NamedTuple):
+    """A sound example. key: see `data.keys`; header: of an image."""
+
+    split: str
+    number: int
+    name: str
+    key: int
+    beside: Any
+    header: Header | None
 
 
 def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = True) -> Survey:
@@ -40,36 +56,72 @@ def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = 
     first = next((stored for _, _, stored in _examples(stores, everything)), None)
     if first is None:
         raise InputError("no examples; give data that hold some")
-    headers: dict[str, Header] = {}
-    kept: dict[str, list[int]] = {split: [] for split in stores}
-    beside: dict[str, list[Any]] = {split: [] for split in stores}
+    looked_at: list[_LookedAt] = []
     n_damaged = 0
     arrays, finite = is_array(first), Finite()
     for split, index, stored in _examples(stores, everything):
+        header = None
         try:
             if arrays:
                 finite.look(read_array(stored)[None], _naming(stored))
             else:
-                headers[stored.name] = read_header(stored, decode=config.skip_damaged)
-            kept[split].append(index)
-            beside[split].append(stored.beside)
+                header = read_header(stored, decode=config.skip_damaged)
+            looked_at.append(
+                _LookedAt(split, index, stored.name, key_of(stored), stored.beside, header)
+            )
         except DamagedError:
             if not config.skip_damaged:
                 raise
             n_damaged += 1
     finite.check()
-    sound = {split: np.array(indices, np.int64) for split, indices in kept.items()}
-    if not any(map(len, sound.values())):
+    if not looked_at:
         raise InputError(f"all {n_damaged} examples are damaged; give data that hold others")
     notes = [f"{n_damaged} damaged images skipped"] if n_damaged else []
+    if config.skip_sizes:
+        looked_at, note = _of_one_size(looked_at, config)
+        notes += note
+    of = {split: [one for one in looked_at if one.split == split] for split in stores}
+    sound = {split: np.array([one.number for one in ones], np.int64) for split, ones in of.items()}
+    decoder: Decoder
     if arrays:
         decoder = _arrays_decoder(stores, sound, config, complete)
         for _, _, stored in _examples(stores, sound):
             decoder.decode(stored)
-        return Survey(decoder, sound, notes, beside)
-    pictures = _pictures_decoder(headers, config, complete)
-    notes += _notes(list(headers.values()), pictures)
-    return Survey(pictures, sound, notes, beside)
+    else:
+        headers = {one.name: one.header for one in looked_at if one.header is not None}
+        decoder = _pictures_decoder(headers, config, complete)
+        notes += _notes(list(headers.values()), decoder)
+    groups = None
+    if config.group is not None:
+        groups = keys_of_groups((one.name for one in of["train"]), config.group)
+    return Survey(
+        decoder,
+        sound,
+        notes,
+        beside={split: [one.beside for one in ones] for split, ones in of.items()},
+        content={
+            split: np.array([one.key for one in ones], np.uint64) for split, ones in of.items()
+        },
+        groups=groups,
+    )
+
+
+def _of_one_size(
+    looked_at: list[_LookedAt], config: DataConfig
+) -> tuple[list[_LookedAt], list[str]]:
+    """Return the images of the size that most have, and a remark on the others."""
+    if config.resize is not None or config.crop is not None:
+        raise InputError(
+            "skip_sizes = True: --resize and --crop bring all images to one size; leave one out"
+        )
+    sizes = Counter(one.header.size for one in looked_at if one.header is not None)
+    if not sizes:
+        raise InputError("skip_sizes = True is for images, these are arrays; leave it out")
+    size, count = sizes.most_common(1)[0]
+    others = len(looked_at) - count
+    kept = [one for one in looked_at if one.header is not None and one.header.size == size]
+    note = f"{others:,} images of another size than {size[0]}×{size[1]} left out"
+    return kept, [note] if others else []
 
 
 def _arrays_decoder(
@@ -194,13 +246,18 @@ def _checked_size(resize: tuple[int, int] | None) -> tuple[int, int] | None:
 
 
 def _common_size(headers: Mapping[str, Header]) -> tuple[int, int]:
-    first, size = next((name, header.size) for name, header in headers.items())
-    other = _first(headers, lambda header: header.size != size)
-    if other is not None:
+    sizes = Counter(header.size for header in headers.values())
+    size, count = sizes.most_common(1)[0]
+    if len(sizes) > 1:
+        others = len(headers) - count
+        other = _first(headers, lambda header: header.size != size)
+        assert other is not None
         (h, w), (h_2, w_2) = size, headers[other].size
         raise InputError(
-            f"images differ in size: '{first}' has {h}×{w} pixels (height × width), '{other}' has "
-            f"{h_2}×{w_2}; bring all to one size with --resize HxW, as in --resize {h}x{w}"
+            f"images differ in size: {count:,} have {h}×{w} pixels (height × width), {others:,} "
+            f"{'does' if others == 1 else 'do'} not, as '{other}' of {h_2}×{w_2}; bring all to one "
+            f"size with --resize HxW, as in --resize {h}x{w}, or leave the {others:,} out with "
+            "--skip-sizes"
         )
     return size
 

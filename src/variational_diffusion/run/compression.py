@@ -14,7 +14,8 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -33,7 +34,7 @@ from variational_diffusion.machine.progress import Listener
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import VarianceHead
 from variational_diffusion.run.directory import Run
-from variational_diffusion.run.examples import Data, check_free, chosen_examples
+from variational_diffusion.run.examples import Data, check_free, chosen_examples, examples_for
 from variational_diffusion.run.noise_errors import expected_errors, reverse_chain, widened
 from variational_diffusion.run.trained import Trained
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
@@ -171,6 +172,9 @@ def compress(
         originals = _originals(run, trained.vdm, data, split, limit)
         for note in originals.notes:
             LOG.info("note: %s", note)
+        if data is not None:
+            given = partial(examples_for, run, data, None, limit, condition="none")
+            trained = replace(trained, stand_in=given)
         variance = variance or ("position" if run.head(weights) is None else "predicted")
         if steps is None:
             errors = expected_errors(trained, variance, progress=progress)
