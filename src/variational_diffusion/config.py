@@ -93,14 +93,20 @@ class DataConfig(_Section):
     levels: number of values of integer data, 2 to 65,536; None: found out from the data, and floats
         are real values. Floats that lie on so many levels are read as integers.
     value_range: lowest and highest value that real-valued data may take; None: any finite one. With
-        levels, the values of the lowest and of the highest level; None: 0 and levels - 1.
+        levels, the values of the lowest and of the highest level, of integers too; None: 0 and
+        levels - 1.
     array: the array to read from an `.npz` file that holds several.
     column: the column of parquet files, or the extension of the members of tar files, that holds
-        the examples; None: the only one that can.
+        the examples, with a dot before it where dots belong to the names; None: the only one that
+        can.
     resize: (height, width) that images are cropped around the centre and resampled to.
     channels: "auto" reads grey images as one channel and all others as three, with transparency
         put on white.
-    skip_damaged: leave out image files that cannot be decoded instead of stopping at the first.
+    skip_damaged: leave out examples that are damaged, empty or not readable, instead of stopping at
+        the first.
+    frames: of image files with several pictures (pages of a TIFF, frames of an animation), read the
+        "first", or "each" as an example.
+    max_pixels: pixels that an image may have as it is stored, so that none takes all memory.
     skip_sizes: leave out images of another size than most have instead of stopping at the first.
     validation, test: shares of the examples, drawn by `split_seed`; a source that has a test set
         of its own keeps it, and `test` has no effect; likewise for the validation.
@@ -129,6 +135,8 @@ class DataConfig(_Section):
     channels: Literal["auto", "grey", "rgb", "rgba"] = "auto"
     skip_damaged: bool = False
     skip_sizes: bool = False
+    frames: Literal["first", "each"] = "first"
+    max_pixels: int = Field(89_478_485, ge=1)
     validation: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.1, gt=0, lt=1)
     split_seed: int = Field(0, ge=0)

@@ -21,3 +21,10 @@ class GoneError(InputError):
 
 class DivergedError(InputError):
     """Training came to numbers that are not finite, again and again."""
+
+
+class DamagedError(InputError):
+    """An example that should be there and cannot be read: damaged, empty or not readable.
+
+    It costs one example: `skip_damaged` leaves it out, and counts it.
+    """

@@ -42,6 +42,8 @@ _ONLY_FOR = {
     "skip_sizes": "a folder of images, parquet files, tar files or hf: data",
     "group": "a folder of images or tar files",
     "skip_damaged": "a folder of images, parquet files, tar files or hf: data",
+    "frames": "a folder of images",
+    "max_pixels": "a folder of images, parquet files, tar files or hf: data",
     "streaming": "parquet files, tar files or hf: data",
 }
 """Options that some kinds of data do not have, and the kinds that have them."""

@@ -44,7 +44,7 @@ class Dataset:
         source: A name of `DATASETS`, `hf:NAME`, or an absolute path: opens the same data again from
             anywhere.
         splits: "train", "validation" and "test", none of them empty; each has its name.
-        notes: Remarks of one line each, such as "12 damaged images skipped".
+        notes: Remarks of one line each, such as "12 damaged examples skipped".
         stream: The training examples of streamed data. Their split "train" is then a sample of
             them, for what looks at the training data but does not train.
         labels: Names of the classes, of data that are conditioned on labels: value k of a condition
@@ -238,6 +238,7 @@ def streamed_dataset(
     config: DataConfig,
     source: str,
     labels: tuple[str, ...] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Dataset:
     """Return a data set whose training examples are streamed.
 
@@ -261,7 +262,7 @@ def streamed_dataset(
             "leave out --streaming"
         )
     surveyed = survey({name: Held(stores[name]) for name in SPLITS}, config, complete=False)
-    decoder, kept, notes, beside, content, _ = surveyed
+    decoder, kept, found, beside, content, _ = surveyed
     conditions, _ = _conditions(beside, config, labels)
     splits = {
         name: Split(
@@ -281,7 +282,7 @@ def streamed_dataset(
         conditioned=bool(conditions),
         labels=labels,
     )
-    return Dataset(source, splits, tuple(notes), stream, labels, content=content)
+    return Dataset(source, splits, (*found, *notes), stream, labels, content=content)
 
 
 def _conditions(

@@ -19,7 +19,7 @@ import numpy as np
 
 from variational_diffusion.data.source import Source
 from variational_diffusion.data.stored import Stored
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import DamagedError, InputError
 
 _END = 2**15
 """Bytes at either end of a stored example that its key is made of."""
@@ -32,17 +32,19 @@ _REGULAR = re.compile(r"[\\(\[{+^$|]|\.[*?]")
 
 
 def key_of(stored: Stored) -> int:
-    """Return the key of a stored example; raise OSError for a file that cannot be read."""
+    """Return the key of a stored example that can be read."""
     content = stored.content
+    assert not isinstance(content, DamagedError)
+    picture = "" if stored.picture is None else f"picture {stored.picture} of "
     if isinstance(content, np.ndarray):
         return _key(f"{content.dtype.str} {content.shape}", np.ascontiguousarray(content).tobytes())
     if isinstance(content, bytes):
-        return _key(str(len(content)), content[:_END], content[_END:][-_END:])
+        return _key(f"{picture}{len(content)}", content[:_END], content[_END:][-_END:])
     with content.open("rb") as file:
         first = file.read(_END)
         length = os.fstat(file.fileno()).st_size
         file.seek(max(_END, length - _END))
-        return _key(str(length), first, file.read(_END))
+        return _key(f"{picture}{length}", first, file.read(_END))
 
 
 def keys_of_values(values: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -37,6 +38,7 @@ from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, check_free, chosen_examples, examples_for
 from variational_diffusion.run.noise_errors import expected_errors, reverse_chain, widened
 from variational_diffusion.run.trained import Trained
+from variational_diffusion.storage.files import printable
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
 
 LOG = logging.getLogger(__name__)
@@ -282,11 +284,12 @@ def decompress(
         written = unpacking.write(coder, progress)
     if unpacking.renamed:
         more = ", …" if len(unpacking.renamed) > 3 else ""
+        shown = (f"{printable(old)} as {printable(new)}" for old, new in unpacking.renamed[:3])
         LOG.info(
             "note: %d images come back under another name, as .png where their own kind of file "
             "would not keep them: %s%s",
             len(unpacking.renamed),
-            ", ".join(unpacking.renamed[:3]),
+            ", ".join(shown),
             more,
         )
     return written
@@ -296,7 +299,14 @@ def _originals(
     run: Run, vdm: VDM, data: Data | None, split: str | None, limit: int | None
 ) -> Originals:
     if data is None:
-        return Originals(chosen_examples(run, None, split, limit, condition="none"))
+        own = Originals(chosen_examples(run, None, split, limit, condition="none"))
+        for loss in islice(own.losses(), 1):
+            LOG.info(
+                "note: what comes back is the examples as the run reads them, and not the files: "
+                "%s, for one",
+                printable(loss),
+            )
+        return own
     if split is not None:
         raise InputError(
             f"split = '{split}' is of the run's own data: DATA is compressed as a whole; leave out "

@@ -145,7 +145,21 @@ def data_options(command: Command) -> Command:
         click.option(
             "--skip-sizes", is_flag=True, help="Leave out images of another size than most have."
         ),
-        click.option("--skip-damaged", is_flag=True, help="Leave out images that do not decode."),
+        click.option(
+            "--frames",
+            type=click.Choice(["first", "each"]),
+            default="first",
+            help="Of files of several pictures (pages, frames), read the first (default) or each.",
+        ),
+        click.option(
+            "--max-pixels",
+            type=click.IntRange(min=1),
+            default=89_478_485,
+            help="Pixels that an image file may have (default 89,478,485).",
+        ),
+        click.option(
+            "--skip-damaged", is_flag=True, help="Leave out examples that cannot be read."
+        ),
         click.option(
             "--channels",
             type=click.Choice(["auto", "grey", "rgb", "rgba"]),
