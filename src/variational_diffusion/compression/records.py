@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import zlib
 from typing import Annotated, Literal, TypeVar
 
@@ -21,7 +22,7 @@ MAX_VALUES = 1 << 28
 
 _HEX = r"^[0-9a-f]{32}$"
 _DTYPE = r"^([|]b1|[|][iu]1|[<>][iu][248])$"
-_MAX_NAME = 1000
+_MAX_NAME = 20_000  # a path has 4,096 bytes at most, and a byte that is no UTF-8 takes 6 in JSON
 
 Record = TypeVar("Record", bound="_Strict")
 
@@ -92,7 +93,8 @@ class Table(_Strict):
     sizes: [images, height, width] for every run of images of one size; empty where all have the
     shape of the header. stack: bytes of the examples by the model. runs: lengths of runs of images
     by the model and beside it, in turn; empty where all are by the model. plain: [images, bytes] of
-    every piece beside the model; contents: their digests, base64. names: of image files.
+    every piece beside the model; contents: their digests, base64. names: of image files,
+    written as `name_as_text`.
     """
 
     stack: int = Field(ge=0)
@@ -149,7 +151,28 @@ class Table(_Strict):
             raise ValueError(f"it has {len(names)} names for {images} images")
         if names is not None and any(not 0 < len(name) <= _MAX_NAME for name in names):
             raise ValueError("it has names that are no names")
-        return names
+        return None if names is None else [name_of_text(name) for name in names]
+
+
+def name_as_text(name: str) -> str:
+    """Return the name of a file as text that JSON holds.
+
+    A name that is not UTF-8 is written as a zero character, which no name has, and a character for
+    each of its bytes.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "\0" + os.fsencode(name).decode("latin-1")
+    return name
+
+
+def name_of_text(text: str) -> str:
+    """Return the name of `name_as_text`; what is none is returned as it is."""
+    try:
+        return os.fsdecode(text[1:].encode("latin-1")) if text.startswith("\0") else text
+    except UnicodeEncodeError:
+        return text
 
 
 def runs_of(flags: np.ndarray) -> list[int]:
