@@ -171,7 +171,10 @@ def test_orientation_is_applied(tmp_path, orientation, extension):
 
 def test_images_of_several_sizes_need_resize(tmp_path):
     fill(tmp_path, GREY, GREY, GREY[:, :6], GREY)
-    message = r"'0\.png' has 5×7 pixels .*, '2\.png' has 5×6, and 3 of 4 have 5×7; .*--resize 5x7"
+    message = (
+        r"'0\.png' has 5×7 pixels .*, '2\.png' has 5×6, and 3 of 4 have 5×7; .*--resize 5x7"
+        r".*--skip-sizes"
+    )
     with pytest.raises(InputError, match=message):
         opened(tmp_path)
     dataset = opened(tmp_path, resize=(4, 3))

@@ -15,6 +15,10 @@ class InputError(ValueError):
     """
 
 
+class GoneError(InputError):
+    """The data of a run are not where they were."""
+
+
 class DivergedError(InputError):
     """Training came to numbers that are not finite, again and again."""
 

@@ -24,7 +24,8 @@ _EXAMPLES = 64
 def command(data: str, out: str | None, as_json: bool, **options: Any) -> None:
     """Show how DATA will be read: count, shape, levels, splits, and what is wrong with them.
 
-    Every example is read once.
+    Up to 10,000 examples are read, of more so many drawn at random. Copies, damaged examples, and
+    levels and places without variation are counted.
 
     Example: vdm data photos --resize 32x32 --out sheet.png
     """
@@ -41,7 +42,8 @@ def command(data: str, out: str | None, as_json: bool, **options: Any) -> None:
     found = examined(dataset, progress=shown)
     remarks = [*dataset.remarks, *found.remarks]
     sample = dataset.splits["train"].sample(_EXAMPLES)
-    examples = np.stack(sound(sample, np.arange(len(sample))) or list(sample.read()))
+    some = [values for _, values in sound(sample, np.arange(len(sample)))]
+    examples = np.stack(some or list(sample.read()))
     known = [count for count in counts.values() if count is not None]
     total = sum(known) if len(known) == len(counts) else None
     if out is not None:
@@ -54,7 +56,7 @@ def command(data: str, out: str | None, as_json: bool, **options: Any) -> None:
                 "levels": dataset.levels,
                 "splits": counts,
                 "labels": dataset.labels,
-                "damaged": len(found.damaged),
+                **found.as_json(),
                 "notes": remarks,
                 "sheet": out,
             }

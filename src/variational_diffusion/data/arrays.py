@@ -133,8 +133,8 @@ def open_array(config: DataConfig) -> Dataset:
     if wanted is not None:
         values, name = _from_npz(_path(config), wanted.name or _LABEL)
         conditions, labels = conditions_beside(values, name, wanted.kind, source)
-    splits = splits_of(config, source, conditions)
-    return Dataset(str(_path(config)), splits, tuple(source.notes), labels=labels)
+    parts = splits_of(config, source, conditions)
+    return Dataset.of(str(_path(config)), parts, source.notes, labels)
 
 
 def array_source(config: DataConfig) -> ArraySource:

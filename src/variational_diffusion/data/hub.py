@@ -115,6 +115,11 @@ def _opened(
         parts = _splits(found, label)
         if config.streaming and kind == "parquet" and not _is_remote(builder):
             parts = {name: part.reshard() for name, part in parts.items()}
+        if config.group is not None:
+            raise InputError(
+                f"group = '{config.group}': rows of a table have no names; group a folder of "
+                "images or tar files, or leave out --group"
+            )
         schema = parts["train"].features.arrow_schema
         wanted = asked(config, ["label", "vector"])
         beside = beside_column(parts["train"].features, wanted, label)

@@ -72,7 +72,7 @@ def _of_dataset(opener: Opener, config: DataConfig) -> Originals:
 
 def _of_folder(config: DataConfig) -> Originals:
     files, notes = image_files(config)
-    decoder, kept, found, _ = survey({"train": files}, config)
+    decoder, kept, found, *_ = survey({"train": files}, config)
     examples = Decoded(files, kept["train"], decoder)
     return Originals(Split(examples, np.arange(len(examples))), (*found, *notes))
 
@@ -85,7 +85,7 @@ def _is_file(ending: str, source: str, path: Path) -> bool:
     return os.path.isfile(path) and path.suffix.lower() == ending
 
 
-_STORED = frozenset({"resize", "channels", "skip_damaged", "max_pixels"})
+_STORED = frozenset({"resize", "channels", "skip_damaged", "skip_sizes", "max_pixels", "group"})
 _SHARDED = _STORED | {"value_range", "column", "streaming"}
 
 
@@ -157,6 +157,12 @@ def kind_named(source: str) -> Kind:
         f"data = '{source}' {problem}; give {', '.join(DATASETS)}, hf:NAME, a folder of "
         "images, of IDX files, of parquet or of tar files, or an .npy, .npz, .parquet or .tar file"
     )
+
+
+def is_there(source: str) -> bool:
+    """Tell whether data of a name or a path are there; of the hub's it is not known before."""
+    known = source in DATASETS or source.startswith("hf:")
+    return known or os.path.exists(Path(source).expanduser())
 
 
 def at_hand() -> list[str]:

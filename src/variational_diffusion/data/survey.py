@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from variational_diffusion.config import DataConfig
 from variational_diffusion.data import changes
 from variational_diffusion.data.decoding import Arrays, Decoder, Pictures, is_array, read_array
 from variational_diffusion.data.images import CHANNELS, Header, read_header
+from variational_diffusion.data.keys import key_of, keys_of_groups
 from variational_diffusion.data.source import MAX_LEVELS, Finite, check_range
 from variational_diffusion.data.stored import Store, Stored
 from variational_diffusion.errors import DamagedError, InputError
@@ -29,13 +30,27 @@ class Named(NamedTuple):
 class Survey(NamedTuple):
     """How examples are decoded, which of each store are sound, and remarks of one line each.
 
-    beside: what stands beside the sound ones of each store.
+    beside: what stands beside the sound ones of each store. content: their keys, uint64.
+    groups: of those to be split, where `config.group` finds any; see `keys.keys_of_groups`.
     """
 
     decoder: Decoder
     kept: dict[str, np.ndarray]
     notes: list[str]
     beside: dict[str, list[Any]]
+    content: dict[str, np.ndarray]
+    groups: np.ndarray | None
+
+
+class _Sound(NamedTuple):
+    """A sound example. number: in its store; key: see `data.keys`; header: of an image."""
+
+    split: str
+    number: int
+    name: str
+    key: int
+    beside: Any
+    header: Header | None
 
 
 def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = True) -> Survey:
@@ -51,12 +66,46 @@ def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = 
     first = next(there, None)
     if first is None and not any(map(len, stores.values())):
         raise InputError("no examples; give data that hold some")
-    arrays, finite = first is not None and is_array(first), Finite()
-    headers: list[Named] = []
-    kept: dict[str, list[int]] = {split: [] for split in stores}
-    beside: dict[str, list[Any]] = {split: [] for split in stores}
+    arrays = first is not None and is_array(first)
+    sound, notes = _sound_ones(_examples(stores, everything), config, arrays)
+    if config.skip_sizes:
+        sound = _of_one_size(sound, config, notes)
+    of = {split: [one for one in sound if one.split == split] for split in stores}
+    kept = {split: np.array([one.number for one in ones], np.int64) for split, ones in of.items()}
+    decoder: Decoder
+    if arrays:
+        decoder = _arrays_decoder(stores, kept, config, complete)
+        for _, _, stored in _examples(stores, kept):
+            decoder.decode(stored)
+    else:
+        headers = [Named(one.name, one.header) for one in sound if one.header is not None]
+        pictures = _pictures_decoder(headers, config, complete)
+        notes += changes.notes([header for _, header in headers], pictures.mode)
+        decoder = pictures
+    groups = None
+    if config.group is not None:
+        groups = keys_of_groups((one.name for one in of["train"]), config.group)
+    return Survey(
+        decoder,
+        kept,
+        notes,
+        beside={split: [one.beside for one in ones] for split, ones in of.items()},
+        content={
+            split: np.array([one.key for one in ones], np.uint64) for split, ones in of.items()
+        },
+        groups=groups,
+    )
+
+
+def _sound_ones(
+    examples: Iterable[tuple[str, int, Stored]], config: DataConfig, arrays: bool
+) -> tuple[list[_Sound], list[str]]:
+    """Return the examples that can be read, and remarks on the others."""
+    finite = Finite()
+    sound: list[_Sound] = []
     n_damaged = n_sheets = 0
-    for split, index, stored in _examples(stores, everything):
+    for split, index, stored in examples:
+        header = None
         try:
             if arrays:
                 _look_at(stored, finite, config.skip_damaged)
@@ -64,34 +113,40 @@ def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = 
                 header = read_header(
                     stored, decode=config.skip_damaged, max_pixels=config.max_pixels
                 )
-                headers.append(Named(stored.name, header))
         except DamagedError:
             if not config.skip_damaged:
                 raise
             n_damaged += 1
-            continue
-        if headers and headers[-1].header.sheet:
-            headers.pop()
-            n_sheets += 1
-            continue
-        kept[split].append(index)
-        beside[split].append(stored.beside)
+        else:
+            if header is not None and header.sheet:
+                n_sheets += 1
+                continue
+            key = key_of(stored)
+            sound.append(_Sound(split, index, stored.name, key, stored.beside, header))
     finite.check()
-    sound = {split: np.array(indices, np.int64) for split, indices in kept.items()}
-    if not any(map(len, sound.values())):
+    if not sound:
         problem = f"{n_damaged} examples are damaged" if n_damaged else "images are sheets of vdm"
         raise InputError(f"all {problem}; give data that hold others")
     notes = [f"{n_damaged} damaged examples skipped"] if n_damaged else []
     if n_sheets:
         notes.append(f"{n_sheets} sheets and animations that vdm drew left out")
-    if arrays:
-        decoder = _arrays_decoder(stores, sound, config, complete)
-        for _, _, stored in _examples(stores, sound):
-            decoder.decode(stored)
-        return Survey(decoder, sound, notes, beside)
-    pictures = _pictures_decoder(headers, config, complete)
-    notes += changes.notes([header for _, header in headers], pictures.mode)
-    return Survey(pictures, sound, notes, beside)
+    return sound, notes
+
+
+def _of_one_size(sound: list[_Sound], config: DataConfig, notes: list[str]) -> list[_Sound]:
+    """Return the images of the size that most have; note how many others there are."""
+    if config.resize is not None or config.crop is not None:
+        raise InputError(
+            "skip_sizes = True: --resize and --crop bring all images to one size; leave one out"
+        )
+    sizes = Counter(one.header.size for one in sound if one.header is not None)
+    if not sizes:
+        raise InputError("skip_sizes = True is for images, these are arrays; leave it out")
+    size, count = sizes.most_common(1)[0]
+    if count < len(sound):
+        others = f"{len(sound) - count:,} images of another size than {size[0]}×{size[1]}"
+        notes.append(f"{others} left out")
+    return [one for one in sound if one.header is not None and one.header.size == size]
 
 
 def _arrays_decoder(
@@ -218,7 +273,7 @@ def _common_size(headers: list[Named]) -> tuple[int, int]:
             f"images differ in size: '{first.name}' has {h}×{w} pixels (height × width), "
             f"'{other.name}' has {h_2}×{w_2}, and {count:,} of {len(headers):,} have "
             f"{common[0]}×{common[1]}; bring all to one size with --resize HxW, as in "
-            f"--resize {common[0]}x{common[1]}"
+            f"--resize {common[0]}x{common[1]}, or leave the others out with --skip-sizes"
         )
     return size
 

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from variational_diffusion.config import RunConfig, TrainingConfig
+from variational_diffusion.config import DataConfig, Fingerprint, RunConfig, TrainingConfig
 from variational_diffusion.data import Dataset
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import NoiseErrors
@@ -80,6 +80,7 @@ class Run:
             directory.
         data: What the run was trained on, where it is in memory; otherwise `config.data` says how
             it is read.
+        remarked: Whether it was said that the data have changed.
 
     Examples:
         >>> run = vd.Run.open("runs/digits")
@@ -99,21 +100,31 @@ class Run:
         self.config = config
         self.network = network
         self.data = data
+        self.remarked = False
 
     @classmethod
-    def open(cls, path: str | Path, *, network: str | Factory | None = None) -> Run:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        network: str | Factory | None = None,
+        data: str | Path | None = None,
+    ) -> Run:
         """Open the run in a directory.
 
         Args:
             path: Of the directory.
             network: The class or function that makes the network, or its import path, of a run with
                 a network of one's own. Nothing is imported that is not named here.
+            data: Where the data that it was trained on are now, if they were moved; kept in the
+                run.
 
         Returns:
             The run; nothing but its configuration is read.
 
         Raises:
-            InputError: If there is no run, or its configuration is damaged.
+            InputError: If there is no run, its configuration is damaged, or `data` are not the data
+                of the run.
 
         Examples:
             >>> vd.Run.open("runs/digits")  # doctest: +ELLIPSIS
@@ -129,9 +140,14 @@ class Run:
                 f"train one with: vdm train DATA --run {path}"
             ) from error
         try:
-            return cls(path, RunConfig.from_json(text), network=own)
+            run = cls(path, RunConfig.from_json(text), network=own)
         except InputError as error:
             raise InputError(f"run = '{path}': {error}") from error
+        if data is not None:
+            from variational_diffusion.run.own_data import move_data  # noqa: PLC0415 (it opens runs)
+
+            move_data(run, str(data))
+        return run
 
     @classmethod
     def start(
@@ -141,6 +157,7 @@ class Run:
         *,
         network: Factory | None = None,
         data: Dataset | None = None,
+        changed_data: bool = False,
     ) -> Run:
         """Make a run directory, or open the one that is there if its configuration is the same.
 
@@ -149,24 +166,33 @@ class Run:
             config: What the run is. The budget may differ, and stays as it is there.
             network: As at `open`.
             data: What the run is trained on.
+            changed_data: Whether a run goes on although its data have changed.
 
         Returns:
             The run.
 
         Raises:
             InputError: For a directory with a run of another configuration, which is never touched;
-                the message says which settings differ.
+                the message says which settings differ. And where the data have changed.
         """
         path = Path(path)
         if (path / "config.json").exists():
             run = cls.open(path, network=network)
             run.data = data
             differences = run.config.differences(config)
+            change = run.config.change(config.fingerprint)
+            if change and not changed_data and run.config.data.source == config.data.source:
+                raise InputError(
+                    f"run = '{path}': its data '{config.data.source}' have changed since it was "
+                    f"trained ({change}): bring them back as they were, or go on with them as they "
+                    "are now with --changed-data, or train another --run"
+                )
             if differences:
                 raise InputError(
                     f"run = '{path}' holds a run of another configuration "
                     f"({'; '.join(differences)}): give the same settings, or another --run"
                 )
+            run.set_data(config.data, config.fingerprint)
             return run
         try:
             (path / "state").mkdir(parents=True, exist_ok=True)
@@ -182,6 +208,16 @@ class Run:
     def set_budget(self, training: TrainingConfig) -> None:
         """Let the run go on with the budget of `training`; the leading process writes it down."""
         config = self.config.with_budget(training.steps, training.minutes)
+        if config != self.config:
+            self.config = config
+            if here().leads:
+                self._write_config()
+
+    def set_data(self, data: DataConfig, fingerprint: Fingerprint | None) -> None:
+        """Take note of where the data are now, and what; the leading process writes it down."""
+        where = self.config.data.model_copy(update={"source": data.source})
+        known = fingerprint or self.config.fingerprint
+        config = self.config.model_copy(update={"data": where, "fingerprint": known})
         if config != self.config:
             self.config = config
             if here().leads:
