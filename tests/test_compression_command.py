@@ -208,6 +208,113 @@ def test_what_cannot_be_written_is_said_before_anything_is_decoded(
     assert "cannot be read: no such file" in capsys.readouterr().err
 
 
+ODD = {
+    "a\\000.png": "a\\000.png",
+    "caf\udce9.png": "caf\udce9.png",
+    "\udcff\udcfe/x.png": "\udcff\udcfe/x.png",
+    "new\nline.png": "new\nline.png",
+    "\x1b[31m.png": "\x1b[31m.png",
+    "a.png ": None,
+    "dots...png": "dots...png",
+    "...x.png": None,
+    "C:x.png": "C:x.png",
+    "x[1],[2].png": "x[1],[2].png",
+    "é" * 120 + ".png": "é" * 120 + ".png",
+    "a.jpg": "a.jpg.png",
+    "b.jpg": "b.jpg.png",
+    "b.jpg.png/c.png": "000NN.png",  # in a folder of that name, which is a file now
+    "l" * 248 + ".jpg": "000NN.png",  # too long with .png behind it
+    "/".join(["deep" * 20] * 30) + "/x.png": "/".join(["deep" * 20] * 30) + "/x.png",
+    "UPPER.png": "UPPER.png",
+    "upper.png": "upper.png",
+    "con.png": "con.png",
+    "-rf.png": "-rf.png",
+}
+"""Names of files → those that they come back under; None: not read, so not there."""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names that other systems do not have")
+def test_whatever_the_names_are_all_images_come_back(capsys, colour, tmp_path):
+    pixels = {}
+    for i, name in enumerate(ODD):
+        path = tmp_path / "in" / name
+        os.makedirs(path.parent, exist_ok=True)
+        # pillow writes by file, as names may not be text
+        pixels[name] = np.full((8, 8, 3), i, np.uint8)
+        with path.open("wb") as file:
+            Image.fromarray(pixels[name]).save(file, "png")
+    file = str(tmp_path / "a.vdmz")
+    read = [name for name, back in ODD.items() if back is not None]
+    assert run(["compress", colour, str(tmp_path / "in"), "--out", file, *QUICK]) == 0
+    assert run(["decompress", colour, file, "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().err
+    found = {}
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            with path.open("rb") as content, Image.open(content) as image:
+                found[str(path.relative_to(tmp_path / "out"))] = int(np.asarray(image)[0, 0, 0])
+    assert sorted(found.values()) == [i for i, name in enumerate(ODD) if name in read]
+    for i, (name, back) in enumerate(ODD.items()):
+        if back is not None and not back.startswith("000"):
+            assert found[back] == i, name
+    assert "4 images come back under another name" in told
+    assert "\x1b" not in told
+
+
+@pytest.mark.parametrize("names", [["a.png", "../b.png", "/c.png", "d\0.png", "e/../../f.png"]])
+def test_names_of_a_hostile_file_stay_in_the_folder(colour, tmp_path, monkeypatch, names):
+    (tmp_path / "in").mkdir()
+    for i in range(5):
+        Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / "in" / f"{i}.png")
+    file = str(tmp_path / "a.vdmz")
+    monkeypatch.setattr(vd.data.Originals, "names", lambda _, numbers: [names[i] for i in numbers])
+    assert run(["compress", colour, str(tmp_path / "in"), "--out", file, *QUICK]) == 0
+    assert run(["decompress", colour, file, "--out", str(tmp_path / "out")]) == 0
+    back = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert back == ["00001.png", "00002.png", "00003.png", "00004.png", "a.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.vdmz", "in", "out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("film.webp", {"save_all": True, "lossless": True}, "several pictures"),
+        ("alpha.png", {}, "transparency"),
+    ],
+)
+def test_a_run_of_files_that_lose_something_says_what_comes_back(
+    capsys, tmp_path, name, options, told
+):
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for i in range(4):
+        images = [Image.fromarray(rng.integers(0, 256, (8, 8, 4), np.uint8)) for _ in range(2)]
+        more = {"append_images": images[1:]} if options else {}
+        images[0].save(tmp_path / "in" / f"{i}{name}", **options, **more)
+    model = train(tmp_path / "in", tmp_path / "run")
+    file = str(tmp_path / "a.vdmz")
+    capsys.readouterr()
+    assert run(["compress", model, "--out", file, *QUICK]) == 0
+    assert "what comes back is the examples as the run reads them" in capsys.readouterr().err
+    assert run(["compress", model, str(tmp_path / "in"), "--out", file + "2.vdmz", *QUICK]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_levels_that_are_read_of_other_values_are_told_and_refused(capsys, tmp_path):
+    masks = np.random.default_rng(0).integers(0, 2, (20, 8, 8), np.uint8)
+    np.save(tmp_path / "x.npy", masks * 255)
+    model = train(tmp_path / "x.npy", tmp_path / "run", "--levels", "2", "--range", "0", "255")
+    file = str(tmp_path / "a.vdmz")
+    capsys.readouterr()
+    assert run(["compress", model, "--out", file, *QUICK]) == 0
+    assert "read as the numbers of their levels" in capsys.readouterr().err
+    back = vd.decompress(model, file)
+    test = chosen_examples(Run.open(model), None, "test", None).read()
+    assert np.array_equal(back.reshape(test.shape), test)
+    assert run(["compress", model, str(tmp_path / "x.npy"), "--out", file + ".vdmz", *QUICK]) == 2
+    assert "value 255" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["/etc/x.png", "../x.png", "a/../../x.png", "", "a/.."])
 def test_names_that_lead_out_of_the_folder_are_known(name):
     assert not stays_inside(name)

@@ -216,7 +216,7 @@ def test_rows_of_other_shapes_or_without_values_are_named(tmp_path):
     refused([a, a, b, a], r"image 2' has shape \(1, 2, 3\), and the others have \(1, 2, 2\)")
     refused([a, [[1], [2, 3]], a, a], r"image 1' holds lists of several lengths")
     refused([a, None, a, a], r"image 1' is empty")
-    refused([a, [[1, None], [2, 3]], a, a], r"holds an empty value")
+    refused([a, [[1, None], [2, 3]], a, a], r"'train image 1' is empty")
     refused([a, a, [[-1, 2], [3, 4]], a], r"image 2' has the value -1, but 0 to 4 is allowed")
     refused([a] * 4, r"levels = 4 allows 0 to 3; give --levels 5 or more", levels=4)
     refused([a] * 4, r"resize = \(4, 4\) is for images, and these are arrays", resize=(4, 4))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import itertools
 import math
 import os
+import re
 import zlib
 from typing import Annotated, Literal, TypeVar
 
@@ -26,6 +29,10 @@ _MAX_NAME = 20_000  # a path has 4,096 bytes at most, and a byte that is no UTF-
 
 Record = TypeVar("Record", bound="_Strict")
 
+_LISTS = re.compile(rb"[\[:,][\[{]")
+"""What stands where a list or an object begins within another."""
+_LISTS_AT_LEAST, _LISTS_PER_IMAGE = 16, 2
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -35,16 +42,37 @@ class _Strict(BaseModel):
         return zlib.compress(self.model_dump_json(exclude_defaults=True).encode(), 9)
 
 
-def unpacked(kind: type[Record], packed: bytes, most: int) -> Record:
-    """Return a record of at most so many bytes of JSON; raise ValueError for what is none."""
+def unpacked(kind: type[Record], packed: bytes, most: int, images: int = 0) -> Record:
+    """Return a record of at most so many bytes of JSON; raise ValueError for what is none.
+
+    images: of its group. A few bytes can be inflated to millions of lists: they are counted before
+    any is made.
+    """
+    try:
+        return kind.model_validate_json(_inflated(packed, most, images))
+    except (ValidationError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).splitlines()[:3])) from error
+
+
+def fits(packed: bytes, most: int, images: int) -> bool:
+    """Return whether `unpacked` would look at the JSON of a record."""
+    with contextlib.suppress(ValueError):
+        return bool(_inflated(packed, most, images))
+    return False
+
+
+def _inflated(packed: bytes, most: int, images: int) -> bytes:
     try:
         inflate = zlib.decompressobj()
         text = inflate.decompress(packed, most)
-        if not inflate.eof:
-            raise ValueError("it is larger than it may be, or cut short")
-        return kind.model_validate_json(text)
-    except (zlib.error, ValidationError, RecursionError) as error:
-        raise ValueError(" ".join(str(error).splitlines()[:3])) from error
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if not inflate.eof:
+        raise ValueError("it is larger than it may be, or cut short")
+    lists = _LISTS_AT_LEAST + _LISTS_PER_IMAGE * images
+    if sum(1 for _ in itertools.islice(_LISTS.finditer(text), lists + 1)) > lists:
+        raise ValueError("it has more lists than a group of so many images")
+    return text
 
 
 class Origin(_Strict):

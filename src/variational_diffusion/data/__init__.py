@@ -117,17 +117,16 @@ def open_originals(
     """Open all examples of what `source` names, as they are stored and at sizes of their own.
 
     source: what the command line calls DATA, or an array or tensor with examples along its first
-    axis. like: data whose levels, array and column these have, too. shape: of a model's examples;
-    images are read with as many channels where that loses nothing. Of a source that has several
-    parts, all are taken, the training part first.
+    axis. like: data whose levels, array, column, frames and max_pixels these have, too. shape: of a
+    model's examples; images are read with as many channels where that loses nothing. Of a source
+    that has several parts, all are taken, the training part first.
     Raises InputError as `open_dataset` does, and for images that would not come back as they are.
     """
     if isinstance(source, np.ndarray | Tensor):
         values = source if isinstance(source, np.ndarray) else source.detach().cpu().numpy()
         return Originals.of_array(ArraySource(values, "the array", levels=like.levels))
-    config = DataConfig(
-        source=str(source), levels=like.levels, array=like.array, column=like.column
-    )
+    kept = ("levels", "array", "column", "frames", "max_pixels")
+    config = DataConfig(source=str(source), **{name: getattr(like, name) for name in kept})
     kind = kind_named(config.source)
     if "resize" in kind.options:  # images: of their own sizes
         config = config.model_copy(update={"crop": (1, 1)})

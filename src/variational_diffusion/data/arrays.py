@@ -15,6 +15,7 @@ from variational_diffusion.config import DataConfig
 from variational_diffusion.data import doubts
 from variational_diffusion.data.beside import KINDS, asked, labels_of, names_of
 from variational_diffusion.data.dataset import Dataset
+from variational_diffusion.data.decoding import BROKEN_NPY, reason_of
 from variational_diffusion.data.source import (
     MAX_LEVELS,
     Finite,
@@ -29,6 +30,10 @@ from variational_diffusion.errors import InputError
 
 _CHUNK = 2**24
 """Bytes that a scan looks at together."""
+
+_LARGE, _TIMES = 1 << 30, 100
+"""Bytes of an array of an .npz file, and times those that it is packed into, that are allowed: no
+more than one of the two."""
 
 _LABEL = "label"
 """The array of labels where none is named."""
@@ -210,17 +215,32 @@ def _from_npz(path: Path, wanted: str | None, beside: str | None = None) -> tupl
             raise InputError(
                 f"{path.name} {given} {', '.join(names) or 'no array'}; choose with --array NAME"
             )
+        assert wanted is not None
+        _check_claim(archive, path, wanted)
         array = archive[wanted]
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path.name}[{wanted}] is no array; save it again with np.savez")
     return array, f"{path.name}[{wanted}]"
 
 
+def _check_claim(archive: NpzFile, path: Path, name: str) -> None:
+    """Raise InputError for an array that is much larger than the file that holds it."""
+    assert archive.zip is not None
+    members = {info.filename.removesuffix(".npy"): info for info in archive.zip.infolist()}
+    claimed, packed = members[name].file_size, members[name].compress_size
+    if claimed > _LARGE and claimed > _TIMES * packed:
+        raise InputError(
+            f"{path.name}[{name}] has {claimed:,} bytes, packed into {packed:,}, and would be "
+            f"unpacked into memory: unzip {path.name} if it may have them, and give {name}.npy"
+        )
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn numpy's errors into messages of one line."""
     try:
-        yield
+        with np.errstate(over="ignore"):  # of sizes that headers claim
+            yield
     except InputError:
         raise
     except MemoryError as error:
@@ -230,8 +250,8 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
     except PermissionError as error:
         raise InputError(f"{path.name} may not be read; change its permissions") from error
-    except (ValueError, EOFError, OSError, SyntaxError, BadZipFile, zlib.error) as error:
-        reason = str(error).partition("\n")[0]
+    except (*BROKEN_NPY, BadZipFile, zlib.error) as error:
+        reason = reason_of(error)
         if "pickle" in reason or "Python objects" in reason:
             raise InputError(
                 f"{path.name} holds Python objects, which are never loaded; save an array of bool, "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,14 +12,65 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
 from variational_diffusion.data.beside import Asked
 from variational_diffusion.data.stored import Stored
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import DamagedError, InputError
 
 _TOGETHER = 64
 """Rows that streaming takes out of a file together."""
+
+_FEW = 16
+"""Rows of a column that are looked at together where each may be as large as all."""
+
+_LARGE, _TIMES = 1 << 30, 1000
+"""Bytes of a file's values, and times its own size, that are allowed: no more than one of them."""
+
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+"""Bytes of a value of parquet's types that have one size."""
+
+
+def check_claims(paths: Iterable[str]) -> None:
+    """Raise InputError for a parquet file whose columns would take thousands of times its size.
+
+    Values that repeat are stored once, so a few bytes can claim any number, and `datasets` reads a
+    row group as a whole.
+    """
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            size, claimed = os.path.getsize(path), 0
+            for claim in _claims(file):
+                claimed += claim
+                if claimed > _LARGE and claimed > _TIMES * size:
+                    raise InputError(
+                        f"'{path}' has {size:,} bytes and claims {claimed:,} or more: that many "
+                        "copies of the same values are no examples; store each of them once"
+                    )
+
+
+def _claims(file: pq.ParquetFile) -> Iterator[int]:
+    """Yield the bytes that parts of a file have once they are read."""
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            width, size = _WIDTHS.get(column.physical_type), column.total_uncompressed_size
+            if width is not None:
+                yield column.num_values * width
+            elif not column.has_dictionary_page or column.num_values * size < _LARGE:
+                yield size
+            elif 2 * _dictionary_bytes(column) < column.total_compressed_size:
+                yield size  # most values stand for themselves
+            else:
+                parts = file.iter_batches(
+                    _FEW, row_groups=[number], columns=[column.path_in_schema]
+                )
+                yield from (part.nbytes for part in parts)
+
+
+def _dictionary_bytes(column: Any) -> int:
+    return column.data_page_offset - column.dictionary_page_offset
 
 
 class ArrowStore:
@@ -154,37 +206,40 @@ def choose_column(
 
 
 def stored_rows(column: pa.ChunkedArray, names: list[str], *, files: bool) -> list[Stored]:
-    """Return the examples of a column, one for each name.
+    """Return the examples of a column, one for each name; an empty cell is a damaged example.
 
     files: whether an image without bytes may be the file at its path. Otherwise a table could make
-    us open any file, so that is an error, as an empty cell is.
+    us open any file, so that is an empty cell, too.
     """
     column = _storage(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
-    if column.null_count:
-        raise InputError(f"'{names[int(np.argmax(column.is_null()))]}' is empty; leave it out")
+    contents: Sequence[bytes | Path | np.ndarray | DamagedError]
     if _is_list(column.type):
-        return [
-            Stored(name, array) for name, array in zip(names, _arrays(column, names), strict=True)
+        contents = _arrays(column, names)
+    elif pa.types.is_struct(column.type):
+        rows = column.to_pylist()
+        contents = [_content(row or {}, name, files) for row, name in zip(rows, names, strict=True)]
+    else:
+        contents = [
+            _empty(name) if content is None else content
+            for content, name in zip(column.to_pylist(), names, strict=True)
         ]
-    if not pa.types.is_struct(column.type):
-        return [
-            Stored(name, content) for name, content in zip(names, column.to_pylist(), strict=True)
-        ]
-    contents = pc.struct_field(column, "bytes").to_pylist()
-    has_path = column.type.get_field_index("path") >= 0
-    paths = pc.struct_field(column, "path").to_pylist() if has_path else [None] * len(names)
-    return [
-        Stored(name, _content(content, path, name, files))
-        for name, content, path in zip(names, contents, paths, strict=True)
-    ]
+    return [Stored(name, content) for name, content in zip(names, contents, strict=True)]
 
 
-def _content(content: bytes | None, path: str | None, name: str, files: bool) -> bytes | Path:
+def _empty(name: str) -> DamagedError:
+    return DamagedError(f"'{name}' is empty; leave it out, or type --skip-damaged")
+
+
+def _content(row: dict[str, Any], name: str, files: bool) -> bytes | Path | DamagedError:
+    content, path = row.get("bytes"), row.get("path")
     if content is not None:
         return content
-    if path is None or not files:
-        raise InputError(
-            f"'{name}' has no bytes, only the path {path!r}; save the images in the table"
+    if path is None:
+        return _empty(name)
+    if not files:
+        return DamagedError(
+            f"'{name}' has no bytes, only the path {path!r}; save the images in the table, or type "
+            "--skip-damaged"
         )
     if "://" not in path:
         return Path(path)
@@ -194,26 +249,38 @@ def _content(content: bytes | None, path: str | None, name: str, files: bool) ->
         return file.read()
 
 
-def _arrays(column: Any, names: list[str]) -> list[np.ndarray]:
+def _arrays(column: Any, names: list[str]) -> list[np.ndarray | DamagedError]:
     """Return nested lists as arrays; lists within one example must have the same length."""
     lengths: list[int] = []
     values = column
     while _is_list(values.type):
         inner = pc.list_value_length(values)
-        if inner.null_count or len(pc.unique(inner)) > 1:
-            if len(column) > 1:
-                return [
-                    array
-                    for i, name in enumerate(names)
-                    for array in _arrays(column[i : i + 1], [name])
-                ]
-            raise InputError(f"'{names[0]}' holds lists of several lengths; save them as an array")
+        if inner.null_count or len(pc.unique(inner)) != 1:
+            return _one_by_one(column, names)
         lengths.append(inner[0].as_py())
         values = _storage(values.flatten())
-    if values.null_count:
-        raise InputError(f"one of '{names[0]}' … '{names[-1]}' holds an empty value; leave it out")
+    if values.null_count or not len(values):
+        return _one_by_one(column, names)
     rows = values.to_numpy(zero_copy_only=False).reshape(len(column), *lengths)
     return list(rows)
+
+
+def _one_by_one(column: Any, names: list[str]) -> list[np.ndarray | DamagedError]:
+    if len(column) > 1:
+        parts = (_arrays(column[i : i + 1], [name]) for i, name in enumerate(names))
+        return [array for part in parts for array in part]
+    if not column.null_count and _has_values(column):
+        raise InputError(f"'{names[0]}' holds lists of several lengths; save them as an array")
+    return [_empty(names[0])]
+
+
+def _has_values(column: Any) -> bool:
+    """Return whether none of a cell's values, and of the lists around them, is missing."""
+    while _is_list(column.type):
+        if column.null_count:
+            return False
+        column = _storage(column.flatten())
+    return len(column) > 0 and not column.null_count
 
 
 def _storage(array: Any) -> Any:

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -20,8 +21,12 @@ _LEVELS = {"1": 2, "I;16": 65_536}
 _OF_LEVELS = "values that are read as the numbers of their levels"
 _NPY = b"\x93NUMPY"
 
-BROKEN_NPY = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError)
-"""What numpy has been seen to raise for broken headers, which it reads as Python literals."""
+BROKEN_NPY = (
+    *(ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError),
+    *(KeyError, OSError, EOFError, TokenError),
+)
+"""What numpy has been seen to raise for broken files, whose headers it reads as Python literals."""
+_LONGEST = 200
 
 
 @runtime_checkable
@@ -206,12 +211,16 @@ def _from_npy(content: bytes, name: str) -> np.ndarray:
         if math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
             raise ValueError(f"its header claims shape {shape} of {dtype}")
         return np.load(io.BytesIO(content), allow_pickle=False)
-    except (*BROKEN_NPY, KeyError, OSError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
+    except BROKEN_NPY as error:
         raise DamagedError(
-            f"'{name}' is damaged or no file of numpy ({reason}); leave it out, or type "
+            f"'{name}' is damaged or no file of numpy ({reason_of(error)}); leave it out, or type "
             "--skip-damaged"
         ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the message of a library in one line of a readable length."""
+    return str(error).partition("\n")[0][:_LONGEST]
 
 
 def _check_shape(

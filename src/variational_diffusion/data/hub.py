@@ -23,6 +23,7 @@ from variational_diffusion.data.columns import (
     ArrowStore,
     asking,
     beside_column,
+    check_claims,
     choose_column,
 )
 from variational_diffusion.data.dataset import Dataset, stored_dataset, streamed_dataset
@@ -105,6 +106,9 @@ def _opened(
         return stored_dataset(stores, config, label, notes)
 
     with asking(label):
+        if kind == "parquet":
+            paths = [path for part in builder.config.data_files.values() for path in part]
+            check_claims(path for path in paths if "://" not in path)
         if not config.streaming:
             builder.download_and_prepare()
         found = builder.as_streaming_dataset() if config.streaming else builder.as_dataset()

@@ -5,6 +5,7 @@ Members are read where they lie: nothing is unpacked, and nothing but the chosen
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -116,9 +117,9 @@ def _members(file: IO[bytes], path: str, column: str | None) -> Iterator[_Member
     known = {extension[1:] for extension in extensions()} | {"npy"}
     name = _DOTTED if column and column.startswith(".") else _NAME
     column = column and column.lower().removeprefix(".")
-    last = ("", "")
+    last, end = ("", ""), 0
     with tarfile.open(fileobj=file, mode="r:") as archive:
-        while (info := archive.next()) is not None:
+        while (info := _next(archive, file, end)) is not None:
             archive.members = []  # type: ignore[attr-defined]  # there may be millions
             match = name.fullmatch(info.name)
             if match is None or not info.isreg():
@@ -138,8 +139,21 @@ def _members(file: IO[bytes], path: str, column: str | None) -> Iterator[_Member
                     f"'{path}': '{info.name}' is stored with holes; pack the files again without "
                     "--sparse"
                 )
-            last = (key, extension)
+            last, end = (key, extension), info.offset_data + info.size
             yield _Member(info.name, key, info.offset_data, info.size)
+
+
+def _next(archive: tarfile.TarFile, file: IO[bytes], end: int) -> tarfile.TarInfo | None:
+    """Return the next member; None at the end, and where the file was cut within the last example.
+
+    end: of that example, which is then found damaged when it is read.
+    """
+    try:
+        return archive.next()
+    except tarfile.ReadError:
+        if file.seek(0, os.SEEK_END) < end:
+            return None
+        raise
 
 
 def _label(file: IO[bytes], path: str, member: _Member, found: dict[str, _Member]) -> str:

@@ -50,11 +50,18 @@ def walk(folder: Path) -> Iterator[Level]:
         yield Level(prefix, files, is_run)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def _entries(where: Path) -> tuple[list[os.DirEntry[str]], list[str]]:
     try:
         with os.scandir(where) as entries:
             shown = sorted((e for e in entries if e.name[0] != "."), key=lambda entry: entry.name)
-        folders = [entry for entry in shown if entry.is_dir()]
+        folders = [entry for entry in shown if _is_folder(entry)]
     except OSError as error:
         reason = str(error.strerror or error).lower()
         raise InputError(f"'{where}' cannot be read: {reason}; change its permissions") from error
