@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -163,7 +163,7 @@ def compress(
     check_new(path)
     run = run if isinstance(run, Run) else Run.open(run)
     execution = Execution(device, threads)
-    with execution.begun():
+    with execution.begun(follow=not fast):
         trained = Trained.open(run, weights, execution)
         if not isinstance(trained.vdm.decoder, Discretized):
             raise InputError(
@@ -274,11 +274,14 @@ def decompress(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     execution = Execution(device, threads)
-    with _opened(Path(file)) as container, execution.begun():
-        unpacking = Unpacking(container, None if path is None else Path(path))
+    with ExitStack() as stack:
+        container = stack.enter_context(_opened(Path(file)))
         header = container.header
+        portable = header.precision == "portable"
+        stack.enter_context(execution.begun(follow=portable))
+        unpacking = Unpacking(container, None if path is None else Path(path))
         vdm = _needed(run, container, execution)
-        coder = ChainCoder(vdm, header.chain(), portable=header.precision == "portable")
+        coder = ChainCoder(vdm, header.chain(), portable=portable)
         if path is None:
             return unpacking.array(coder, progress)
         written = unpacking.write(coder, progress)
