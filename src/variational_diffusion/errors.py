@@ -1,4 +1,6 @@
-"""The one exception for what a user can put right."""
+"""The exception for what a user can put right, and two kinds of it."""
+
+import errno
 
 
 class InputError(ValueError):
@@ -17,3 +19,15 @@ class InputError(ValueError):
 
 class DivergedError(InputError):
     """Training came to numbers that are not finite, again and again."""
+
+
+class DamagedError(InputError):
+    """A file is missing, or is not what was written."""
+
+
+def is_short_of_memory(error: BaseException) -> bool:
+    """Return whether memory was refused, by Python, by torch or by the system."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    text = str(error).lower()
+    return "cannot allocate memory" in text or "not enough memory" in text

@@ -19,11 +19,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_downloa
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
-from variational_diffusion.config import ModelConfig, validated
+from variational_diffusion.config import ModelConfig, digest_of_json, validated
 from variational_diffusion.errors import InputError
+from variational_diffusion.json_text import parse
 from variational_diffusion.machine import environment
 from variational_diffusion.storage.files import atomic
-from variational_diffusion.storage.tensors import read_tensors, write_tensors
+from variational_diffusion.storage.tensors import read_metadata, write_tensors
 
 FORMAT = 1
 """Version of the folder; one of a newer version is refused."""
@@ -45,7 +46,7 @@ def write_folder(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor
     }
     with atomic(folder / CONFIG, overwrite=True) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    write_tensors(folder / WEIGHTS, tensors, {})
+    write_tensors(folder / WEIGHTS, tensors, {"config": digest_of_json(values)})
 
 
 def fetch(place: str, **download: Any) -> Path:
@@ -67,8 +68,8 @@ def fetch(place: str, **download: Any) -> Path:
     return Path(files[0]).parent
 
 
-def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Return what `write_folder` wrote.
+def read_config(folder: Path) -> ModelConfig:
+    """Return the configuration that `write_folder` wrote.
 
     Raises InputError when a file is missing, damaged, too new, or not of this package.
     """
@@ -77,8 +78,8 @@ def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             raise InputError(f"'{folder}' has no {name}: it is no folder of a pretrained model")
     text = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        values = parse(text)
+    except ValueError as error:
         raise InputError(f"'{folder}': {CONFIG} is not JSON: {error}") from error
     if not isinstance(values, dict) or values.get("library_name") != LIBRARY:
         raise InputError(
@@ -90,11 +91,16 @@ def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             f"'{folder}' has format {values.get('format')!r}, this version reads {FORMAT}: "
             f"update {LIBRARY}"
         )
+    digest = read_metadata(folder / WEIGHTS).get("config")
+    if digest not in (None, digest_of_json(values)):  # earlier versions wrote none
+        raise InputError(
+            f"'{folder}': {CONFIG} does not match the digest in {WEIGHTS}: it is damaged, was "
+            "changed by hand, or belongs to another model; restore the pair"
+        )
     try:
-        config = validated(ModelConfig, values.get("model", {}))
+        return validated(ModelConfig, values.get("model", {}))
     except InputError as error:
         raise InputError(f"'{folder}': {CONFIG}: {error}") from error
-    return config, read_tensors(folder / WEIGHTS)[0]
 
 
 def check_new(folder: Path) -> None:

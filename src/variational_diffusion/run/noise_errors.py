@@ -31,6 +31,7 @@ from variational_diffusion.machine.progress import Listener, nothing, telling
 from variational_diffusion.model import VDM
 from variational_diffusion.run.examples import own_data
 from variational_diffusion.run.trained import Trained
+from variational_diffusion.storage.files import cached
 
 LOG = logging.getLogger(__name__)
 
@@ -115,7 +116,8 @@ def predicted_errors(
     batches = to_measure(_validation(trained), _PREDICTIONS, bins, title, progress=progress)
     generator = torch.Generator(trained.device).manual_seed(0)
     found = predictions(trained.vdm, head, batches, generator=generator)
-    run.save_predictions(*found, weights)
+    with cached("the predicted errors of the model"):
+        run.save_predictions(*found, weights)
     return found
 
 
@@ -147,7 +149,8 @@ def measured_errors(
     generator = torch.Generator(trained.device).manual_seed(0)
     *_, errors = noise_errors(trained.vdm, batches, generator=generator)
     errors = errors.smoothed()
-    run.save_errors(errors, weights)
+    with cached("the measured errors of the model"):
+        run.save_errors(errors, weights)
     return errors
 
 
