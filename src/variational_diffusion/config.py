@@ -24,7 +24,6 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     create_model,
-    field_validator,
     model_validator,
 )
 
@@ -34,7 +33,7 @@ from variational_diffusion.json_text import parse
 Section = TypeVar("Section", bound=BaseModel)
 
 Count = Annotated[int, Field(ge=1, le=65_536)]
-Blocks = Annotated[int, Field(ge=1, le=1000)]
+Blocks = Annotated[int, Field(ge=1, le=256)]
 Size = Annotated[int, Field(ge=0, le=2**24)]
 Levels = Annotated[int, Field(ge=2, le=65_536)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -117,15 +116,6 @@ class Component(_Section):
 
     name: str
     options: dict[str, Any] = {}
-
-    @field_validator("options")
-    @classmethod
-    def _is_json(cls, options: dict[str, Any]) -> dict[str, Any]:
-        try:
-            json.dumps(options, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError("options are finite numbers, text and lists of them") from error
-        return options
 
 
 class ModelConfig(_Section):
@@ -346,15 +336,26 @@ def validated(section: type[Section], values: Mapping[str, Any], prefix: str = "
         raise InputError(message) from error
 
 
-def check_options(kind: str, constructor: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def check_options(
+    kind: str, constructor: Callable[..., Any] | None, options: Mapping[str, Any]
+) -> None:
     """Raise `InputError` for an option that a part's constructor is not annotated to take.
 
     Types are strict: text that reads like a number is none, and neither is true.
 
     kind: "network", "schedule", …, as the error names the option. constructor: of an entry of a
-        table; what it takes beside "shape" are the options.
+        table; what it takes beside "shape" are the options. None: of a network of one's own, which
+        checks them itself.
     """
-    validated(_options_of(constructor), options, f"{kind}.")
+    for name, value in options.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{kind}.{name} = {value!r}: input should be finite numbers, text, or lists of them"
+            ) from error
+    if constructor is not None:
+        validated(_options_of(constructor), options, f"{kind}.")
 
 
 @cache

@@ -712,7 +712,11 @@ def check_claim(
     try:
         with torch.device("meta"):
             claimed = _construct("network", table, config.network, config.shape)
-    except (RuntimeError, OverflowError) as error:  # more entries than there are addresses
+    except (
+        RuntimeError,
+        OverflowError,
+        TypeError,
+    ) as error:  # more entries than there are addresses
         raise InputError(f"network = {config.network.options}: too large to be built") from error
     needs = {f"network.{name}": tuple(p.shape) for name, p in claimed.state_dict().items()}
     if needs != held:
@@ -787,6 +791,5 @@ def _constructor(kind: str, table: Mapping[str, Any], component: Component) -> A
             raise InputError(
                 f"{kind}.{option}: {component.name} has the options {', '.join(known)}"
             )
-    if not is_path(component.name):
-        check_options(kind, constructor, component.options)
+    check_options(kind, None if is_path(component.name) else constructor, component.options)
     return constructor

@@ -172,6 +172,13 @@ class Run:
                 once a step of it was saved; the message says which settings differ.
         """
         path = Path(path)
+        try:
+            (path / "state").mkdir(parents=True, exist_ok=True)
+            (path / "samples").mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"run = '{path}': cannot be written ({error.strerror}); give another --run"
+            ) from error
         if (path / "config.json").exists():
             run = cls.open(path, network=network)
             run.data = data
@@ -183,13 +190,6 @@ class Run:
                     f"run = '{path}' holds a run of another configuration "
                     f"({'; '.join(differences)}): give the same settings, or another --run"
                 )
-        try:
-            (path / "state").mkdir(parents=True, exist_ok=True)
-            (path / "samples").mkdir(exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"run = '{path}': cannot be written ({error.strerror}); give another --run"
-            ) from error
         run = cls(path, config.begun(), network=network, data=data)
         run._write_config()
         return run

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from variational_diffusion.conditions import Batch
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import measuring_batches
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import DamagedError, InputError
 from variational_diffusion.grids import (
     MEASURED,
     Gammas,
@@ -32,6 +32,8 @@ from variational_diffusion.model import VDM
 from variational_diffusion.run.examples import own_data
 from variational_diffusion.run.trained import Trained
 from variational_diffusion.storage.files import cached
+
+Kept = TypeVar("Kept")
 
 LOG = logging.getLogger(__name__)
 
@@ -107,7 +109,7 @@ def predicted_errors(
 ) -> tuple[NoiseErrors, NoiseErrors]:
     """Return errors sorted by what the run's head predicts: kept in the run, or measured now."""
     run, weights = trained.run, trained.weights
-    kept = run.predictions(weights)
+    kept = _kept(run.predictions, weights)
     if kept is not None:
         return kept
     head = _predicted(trained, measured_errors(trained, progress=progress))
@@ -129,7 +131,7 @@ def measured_errors(
     measure: whether they may be measured; otherwise `InputError` where there are none.
     """
     run, weights = trained.run, trained.weights
-    errors = run.errors(weights)
+    errors = _kept(run.errors, weights) if measure else run.errors(weights)
     if errors is not None and bool(errors.error.isfinite().all()):  # once, few examples left gaps
         return errors
     if not measure:
@@ -152,6 +154,15 @@ def measured_errors(
     with cached("the measured errors of the model"):
         run.save_errors(errors, weights)
     return errors
+
+
+def _kept(read: Callable[[str], Kept | None], weights: str) -> Kept | None:
+    """Return what was measured before; None where that is damaged, since it can be done again."""
+    try:
+        return read(weights)
+    except DamagedError as error:
+        LOG.warning("%s; it is measured again", error)
+        return None
 
 
 def to_measure(
