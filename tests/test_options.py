@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from variational_diffusion import hub
 from variational_diffusion.cli import run as vdm
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig, validated
 from variational_diffusion.errors import InputError
@@ -233,13 +234,13 @@ def test_configuration_and_weights_of_two_models_do_not_open(folder, tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_a_folder_appears_whole_or_not_at_all(error, folder, tmp_path, monkeypatch):
-    """Interrupted after the weights, before the card."""
+    """Interrupted after the configuration, in the weights."""
     model = VDM.from_pretrained(folder)
 
     def refused(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(VDM, "generate_model_card", refused)
+    monkeypatch.setattr(hub, "write_tensors", refused)
     with pytest.raises((KeyboardInterrupt, InputError)):
         model.save_pretrained(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
