@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from variational_diffusion import anomaly
 from variational_diffusion.data import open_dataset
 from variational_diffusion.data.loader import Batches
 from variational_diffusion.errors import DamagedError, InputError
@@ -21,6 +22,8 @@ from variational_diffusion.machine.distributed import Place
 from variational_diffusion.run import averages, evaluations
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.evaluation import evaluate
+from variational_diffusion.run.samples import sample
+from variational_diffusion.run.trained import Trained
 from variational_diffusion.run.training import train, training_events
 from variational_diffusion.storage import json_lines, lock, tensors
 from variational_diffusion.storage.files import cached
@@ -514,6 +517,66 @@ def test_want_of_memory_is_no_damage(error, copy, monkeypatch):
     assert not isinstance(told.value, DamagedError)
     with pytest.raises(InputError, match="not enough memory"):
         Run.open(copy).resume()  # no older state is taken for it
+
+
+# Ctrl-C
+
+
+def after(calls: int):
+    """Return what says that a signal has come, from its call of this number on."""
+    asked = iter(range(10**9))
+    return lambda: next(asked) >= calls
+
+
+def test_samples_that_were_drawn_are_given(finished):
+    trained_run = Trained.open(Run.open(finished))
+    whole = sample(trained_run, 600, steps=2, sampler="ancestral", seed=3)
+    for calls in range(9):
+        stopped = after(calls)
+        if calls < 4:  # two steps of the first part, each with its start, and the part
+            with suppress(KeyboardInterrupt):
+                found = sample(
+                    trained_run, 600, steps=2, sampler="ancestral", seed=3, stopped=stopped
+                )
+                raise AssertionError(len(found.values))
+            continue
+        found = sample(trained_run, 600, steps=2, sampler="ancestral", seed=3, stopped=stopped)
+        assert found.stopped
+        assert len(found.values) in (250, 500)
+        assert np.array_equal(found.values, whole.values[: len(found.values)])
+
+
+def test_examples_that_were_reached_are_scored(finished):
+    """Batches of the held-out examples come first; of the others, the first two are reached."""
+    vdm = Run.open(finished).load()
+    splits = open_dataset(np.random.default_rng(1).normal(size=(2000, 2))).splits
+    held_out, test = splits["validation"], splits["train"]
+    whole = anomaly.score(vdm, test, held_out, "bits", draws=1)
+    reached = []
+    for calls in range(8):
+        try:
+            found = anomaly.score(vdm, test, held_out, "bits", draws=1, stopped=after(calls))
+        except KeyboardInterrupt:
+            assert not reached
+            continue
+        if found.stopped:
+            assert found.title.count("where it was stopped") == 1
+            assert np.array_equal(found.number, whole.number[: len(found)])
+            assert np.array_equal(found.p_value, whole.p_value[: len(found)])
+            reached.append(len(found))
+    assert reached
+    assert reached == sorted(reached)
+    assert reached[-1] < len(test)
+
+
+def test_held_out_examples_among_those_scored_are_kept(finished):
+    """All splits are scored: what is known of the validation is scored, whatever was reached."""
+    vdm = Run.open(finished).load()
+    splits = open_dataset(np.random.default_rng(1).normal(size=(600, 2))).splits
+    found = anomaly.score(vdm, splits, splits["validation"], "bits", draws=1, stopped=after(1))
+    assert found.stopped
+    assert list(found.parts) == ["validation"]
+    assert len(found) == len(splits["validation"])
 
 
 # hostile configurations

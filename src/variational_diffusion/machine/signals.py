@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+
+
+def until(stopped: Callable[[], bool], items: Iterable[Item]) -> Iterator[Item]:
+    """Yield items until `stopped()`: how long loops end with what they have."""
+    for item in items:
+        if stopped():
+            return
+        yield item
 
 
 @contextmanager
