@@ -167,6 +167,18 @@ def test_the_command_says_so_before_it_makes_a_run(setting, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_constructors_without_annotations_take_what_is_json(monkeypatch):
+    class Plain(SCHEDULES["fixed-linear"]):
+        def __init__(self, gamma_min=-10.0, bend="none", **others):
+            super().__init__(gamma_min)
+
+    monkeypatch.setitem(SCHEDULES, "plain", Plain)
+    made = complete(configured(by="plain", schedule={"bend": ["much", 3]}))
+    assert made.schedule.options["bend"] == ["much", 3]
+    with pytest.raises(InputError, match=r"schedule\.bend = nan"):
+        complete(configured(by="plain", schedule={"bend": NAN}))
+
+
 # what a configuration claims
 
 

@@ -361,9 +361,13 @@ def check_options(
 @cache
 def _options_of(constructor: Callable[..., Any]) -> type[BaseModel]:
     fields: dict[str, Any] = {
-        name: (parameter.annotation, ... if parameter.default is parameter.empty else None)
+        name: (
+            Any if parameter.annotation is parameter.empty else parameter.annotation,
+            ... if parameter.default is parameter.empty else None,
+        )
         for name, parameter in inspect.signature(constructor, eval_str=True).parameters.items()
         if name != "shape"
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     }
     strict = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     return create_model("Options", __config__=strict, **fields)
