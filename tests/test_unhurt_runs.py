@@ -175,8 +175,21 @@ def test_a_finished_run_without_its_states_keeps_what_it_has(left, copy, tmp_pat
         before_path = tmp_path / "before.safetensors"
         before_path.write_bytes(before[f"{name}.safetensors"])
         assert_same_tensors(copy / f"{name}.safetensors", before_path)
-    after = (copy / "metrics.jsonl").read_bytes()
-    assert after.startswith(before["metrics.jsonl"])
+    assert (copy / "metrics.jsonl").read_bytes() == before["metrics.jsonl"]
+
+
+def test_a_finished_run_that_ends_again_changes_no_file(copy):
+    before = contents(copy)
+    trained(copy)
+    assert contents(copy) == before
+
+
+def test_a_run_that_was_killed_before_its_last_line_gets_it(copy):
+    path = copy / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    trained(copy)
+    assert len(path.read_bytes().splitlines()) == len(whole.splitlines())
 
 
 def test_with_a_larger_budget_it_goes_on_from_its_weights(copy):

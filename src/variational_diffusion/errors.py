@@ -26,8 +26,17 @@ class DamagedError(InputError):
 
 
 def is_short_of_memory(error: BaseException) -> bool:
-    """Return whether memory was refused, by Python, by torch or by the system."""
+    """Return whether memory, or a thread, was refused by Python, by torch or by the system."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     text = str(error).lower()
-    return "cannot allocate memory" in text or "not enough memory" in text
+    return any(reason in text for reason in _REFUSED)
+
+
+_REFUSED = (
+    "cannot allocate memory",
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "can't start new thread",
+)

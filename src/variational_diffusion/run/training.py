@@ -620,8 +620,11 @@ class _Training:
 
     def _forget_later_steps(self) -> None:
         """Drop what was logged of steps that were not saved and will be done again."""
+        self.validated: set[int] = set()
         if self.place.leads:
             self.run.forget_metrics_after(self.state.step)
+            logged = self.run.metrics()
+            self.validated = {line["step"] for line in logged if "validation" in line}
             averages.forget_after(self.run, self.state.step)
         wait_for_all()
 
@@ -658,9 +661,10 @@ class _Training:
         return Save(self.state.step)
 
     def _noted(self, found: Validation) -> Validation:
-        """Log a validation, and keep the weights if they are the best."""
-        values = {"step": found.step, "seconds": found.seconds}
-        self._log(found.step, {**values, "validation": found.summary.as_json()})
+        """Log a validation, once where a run ends again, and keep the weights if they are best."""
+        if found.step not in self.validated:
+            values = {"step": found.step, "seconds": found.seconds}
+            self._log(found.step, {**values, "validation": found.summary.as_json()})
         if self.sharded or self.place.leads:
             self.run.save_best(self.state, found.summary.bits_per_dim)
         return found
