@@ -97,8 +97,10 @@ def cached(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, InputError) as error:
+    except InputError as error:
         LOG.warning("%s could not be kept: %s", what, error)
+    except OSError as error:
+        LOG.warning("%s could not be kept: %s ('%s')", what, error.strerror, error.filename)
 
 
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}(\.\w+)?|\.tmp\w{6}", re.ASCII)
