@@ -25,6 +25,7 @@ bench: install .venv/peers
 	$(BIN)/python benchmarks/scaling.py --axis levels --repeats 1 --no-log
 	$(BIN)/python benchmarks/where.py digits --steps 2 --no-log
 	$(BIN)/python benchmarks/gpu.py --device cpu --preset tiny --compile off --seconds 0.2 --no-log
+	$(BIN)/python benchmarks/threads.py --machine idle --seconds 1 --rounds 1 --no-log
 	$(BIN)/python benchmarks/loader.py --size 16 --examples 256 --steps 2 --no-log
 	$(BIN)/python benchmarks/schedules.py cost digits --repeats 11
 	$(BIN)/python benchmarks/averages.py digits --repeats 2 --no-log

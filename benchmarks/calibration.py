@@ -44,9 +44,11 @@ from variational_diffusion.likelihood.loss_profile import Profile, measured_vari
 from variational_diffusion.likelihood.paired import compare_models
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import bits_per_dim, derived_seed, t_quantile
+from variational_diffusion.presets import noise_range
 from variational_diffusion.quality import Pixels
 from variational_diffusion.quality import Reference as Examples
 from variational_diffusion.run.learned_schedule import measure_split
+from variational_diffusion.schedules import FixedLinear
 
 Row = list[object]
 """Figure, case, what is claimed, what was found."""
@@ -82,8 +84,11 @@ class Population:
 
 
 @cache
-def population(rare: float = 0.1, near: int = 200) -> Population:
+def population(rare: float = 0.1, near: int = 200, gamma_1: float | None = None) -> Population:
     """Return two kinds: eight patterns far apart, and with probability `rare` one of many `near`.
+
+    gamma_1: of the model; None: as runs begin with. There, z_1 is not quite the noise that the
+    ODE's density begins from, which is 0.001 bits/dim, more than the draws of `importance` leave.
 
     What tells a pattern of the first kind from others is seen through much noise, what tells one of
     the second only through little: their losses lie at different γ.
@@ -97,7 +102,10 @@ def population(rare: float = 0.1, near: int = 200) -> Population:
         [p * of / of.sum() for p, of in zip([rare, 1 - rare], weights, strict=True)]
     )
     patterns, kinds = patterns.astype(np.uint8), np.repeat([0, 1], counts)
-    return Population(patterns, shares, kinds, exact_model(patterns, shares, LEVELS))
+    gamma_0, usual = noise_range(LEVELS)
+    schedule = FixedLinear(gamma_0, usual if gamma_1 is None else gamma_1)
+    model = exact_model(patterns, shares, LEVELS, schedule=schedule)
+    return Population(patterns, shares, kinds, model)
 
 
 # What is true: nats of every pattern, shape (K,)
@@ -181,6 +189,7 @@ class Evaluation:
     batch_size: int = 250
     rounds: int | None = None
     rare: float = 0.1
+    gamma_1: float | None = None
 
     @property
     def case(self) -> str:
@@ -202,10 +211,11 @@ CHAIN = Evaluation(
 ODE = Evaluation("ode", lambda vdm: ODELikelihood(), density, 50, rare=0.5)
 IMPORTANCE = Evaluation(
     "importance, 4 samples",
-    lambda vdm: ImportanceWeighted(4, ODELikelihood(probes=None)),
+    lambda vdm: ImportanceWeighted(4, ODELikelihood(probes=None, tolerance=1e-7)),
     lambda of: density(of, 4),
     50,
     rare=0.5,
+    gamma_1=11.0,
 )
 EVALUATIONS = {
     "vlb": [
@@ -247,7 +257,7 @@ def evaluations(estimator: str) -> Callable[[int, int], Iterator[Row]]:
 
 def evaluated(each: Evaluation, repeats: int, seed: int) -> Iterator[Row]:
     """Yield how often the intervals of the examples and of the draws hold the truth."""
-    of = population(each.rare)
+    of = population(each.rare, gamma_1=each.gamma_1)
     truth = bits_per_dim(each.truth(of), of.model.dimensions).numpy()
     estimator = each.estimator(of.model)
     inside, by_draws, larger = [], [], []

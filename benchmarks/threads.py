@@ -3,8 +3,8 @@
     python benchmarks/threads.py [--seconds 8] [--rounds 3]
 
 Every measurement is a process of its own that works for so many seconds; the settings take turns.
-Programs beside it are endless loops. The quota is that of a control group, which takes root and
-version 1 or 2 of control groups; where none can be made, the row is left out and says so.
+Programs beside it are endless loops. The quota is that of a control group, which takes root; leave
+that machine out where none can be made.
 """
 
 from __future__ import annotations
@@ -31,14 +31,29 @@ WORK = ("train", "evaluate")
 @click.option("--seconds", type=click.FloatRange(1), default=8.0, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--data", default="digits", show_default=True, help="digits or fashion-mnist.")
+@click.option(
+    "--machine",
+    "machines",
+    multiple=True,
+    type=click.Choice(CONDITIONS),
+    default=CONDITIONS,
+    help="Default: all.",
+)
 @log_option
 @click.pass_context
-def main(context: click.Context, seconds: float, rounds: int, data: str, log: bool) -> None:
+def main(
+    context: click.Context,
+    seconds: float,
+    rounds: int,
+    data: str,
+    machines: tuple[str, ...],
+    log: bool,
+) -> None:
     """Count steps a second with fixed numbers of threads and with the one that follows."""
     if context.invoked_subcommand is not None:
         return
     rows: list[list[object]] = []
-    for condition in CONDITIONS:
+    for condition in machines:
         for work in WORK:
             rates: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
             for _ in range(rounds):

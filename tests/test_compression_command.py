@@ -14,7 +14,7 @@ from PIL import Image
 
 import variational_diffusion as vd
 from variational_diffusion.cli import run
-from variational_diffusion.compression.unpacking import checked_name
+from variational_diffusion.compression.unpacking import stays_inside
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import VARIANCES, NoiseErrors
 from variational_diffusion.networks import VarianceHead
@@ -208,13 +208,10 @@ def test_what_cannot_be_written_is_said_before_anything_is_decoded(
     assert "cannot be read: no such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "name", ["/etc/x.png", "../x.png", "a/../../x.png", "C:/x.png", "a\\x.png", "", "x\0.png"]
-)
-def test_names_that_lead_out_of_the_folder_are_refused(name):
-    with pytest.raises(InputError, match="outside of a folder"):
-        checked_name(name)
-    assert checked_name("a/b c/é.png") == "a/b c/é.png"
+@pytest.mark.parametrize("name", ["/etc/x.png", "../x.png", "a/../../x.png", "", "a/.."])
+def test_names_that_lead_out_of_the_folder_are_known(name):
+    assert not stays_inside(name)
+    assert stays_inside("a/b c/é.png")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

@@ -23,7 +23,7 @@ def a_run(**training: object) -> RunConfig:
 def test_json_there_and_back_is_the_same_configuration():
     config = a_run(learning_rate=1e-3, minutes=None)
     assert RunConfig.from_json(config.to_json()) == config
-    assert '"format": 1' in config.to_json()
+    assert '"format": 2' in config.to_json()
 
 
 def test_differences_name_every_setting_that_differs_and_no_other():
@@ -53,10 +53,10 @@ def test_a_wrong_value_is_named_with_what_is_allowed(section, values, message):
     ("text", "message"),
     [
         ("{", "config.json is not JSON"),
-        ("{}", "format must be 1"),
-        ('{"format": 2}', "format must be 1"),
+        ("{}", "format must be 2"),
+        ('{"format": 3}', "format must be 2"),
         ('{"format": 1}', "does not match its digest.*another --run"),
-        ("[]", "format must be 1"),
+        ("[]", "format must be 2"),
     ],
 )
 def test_a_damaged_file_is_refused(text, message):

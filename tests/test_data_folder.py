@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from variational_diffusion.config import DataConfig
-from variational_diffusion.data import Split, decoding, images, open_dataset
+from variational_diffusion.data import Split, decoding, formats, images, open_dataset
 from variational_diffusion.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -82,7 +82,10 @@ def test_palettes_and_grey_with_alpha(tmp_path):
     clear = np.asarray(palette) == 0
     dataset = opened(tmp_path)
     np.testing.assert_array_equal(read_all(dataset)[0], np.where(clear, 255, expected))
-    assert dataset.notes == ("alpha put on white in 4 images (--channels rgba keeps it)",)
+    assert dataset.notes == (
+        "4 images with a palette read as their colours",
+        "alpha put on white in 4 images (--channels rgba keeps it)",
+    )
     assert (read_all(opened(tmp_path, channels="rgba"))[0, 3] == np.where(clear, 0, 255)).all()
 
     alpha = np.where(BILEVEL, 255, 0).astype(np.uint8)
@@ -116,7 +119,10 @@ def test_subfolders_are_read_by_name_and_other_files_counted(tmp_path):
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     dataset = opened(tmp_path)
     assert read_all(dataset)[:, 0, 0, 0].tolist() == [1, 2, 0, 3]
-    assert dataset.notes == ("2 files that are no images ignored",)
+    assert dataset.notes == (
+        "2 files that are no images ignored: b/README, labels.csv",
+        "1 of them tables: np.save their numbers as .npy",
+    )
     assert dataset.source == str(tmp_path)
 
 
@@ -165,7 +171,10 @@ def test_orientation_is_applied(tmp_path, orientation, extension):
 
 def test_images_of_several_sizes_need_resize(tmp_path):
     fill(tmp_path, GREY, GREY, GREY[:, :6], GREY)
-    message = r"'0\.png' has 5×7 pixels .*, '2\.png' has 5×6; .*--resize 5x7"
+    message = (
+        r"'0\.png' has 5×7 pixels .*, '2\.png' has 5×6, and 3 of 4 have 5×7; .*--resize 5x7"
+        r".*--skip-sizes"
+    )
     with pytest.raises(InputError, match=message):
         opened(tmp_path)
     dataset = opened(tmp_path, resize=(4, 3))
@@ -236,7 +245,10 @@ def test_damage_behind_the_header_is_found_when_read_or_skipped(tmp_path):
     (tmp_path / "4.png").write_bytes(b"no image")
     (tmp_path / "notes.txt").touch()
     dataset = opened(tmp_path, skip_damaged=True)
-    assert dataset.notes == ("2 damaged images skipped", "1 files that are no images ignored")
+    assert dataset.notes == (
+        "2 damaged examples skipped",
+        "1 files that are no images ignored: notes.txt",
+    )
     assert len(read_all(dataset)) == 4
     (tmp_path / "4.png").unlink()
     dataset = opened(tmp_path)
@@ -266,14 +278,16 @@ def test_no_damage_makes_a_traceback(tmp_path, extension):
         assert "\n" not in message
 
 
-@pytest.mark.parametrize("n_pixels", [20, 15])  # a warning of pillow's above, an error at double
-def test_a_decompression_bomb_is_an_error(tmp_path, monkeypatch, n_pixels):
+@pytest.mark.parametrize("pillows", [1000, 20, 15])  # it warns above, and refuses at double
+def test_a_decompression_bomb_is_an_error_that_names_the_option(tmp_path, monkeypatch, pillows):
     fill(tmp_path, GREY)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", n_pixels)
-    message = rf"0\.png' has more than pillow's limit of {n_pixels} pixels; take the file out"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
+    message = r"0\.png' has 5×7 pixels, 34 are allowed: take .* give --max-pixels 35$"
     for skip_damaged in (False, True):
         with pytest.raises(InputError, match=message):
-            opened(tmp_path, skip_damaged=skip_damaged)
+            opened(tmp_path, skip_damaged=skip_damaged, max_pixels=34)
+    np.testing.assert_array_equal(read_all(opened(tmp_path, max_pixels=35))[0, 0], GREY)
+    assert pillows == Image.MAX_IMAGE_PIXELS
 
 
 def test_files_that_change_after_opening_are_named(tmp_path):
@@ -289,8 +303,8 @@ def test_files_that_change_after_opening_are_named(tmp_path):
 
 
 def test_postscript_is_not_given_to_another_program(tmp_path):
-    assert ".png" in images.extensions()
-    assert not {".eps", ".ps", ".pdf", ".h5", ".wmf"} & images.extensions()
+    assert ".png" in formats.extensions()
+    assert not {".eps", ".ps", ".pdf", ".h5", ".wmf"} & formats.extensions()
     fill(tmp_path, GREY)
     Image.fromarray(GREY).save(tmp_path / "0.eps")
     os.replace(tmp_path / "0.eps", tmp_path / "0.png")
@@ -302,7 +316,9 @@ def test_folders_without_images_say_what_they_hold(tmp_path):
     with pytest.raises(InputError, match=rf"'{tmp_path}' holds no images; give .*IDX files"):
         opened(tmp_path)
     (tmp_path / "a.txt").touch()
-    with pytest.raises(InputError, match="holds 1 files, none of them an image; give"):
+    with pytest.raises(
+        InputError, match=r"holds no images; 1 files that are no images ignored: a\.txt; give"
+    ):
         opened(tmp_path)
     (tmp_path / "a.png").touch()
     with pytest.raises(InputError, match="all 1 examples are damaged; give"):
@@ -316,7 +332,9 @@ def test_colour_of_16_bits_is_read_with_8_and_noted(tmp_path):
         (tmp_path / f"{i}.png").write_bytes(deep_colour)
     dataset = opened(tmp_path)
     np.testing.assert_array_equal(read_all(dataset)[0], RGB.transpose(2, 0, 1))
-    assert dataset.notes == ("4 images with 16 bits of colour read with 8",)
+    assert dataset.notes == (
+        "4 images with more than 8 bits (of colour, or beside opacity) read with 8",
+    )
 
 
 def _png_with_16_bit_colour(pixels):

@@ -25,10 +25,21 @@ def test_an_unknown_name_lists_what_is_known(tmp_path, monkeypatch, source):
         assert name in str(info.value)
 
 
-@pytest.mark.parametrize("name", ["data.csv", "image.png"])
-def test_a_file_of_another_kind_is_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("data.xyz", "is a file of no known kind; give digits"),
+        ("data", "is a file of no known kind; give digits"),
+        ("data.csv", r"is not read: tables: np\.save their numbers"),
+        ("scan.nii.gz", r"is not read: volumes \(NIfTI.*nibabel"),
+        ("scan.DCM", r"is not read: DICOM: np\.save the pixel_array"),
+        ("shard.tar.gz", "is not read: packed files: unpack them first"),
+        ("image.png", "is one image; give the folder that it is in"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_with_the_way_out(tmp_path, name, message):
     (tmp_path / name).touch()
-    with pytest.raises(InputError, match=rf"{name}' is a file of no known kind; give digits"):
+    with pytest.raises(InputError, match=rf"{name}' {message}"):
         opened(tmp_path / name)
 
 

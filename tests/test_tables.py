@@ -20,6 +20,8 @@ OPTIONS = {
     "resize": (8, 8),
     "channels": "grey",
     "skip_damaged": True,
+    "frames": "each",
+    "max_pixels": 10**9,
     "streaming": True,
 }
 

@@ -17,7 +17,7 @@ import torch
 from variational_diffusion import anomaly
 from variational_diffusion.data import open_dataset
 from variational_diffusion.data.loader import Batches
-from variational_diffusion.errors import DamagedError, InputError
+from variational_diffusion.errors import DamagedFileError, InputError
 from variational_diffusion.machine.distributed import Place
 from variational_diffusion.run import averages, evaluations
 from variational_diffusion.run.directory import Run
@@ -507,7 +507,7 @@ def test_a_file_that_stays_damaged_is_read_once(tmp_path, monkeypatch):
     path.write_bytes(b"no tensors")
     read = tensors._read
     monkeypatch.setattr(tensors, "_read", lambda path: (reads.append(path), read(path))[1])
-    with pytest.raises(DamagedError):
+    with pytest.raises(DamagedFileError):
         read_tensors(path)
     assert len(reads) == 1
 
@@ -527,7 +527,7 @@ def test_want_of_memory_is_no_damage(error, copy, monkeypatch):
     monkeypatch.setattr(tensors, "safe_open", refused)
     with pytest.raises(InputError, match="not enough memory") as told:
         read_tensors(copy / "ema.safetensors")
-    assert not isinstance(told.value, DamagedError)
+    assert not isinstance(told.value, DamagedFileError)
     with pytest.raises(InputError, match="not enough memory"):
         Run.open(copy).resume()  # no older state is taken for it
 

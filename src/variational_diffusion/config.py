@@ -42,8 +42,9 @@ LogNoise = Annotated[float, Field(ge=-80, le=80)]
 
 Flip = Literal["none", "horizontal", "vertical", "both"]
 
-FORMAT = 1
-"""Version of `config.json`; a file of a newer version is refused."""
+FORMAT = 2
+"""Version of `config.json`; a file of a newer version is refused. Format 1 had no fingerprint of
+the data, and split them by their order."""
 
 
 DEFAULT_MINUTES = 10
@@ -54,10 +55,55 @@ _LOCATION, _SCALE = "model.decoder.options.location", "model.decoder.options.sca
 _BUDGETS = ("steps", "minutes")
 _NOT_COMPARED = {"identity", *(f"training.{unit}" for unit in _BUDGETS)}
 _FLOOR = "model.schedule.options.floor"
+_MEASURED = {
+    "decoder": ("location", "scale"),
+    "schedule": ("gamma_min", "floor"),
+    "network": ("gamma_min",),
+}
+"""Options of the parts of a model that follow from the values of its data."""
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SplitRule(_Section):
+    """What decides on which side of the splits an example stands.
+
+    by: "content": a number in [0, 1) that follows from its content or its group, so that exact
+        copies stand on one side, and more examples do not move others. "draws": the same for data
+        that are mostly copies, draws of few values, where each copy has a number of its own.
+        "order": a permutation of all examples, for data that never change.
+    below: the number below which an example is of the test, and, if it is not, of the validation.
+    """
+
+    by: Literal["content", "draws", "order"]
+    below: tuple[float, float] = (0.0, 0.0)
+
+
+class Fingerprint(_Section):
+    """What the data of a run were when it was trained.
+
+    examples: how many; None of a stream. digest: of their content, in whatever order.
+    """
+
+    examples: int | None
+    digest: str
+    shape: tuple[int, ...]
+    levels: int | None
+
+    def change(self, now: Fingerprint) -> str:
+        """Return in a few words what is different now, "" where nothing is."""
+        if self == now:
+            return ""
+        if (self.shape, self.levels) != (now.shape, now.levels):
+            return (
+                f"shape {now.shape} and levels {now.levels}, then shape {self.shape} and levels "
+                f"{self.levels}"
+            )
+        if self.examples == now.examples:
+            return "as many examples, but not the same ones"
+        return f"{now.examples:,} examples, then {self.examples:,}"
 
 
 class DataConfig(_Section):
@@ -69,16 +115,27 @@ class DataConfig(_Section):
     levels: number of values of integer data, 2 to 65,536; None: found out from the data, and floats
         are real values. Floats that lie on so many levels are read as integers.
     value_range: lowest and highest value that real-valued data may take; None: any finite one. With
-        levels, the values of the lowest and of the highest level; None: 0 and levels - 1.
+        levels, the values of the lowest and of the highest level, of integers too; None: 0 and
+        levels - 1.
     array: the array to read from an `.npz` file that holds several.
     column: the column of parquet files, or the extension of the members of tar files, that holds
-        the examples; None: the only one that can.
+        the examples, with a dot before it where dots belong to the names; None: the only one that
+        can.
     resize: (height, width) that images are cropped around the centre and resampled to.
     channels: "auto" reads grey images as one channel and all others as three, with transparency
         put on white.
-    skip_damaged: leave out image files that cannot be decoded instead of stopping at the first.
+    skip_damaged: leave out examples that are damaged, empty or not readable, instead of stopping at
+        the first.
+    frames: of image files with several pictures (pages of a TIFF, frames of an animation), read the
+        "first", or "each" as an example.
+    max_pixels: pixels that an image may have as it is stored, so that none takes all memory.
+    skip_sizes: leave out images of another size than most have instead of stopping at the first.
     validation, test: shares of the examples, drawn by `split_seed`; a source that has a test set
         of its own keeps it, and `test` has no effect; likewise for the validation.
+    group: pattern of the names of examples that stay on one side of the splits, as of frames of a
+        film: a regular expression, of which the first group in parentheses or all that it finds
+        counts, or a glob, of which the first star does; see `data.keys`.
+    splits: what decides on the side of an example; None: found out from the data.
     flip: directions in which training images are mirrored at random.
     crop: (height, width) cut out of every image: anywhere in training, else in the middle.
     streaming: read parquet, tar and hub data in the order of their shards, without a copy on the
@@ -99,9 +156,14 @@ class DataConfig(_Section):
     resize: tuple[int, int] | None = None
     channels: Literal["auto", "grey", "rgb", "rgba"] = "auto"
     skip_damaged: bool = False
+    skip_sizes: bool = False
+    frames: Literal["first", "each"] = "first"
+    max_pixels: int = Field(89_478_485, ge=1)
     validation: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.1, gt=0, lt=1)
     split_seed: int = Field(0, ge=0)
+    group: str | None = Field(None, min_length=1)
+    splits: SplitRule | None = None
     flip: Flip = "none"
     crop: tuple[PositiveInt, PositiveInt] | None = None
     streaming: bool = False
@@ -206,6 +268,7 @@ class RunConfig(_Section):
         data: What the model is trained on, and how it is read.
         model: Network, schedule and decoder.
         training: How, and how long.
+        fingerprint: What the data were; None in runs of earlier versions.
         identity: Digest of the settings that the run was begun with, which every file of tensors of
             the run carries; empty before a run is begun, and in runs of before there was one.
 
@@ -219,6 +282,7 @@ class RunConfig(_Section):
     model: ModelConfig
     training: TrainingConfig
     identity: str = ""
+    fingerprint: Fingerprint | None = None
 
     def begun(self) -> RunConfig:
         """Return this configuration with the identity of a run that is begun with it."""
@@ -238,13 +302,16 @@ class RunConfig(_Section):
             values = parse(text)
         except ValueError as error:
             raise InputError(f"config.json is not JSON: {error}") from error
-        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        version = values.pop("format", None) if isinstance(values, dict) else None
+        if version not in (1, FORMAT):
             raise InputError(f"config.json: format must be {FORMAT}; update variational-diffusion")
         if values.pop("digest", None) != digest_of_json(values):
             raise InputError(
                 "config.json does not match its digest: it is damaged or was changed by hand; "
                 "restore it, or train with other settings in another --run"
             )
+        if version == 1 and isinstance(values.get("data"), dict):
+            values["data"].setdefault("splits", {"by": "order"})
         return validated(cls, values)
 
     @classmethod
@@ -297,18 +364,35 @@ class RunConfig(_Section):
         values = self.training.model_dump() | {"steps": steps, "minutes": minutes}
         return self.model_copy(update={"training": validated(TrainingConfig, values)})
 
+    def change(self, now: Fingerprint | None) -> str:
+        """Return how data differ from those of the run, "" where they do not or it is not known."""
+        then = self.fingerprint
+        return "" if then is None or now is None else then.change(now)
+
+    def measured_as(self, other: RunConfig) -> RunConfig:
+        """Return this configuration with what `other` measured of its data for the model."""
+        ours, theirs = self.model.model_dump(), other.model.model_dump()
+        for part, names in _MEASURED.items():
+            measured = theirs[part]["options"]
+            ours[part]["options"] |= {name: measured[name] for name in names if name in measured}
+        return self.model_copy(update={"model": validated(ModelConfig, ours)})
+
     def differences(self, other: RunConfig) -> list[str]:
         """Return a line "section.field: ours, theirs" for every setting that is not the same.
 
-        The budget is not part of what a run is. Location and scale are measured, so they are the
+        The budget is not part of what a run is, and what the data are is compared by
+        `run.own_data`. Location and scale are measured, so they are the
         same up to rounding, and a run of an earlier version that has no floor of γ_0 goes on
-        without one.
+        without one. The same data may be at another place.
         """
         ours, theirs = _leaves(self.model_dump(mode="json")), _leaves(other.model_dump(mode="json"))
         if _FLOOR not in ours:
             theirs.pop(_FLOOR, None)
         scale = ours.get(_SCALE)
-        same = {name for name in (_LOCATION, _SCALE) if _close(ours, theirs, name, scale)}
+        known = {name for name in ours.keys() | theirs.keys() if name.startswith("fingerprint")}
+        if self.fingerprint is not None and self.fingerprint == other.fingerprint:
+            known.add("data.source")
+        same = known | {name for name in (_LOCATION, _SCALE) if _close(ours, theirs, name, scale)}
         return [
             f"{name}: {ours.get(name)!r} here, {theirs.get(name)!r} asked"
             for name in sorted((ours.keys() | theirs.keys()) - same - _NOT_COMPARED)

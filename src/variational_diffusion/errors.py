@@ -17,11 +17,22 @@ class InputError(ValueError):
     """
 
 
+class GoneError(InputError):
+    """The data of a run are not where they were."""
+
+
 class DivergedError(InputError):
     """Training came to numbers that are not finite, again and again."""
 
 
 class DamagedError(InputError):
+    """An example that should be there and cannot be read: damaged, empty or not readable.
+
+    It costs one example: `skip_damaged` leaves it out, and counts it.
+    """
+
+
+class DamagedFileError(InputError):
     """A file is missing, or is not what was written."""
 
 

@@ -194,8 +194,13 @@ def configure(
         network=network,
         settings=settings,
     )
-    source = data.model_copy(update={"levels": dataset.levels, "source": dataset.source})
-    return RunConfig(data=source, model=model, training=training)
+    found = {"levels": dataset.levels, "source": dataset.source, "splits": dataset.rule}
+    return RunConfig(
+        data=data.model_copy(update=found),
+        model=model,
+        training=training,
+        fingerprint=dataset.fingerprint,
+    )
 
 
 def parts(

@@ -31,6 +31,8 @@ Progress = Callable[[int, int, float], None]
 
 
 _TRAINED_ON = "train"
+_NO_FIT = 5
+"""Examples that a score without parameters takes, and no other."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,9 @@ class Scored:
     @property
     def title(self) -> str:
         """Return what was scored, and how many are marked by which rule."""
+        if not self.held_out:
+            examples = ", ".join(part.description for part in self.parts.values())
+            return f"'{self.name}' of {examples}; the most anomalous first"
         rule = f"p ≤ {self.false_alarms:g}"
         if self.fdr is not None:
             rule = f"Benjamini-Hochberg at {self.fdr:g}"
@@ -139,6 +144,8 @@ class Scored:
     def notes(self) -> list[str]:
         """Return what a reader has to know of the p-values, a line each."""
         n = len(self.calibration)
+        if not self.held_out:
+            return ["p-values: none, since no held-out examples of the run's data are there"]
         notes = [
             f"p-values: against {n:,} of {self.held_out:,} held-out examples, so the smallest is "
             f"{self.smallest_p:.2g}"
@@ -178,15 +185,17 @@ class Scored:
 
     def as_json(self, most: int = 10) -> dict[str, Any]:
         """Return what `vdm score --json` prints; most: how many of the most anomalous."""
-        expected = expected_rate(len(self.calibration), self.false_alarms)
+        known = self.held_out > 0
+        expected = expected_rate(len(self.calibration), self.false_alarms) if known else None
+        by_rate = known and self.fdr is None
         return {
             "score": self.name,
             "examples": len(self),
             "held_out": self.held_out,
             "calibration": len(self.calibration),
-            "smallest_p": self.smallest_p,
-            "false_alarms": self.false_alarms if self.fdr is None else None,
-            "expected": expected._asdict() if self.fdr is None else None,
+            "smallest_p": self.smallest_p if known else None,
+            "false_alarms": self.false_alarms if by_rate else None,
+            "expected": expected._asdict() if expected and by_rate else None,
             "fdr": self.fdr,
             "marked": int(self.marked.sum()),
             "parts": [
@@ -203,7 +212,7 @@ class Scored:
                     "example": int(self.number[i]),
                     **({} if self.names is None else {"file": str(self.names[i])}),
                     "score": float(self.score[i]),
-                    "p_value": float(self.p_value[i]),
+                    "p_value": float(self.p_value[i]) if known else None,
                     "marked": bool(self.marked[i]),
                 }
                 for i in self.order[:most]
@@ -214,7 +223,7 @@ class Scored:
 def score(
     vdm: VDM,
     examples: Split | Mapping[str, Split],
-    held_out: Split,
+    held_out: Split | None,
     name: str = "combined",
     *,
     false_alarms: float = 0.01,
@@ -228,7 +237,8 @@ def score(
 
     examples: one split, or several by their names. held_out: examples of the training kind that
     the model was not trained on, a thousand or so. Where some of them are also in `examples` (of
-    the same source, with the same index), each is compared with the other held-out examples.
+    the same source, with the same index), each is compared with the other held-out examples. None:
+    scores that take no parameters, without p-values and marks.
     name: of `SCORES`. false_alarms: examples with p-values up to this rate are marked. fdr: mark
     by the procedure of Benjamini and Hochberg at this rate instead. draws: network evaluations in
     each of 16 bands of γ. seed: of the noise, which all examples share. stopped: asked between two
@@ -239,9 +249,11 @@ def score(
     check_rate("false_alarms", false_alarms)
     if fdr is not None:
         check_rate("fdr", fdr)
+    parts = {"": examples} if isinstance(examples, Split) else dict(examples)
+    if held_out is None:
+        return _without_reference(vdm, parts, name, draws, seed, progress or _silent, stopped)
     discrete = held_out.levels is not None
     check_reference(name, len(held_out), discrete=discrete)
-    parts = {"": examples} if isinstance(examples, Split) else dict(examples)
     known = {label: _rows_in(part, held_out) for label, part in parts.items()}
     fresh = [replace(part, indices=part.indices[known[label] < 0]) for label, part in parts.items()]
     of = _measured_in_turn(
@@ -300,6 +312,43 @@ def _reached(
     return (
         {label: parts[label].reached(found) for label, found in rows.items()},
         {label: known[label][found] for label, found in rows.items()},
+    )
+
+
+def _without_reference(
+    vdm: VDM,
+    parts: dict[str, Split],
+    name: str,
+    draws: int,
+    seed: int,
+    progress: Progress,
+    stopped: Callable[[], bool],
+) -> Scored:
+    """Return scores without p-values."""
+    wanted = list(parts.values())
+    of = _measured_in_turn(vdm, wanted, draws=draws, seed=seed, progress=progress, stopped=stopped)
+    missing = sum(map(len, wanted)) - len(of)
+    if missing:
+        nowhere = {label: np.full(len(part), -1) for label, part in parts.items()}
+        parts, _ = _reached(parts, nowhere, len(of))
+    discrete = next(iter(parts.values())).levels is not None
+    free = [each for each in SCORES if is_possible(each, _NO_FIT, discrete=discrete)]
+    check_reference(name, _NO_FIT, discrete=discrete)
+    return Scored(
+        name=name,
+        parts=parts,
+        split=np.repeat(list(parts), [len(part) for part in parts.values()]),
+        number=np.concatenate([part.positions for part in parts.values()]),
+        names=_names(parts.values()),
+        profiles=of,
+        scores={each: SCORES[each](of, of) for each in free},
+        p_value=np.full(len(of), np.nan),
+        marked=np.zeros(len(of), bool),
+        calibration=np.empty(0),
+        held_out=0,
+        false_alarms=0.0,
+        fdr=None,
+        stopped=missing > 0,
     )
 
 

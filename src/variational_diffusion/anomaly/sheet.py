@@ -40,4 +40,5 @@ def _caption(found: Scored, row: int) -> str:
     name = f"{found.split[row]} {found.number[row]}".strip()
     if found.names is not None:
         name = PurePosixPath(found.names[row]).name
-    return f"p {found.p_value[row]:.2g}{star}\n{name}"
+    rank = f"p {found.p_value[row]:.2g}{star}" if found.held_out else f"{found.score[row]:.4g}"
+    return f"{rank}\n{name}"

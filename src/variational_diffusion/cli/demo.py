@@ -35,7 +35,7 @@ def command(
 
     # On images this small a second thread gains little, and loses nearly everything where another
     # program wants its core.
-    where: dict[str, Any] = {"device": device, "threads": threads or 1}
+    where: dict[str, Any] = {"device": device, "threads": threads}
     events = training_events(
         "digits", directory, minutes=minutes, every=30.0, precision="float32", **where
     )

@@ -65,6 +65,7 @@ def _show(found: list[Package], machine: dict[str, Any]) -> None:
         ("Python", f"{machine['python']} on {machine['system']}"),
         ("torch", machine["torch"]),
         ("processor", f"{machine['processor']}, {machine['cores']} cores, {units} bfloat16"),
+        ("threads", _threads(machine)),
         ("memory", f"{machine['memory_gib']} GiB"),
         ("GPUs", ", ".join(machine["gpus"]) or "none that torch can use"),
         ("commands run on", machine["device"]),
@@ -83,6 +84,18 @@ def _show(found: list[Package], machine: dict[str, Any]) -> None:
         lacking = [p.name for p in found if p.extra == extra and not p.fits]
         rows.append((use, _install(extra) if lacking else "ready"))
     print_table("\nExtras", ["for", "state, or what to type"], rows, numbers=False)
+
+
+def _threads(machine: dict[str, Any]) -> str:
+    """Return how many threads commands use, and what decides it."""
+    quota = machine["cpu_quota"]
+    words = [f"up to {machine['threads']} of {machine['cores']}, as many as pay"]
+    if quota is not None:
+        words.append(f"the container's quota is {quota:g} processors")
+    if machine["others_running"]:
+        words.append(f"{machine['others_running']} threads of other programs run now")
+    words += [f"{name} = {value} is set" for name, value in machine["variables"].items()]
+    return "; ".join(words)
 
 
 def _install(extra: str | None = None) -> str:

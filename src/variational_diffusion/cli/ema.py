@@ -12,6 +12,7 @@ from variational_diffusion.cli.shared.options import (
     json_option,
     network_option,
     open_run,
+    place_option,
     seed_option,
 )
 from variational_diffusion.errors import InputError
@@ -60,6 +61,7 @@ class Widths(click.ParamType):
     help="Network evaluations for each example (default 4).",
 )
 @network_option
+@place_option
 @seed_option("the draws")
 @json_option
 @device_options

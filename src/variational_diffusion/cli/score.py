@@ -148,7 +148,7 @@ def _table(found: Scored) -> tuple[list[str], list[tuple[str, ...]]]:
             str(labels[i]),
             *([str(found.split[i])] * several),
             *(f"{found.scores[each][i]:.4g}" for each in shown),
-            f"{found.p_value[i]:.2g}",
+            f"{found.p_value[i]:.2g}" if found.held_out else "",
             "*" if found.marked[i] else "",
         )
         for i in found.order[:_SHOWN]

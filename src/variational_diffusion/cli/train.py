@@ -98,6 +98,11 @@ _HOW = (
     "30).",
 )
 @click.option(
+    "--changed-data",
+    is_flag=True,
+    help="Go on with a run although its data have changed since.",
+)
+@click.option(
     "--overfit-check",
     "overfit",
     is_flag=True,

@@ -23,7 +23,13 @@ import numpy as np
 from variational_diffusion.compression.chain import VERSION, ChainCoder
 from variational_diffusion.compression.digests import digest
 from variational_diffusion.compression.images import decode_images
-from variational_diffusion.compression.records import MAX_IMAGES, Header, Table, unpacked
+from variational_diffusion.compression.records import (
+    MAX_IMAGES,
+    Header,
+    Table,
+    fits,
+    unpacked,
+)
 from variational_diffusion.errors import InputError
 
 MAGIC = b"VDMZ\r\n\x1a\n"
@@ -37,6 +43,7 @@ _MARK, _END_MARK = b"\xabgrp", b"\xabend"
 _DIGEST = 16
 _MAX_HEADER = 1 << 22
 _MAX_TABLE = 1 << 25
+_FARTHEST = (1 << 63) - 1  # that a file can be read at
 _CHUNK = 1 << 20
 _MOST_PLACES = 1 << 21  # that are looked at for a group: a file of marks alone costs no more
 _SHOWN = 20  # ranges of damaged images in a message
@@ -66,7 +73,7 @@ class Writer:
     def add(self, images: int, table: Table, payload: bytes) -> None:
         """Write a group."""
         packed = table.packed()
-        if len(packed) > _MAX_TABLE:
+        if table.names and not fits(packed, _MAX_TABLE, images):
             raise InputError(
                 f"the names of {images} images in a group are too long; give a smaller --group"
             )
@@ -191,7 +198,7 @@ class Container:
             raise ValueError(str(error.strerror or error).lower()) from error
         if digest(self._identity, packed) != group.table:
             raise ValueError("its table is damaged or missing")
-        return unpacked(Table, packed, _MAX_TABLE), content
+        return unpacked(Table, packed, _MAX_TABLE, group.images), content
 
     def _read_header(self) -> Header:
         fixed = self._file.read(_FILE.size)
@@ -247,7 +254,7 @@ class Container:
         mark, *fields = _GROUP.unpack(head)
         group = _Group(place, *fields)
         sound = mark == _MARK and 0 < group.images <= MAX_IMAGES and group.table_bytes <= _MAX_TABLE
-        return group if sound else None
+        return group if sound and group.end <= _FARTHEST else None
 
     def _end_at(self, place: int) -> int | None:
         """Return the number of images that the end says, if it is here."""

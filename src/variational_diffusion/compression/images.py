@@ -19,7 +19,7 @@ from variational_diffusion.compression.chain import ChainCoder
 from variational_diffusion.compression.digests import content_digest
 from variational_diffusion.compression.group import Encoded, decode, encode
 from variational_diffusion.compression.plain import from_plain_bytes, plain_bytes
-from variational_diffusion.compression.records import Table, runs_of
+from variational_diffusion.compression.records import Table, name_as_text, runs_of
 from variational_diffusion.compression.tiles import (
     image_of,
     number_of_tiles,
@@ -101,7 +101,7 @@ class ImageCoding:
             runs=runs_of(beside),
             plain=[[len(numbers), len(coded)] for numbers, coded in pieces],
             contents=base64.b64encode(contents).decode(),
-            names=None if self._names is None else list(self._names),
+            names=None if self._names is None else [*map(name_as_text, self._names)],
         )
         return EncodedImages(
             table=table,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import itertools
 import math
+import os
+import re
 import zlib
 from typing import Annotated, Literal, TypeVar
 
@@ -21,9 +25,13 @@ MAX_VALUES = 1 << 28
 
 _HEX = r"^[0-9a-f]{32}$"
 _DTYPE = r"^([|]b1|[|][iu]1|[<>][iu][248])$"
-_MAX_NAME = 1000
+_MAX_NAME = 20_000  # a path has 4,096 bytes at most, and a byte that is no UTF-8 takes 6 in JSON
 
 Record = TypeVar("Record", bound="_Strict")
+
+_LISTS = re.compile(rb"[\[:,][\[{]")
+"""What stands where a list or an object begins within another."""
+_LISTS_AT_LEAST, _LISTS_PER_IMAGE = 16, 2
 
 
 class _Strict(BaseModel):
@@ -34,16 +42,37 @@ class _Strict(BaseModel):
         return zlib.compress(self.model_dump_json(exclude_defaults=True).encode(), 9)
 
 
-def unpacked(kind: type[Record], packed: bytes, most: int) -> Record:
-    """Return a record of at most so many bytes of JSON; raise ValueError for what is none."""
+def unpacked(kind: type[Record], packed: bytes, most: int, images: int = 0) -> Record:
+    """Return a record of at most so many bytes of JSON; raise ValueError for what is none.
+
+    images: of its group. A few bytes can be inflated to millions of lists: they are counted before
+    any is made.
+    """
+    try:
+        return kind.model_validate_json(_inflated(packed, most, images))
+    except (ValidationError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).splitlines()[:3])) from error
+
+
+def fits(packed: bytes, most: int, images: int) -> bool:
+    """Return whether `unpacked` would look at the JSON of a record."""
+    with contextlib.suppress(ValueError):
+        return bool(_inflated(packed, most, images))
+    return False
+
+
+def _inflated(packed: bytes, most: int, images: int) -> bytes:
     try:
         inflate = zlib.decompressobj()
         text = inflate.decompress(packed, most)
-        if not inflate.eof:
-            raise ValueError("it is larger than it may be, or cut short")
-        return kind.model_validate_json(text)
-    except (zlib.error, ValidationError, RecursionError) as error:
-        raise ValueError(" ".join(str(error).splitlines()[:3])) from error
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if not inflate.eof:
+        raise ValueError("it is larger than it may be, or cut short")
+    lists = _LISTS_AT_LEAST + _LISTS_PER_IMAGE * images
+    if sum(1 for _ in itertools.islice(_LISTS.finditer(text), lists + 1)) > lists:
+        raise ValueError("it has more lists than a group of so many images")
+    return text
 
 
 class Origin(_Strict):
@@ -92,7 +121,8 @@ class Table(_Strict):
     sizes: [images, height, width] for every run of images of one size; empty where all have the
     shape of the header. stack: bytes of the examples by the model. runs: lengths of runs of images
     by the model and beside it, in turn; empty where all are by the model. plain: [images, bytes] of
-    every piece beside the model; contents: their digests, base64. names: of image files.
+    every piece beside the model; contents: their digests, base64. names: of image files,
+    written as `name_as_text`.
     """
 
     stack: int = Field(ge=0)
@@ -149,7 +179,28 @@ class Table(_Strict):
             raise ValueError(f"it has {len(names)} names for {images} images")
         if names is not None and any(not 0 < len(name) <= _MAX_NAME for name in names):
             raise ValueError("it has names that are no names")
-        return names
+        return None if names is None else [name_of_text(name) for name in names]
+
+
+def name_as_text(name: str) -> str:
+    """Return the name of a file as text that JSON holds.
+
+    A name that is not UTF-8 is written as a zero character, which no name has, and a character for
+    each of its bytes.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "\0" + os.fsencode(name).decode("latin-1")
+    return name
+
+
+def name_of_text(text: str) -> str:
+    """Return the name of `name_as_text`; what is none is returned as it is."""
+    try:
+        return os.fsdecode(text[1:].encode("latin-1")) if text.startswith("\0") else text
+    except UnicodeEncodeError:
+        return text
 
 
 def runs_of(flags: np.ndarray) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from variational_diffusion.compression.container import Container, Image
 from variational_diffusion.errors import InputError
 from variational_diffusion.images.pictures import is_image, keeps_pixels, save_pixels
 from variational_diffusion.machine.progress import Listener, nothing, telling
-from variational_diffusion.storage.files import atomic, atomic_folder, unused
+from variational_diffusion.storage.files import FULL, atomic, atomic_folder, unused
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -21,13 +21,13 @@ class Unpacking:
     """A file on its way back: to `path`, a new folder or a new .npy file; None: to an array.
 
     renamed: images that have another name than they had, because their own kind of file would not
-    keep them; known once they are written.
+    keep them, or because their name cannot be that of a file here; known once they are written.
     Raises InputError for what the file cannot be brought back as.
     """
 
     def __init__(self, container: Container, path: Path | None) -> None:
         self.path = path
-        self.renamed: list[str] = []
+        self.renamed: list[tuple[str, str]] = []
         self._container = container
         self._shape, self._mode = _common_shape(container), _mode_of(container)
         if path is None:
@@ -95,19 +95,28 @@ class Unpacking:
         assert self._mode is not None
         with atomic_folder(path) as folder:
             for image in self._images(coder, progress):
-                name = f"{image.number:05}.png" if image.name is None else checked_name(image.name)
-                kept = name if keeps_pixels(name, self._mode) else f"{name}.png"
-                target = unused(folder / kept)
+                numbered = f"{image.number:05}.png"
+                name = numbered if image.name is None else image.name
+                target = self._place(folder, name) or unused(folder / numbered)
                 if target != folder / name:
-                    self.renamed.append(name)
-                try:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise InputError(
-                        f"the file names an image '{name}', whose folder is an image, too; give "
-                        "--out FILE.npy"
-                    ) from error
+                    self.renamed.append((name, str(target.relative_to(folder))))
                 save_pixels(image.values, self._mode, target)
+
+    def _place(self, folder: Path, name: str) -> Path | None:
+        """Return a new, empty file with the name of an image, or nearly; None where none can be."""
+        assert self._mode is not None
+        if not stays_inside(name):
+            return None
+        target = folder / (name if keeps_pixels(name, self._mode) else f"{name}.png")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target = unused(target)
+            target.open("xb").close()
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) in FULL:
+                raise
+            return None
+        return target
 
     def _array_shape(self) -> tuple[tuple[int, ...], np.dtype]:
         origin, shape = self._container.header.origin, self._shape
@@ -137,13 +146,11 @@ class Unpacking:
             raise InputError(f"'{self._container.name}' is damaged: {lost}; {rest}")
 
 
-def checked_name(name: str) -> str:
-    """Return the name of a file in a folder; raise InputError for what leads out of it."""
-    pure, windows = PurePosixPath(name), PureWindowsPath(name)
-    outside = pure.is_absolute() or windows.drive or ".." in pure.parts
-    if outside or not pure.name or set(name) & set("\\\0"):
-        raise InputError(f"the file names an image {name!r}, which lies outside of a folder")
-    return name
+def stays_inside(name: str) -> bool:
+    """Tell whether the name of a file leads to one in a folder that it is put behind."""
+    pure = PurePath(name)
+    outside = pure.is_absolute() or pure.drive or ".." in pure.parts
+    return bool(pure.name) and not outside
 
 
 def _mode_of(container: Container) -> str | None:

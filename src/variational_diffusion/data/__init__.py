@@ -12,7 +12,7 @@ from variational_diffusion.config import DataConfig, validated
 from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.data.dataset import SPLITS, Dataset
 from variational_diffusion.data.images import CHANNELS
-from variational_diffusion.data.kinds import DATASETS, KINDS, at_hand, kind_named
+from variational_diffusion.data.kinds import DATASETS, KINDS, at_hand, is_there, kind_named
 from variational_diffusion.data.memory import in_memory
 from variational_diffusion.data.originals import Originals
 from variational_diffusion.data.source import Source, Split
@@ -28,6 +28,7 @@ __all__ = [
     "Split",
     "at_hand",
     "in_memory",
+    "is_there",
     "open_dataset",
     "open_originals",
 ]
@@ -38,7 +39,11 @@ _ONLY_FOR = {
     "column": "parquet files, tar files or hf: data",
     "resize": "a folder of images, parquet files, tar files or hf: data",
     "channels": "a folder of images, parquet files, tar files or hf: data",
+    "skip_sizes": "a folder of images, parquet files, tar files or hf: data",
+    "group": "a folder of images or tar files",
     "skip_damaged": "a folder of images, parquet files, tar files or hf: data",
+    "frames": "a folder of images",
+    "max_pixels": "a folder of images, parquet files, tar files or hf: data",
     "streaming": "parquet files, tar files or hf: data",
 }
 """Options that some kinds of data do not have, and the kinds that have them."""
@@ -97,6 +102,11 @@ def _opened(config: DataConfig) -> Dataset:
         raise InputError(
             f"{name} = {getattr(config, name)} is for streaming; give --streaming, or leave out "
             f"--{name.replace('_', '-')}"
+        )
+    if config.streaming and config.group is not None:
+        raise InputError(
+            f"group = '{config.group}': a stream is split by its shards; leave out --streaming, or "
+            "--group"
         )
     return kind.opener(config).read_as(config)
 

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from variational_diffusion.config import DataConfig
+from variational_diffusion.data import doubts
 from variational_diffusion.data.beside import KINDS, asked, labels_of, names_of
 from variational_diffusion.data.dataset import Dataset
+from variational_diffusion.data.decoding import BROKEN_NPY
 from variational_diffusion.data.source import (
     MAX_LEVELS,
     Finite,
@@ -28,6 +30,10 @@ from variational_diffusion.errors import InputError
 
 _CHUNK = 2**24
 """Bytes that a scan looks at together."""
+
+_LARGE, _TIMES = 1 << 30, 100
+"""Bytes of an array of an .npz file, and times those that it is packed into, that are allowed: no
+more than one of the two."""
 
 _LABEL = "label"
 """The array of labels where none is named."""
@@ -44,6 +50,7 @@ class ArraySource:
         for other integers the largest value plus one. Floats with levels are read as integers, as
         `source.as_read` says.
     value_range: lowest and highest value allowed in real-valued data; None: any finite one.
+    notes: what the array may have been meant as instead, of one line each.
     stored: the array's type, and how its axes stand to those of the examples: "same", "grey" (the
         axis of the one channel is missing) or "last" (the channels are).
     Raises InputError for other types, an empty array, and a value that is not allowed.
@@ -64,9 +71,19 @@ class ArraySource:
         self._value_range = value_range
         self.shape: tuple[int, ...] = self._examples.shape[1:]
         self.levels = self._scan(levels)
+        self.notes = doubts.of_axes(array.shape, self.shape)
+        if levels is None and array.dtype.kind == "u":
+            _, first = next(_chunks(self._examples))
+            self.notes += doubts.of_levels(first, self.levels)
 
     def __len__(self) -> int:
         return len(self._examples)
+
+    @property
+    def is_read_as_levels(self) -> bool:
+        """Whether `read` gives numbers of levels and not the values that are stored."""
+        of_levels = self._value_range is not None or self.stored[0].kind == "f"
+        return self.levels is not None and of_levels
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the examples of these indices, shape (n, *shape), as `Source.read` says."""
@@ -83,20 +100,21 @@ class ArraySource:
         if levels is None and dtype.kind in "bu" and dtype.itemsize <= 2:
             return 2 if dtype.kind == "b" else 2 ** (8 * dtype.itemsize)
         real = dtype.kind == "f"
+        as_levels = levels is not None and (real or self._value_range is not None)
         largest, finite = 0, Finite()
         for first, rows in _chunks(self._examples):
             name = self._naming(range(first, first + len(rows)).__getitem__)
             if real:
                 finite.look(rows, name)
-            else:
+            elif not as_levels:
                 verify(rows, levels or MAX_LEVELS, None, name)
                 largest = max(largest, int(rows.max()))
         finite.check()
-        narrower = real and (levels is not None or self._value_range is not None)
+        narrower = as_levels or self._value_range is not None
         for first, rows in _chunks(self._examples) if narrower else ():
             name = self._naming(range(first, first + len(rows)).__getitem__)
             as_read(rows, levels, self._value_range, name)
-        return levels if real else levels or max(2, largest + 1)
+        return levels if real or as_levels else levels or max(2, largest + 1)
 
     def _naming(self, index: Callable[[int], int]) -> Callable[[int], str]:
         """Return what names a row in messages. index: row → number of the example."""
@@ -115,8 +133,8 @@ def open_array(config: DataConfig) -> Dataset:
     if wanted is not None:
         values, name = _from_npz(_path(config), wanted.name or _LABEL)
         conditions, labels = conditions_beside(values, name, wanted.kind, source)
-    splits = splits_of(config, source, conditions)
-    return Dataset(str(_path(config)), splits, labels=labels)
+    parts = splits_of(config, source, conditions)
+    return Dataset.of(str(_path(config)), parts, source.notes, labels)
 
 
 def array_source(config: DataConfig) -> ArraySource:
@@ -197,10 +215,24 @@ def _from_npz(path: Path, wanted: str | None, beside: str | None = None) -> tupl
             raise InputError(
                 f"{path.name} {given} {', '.join(names) or 'no array'}; choose with --array NAME"
             )
+        assert wanted is not None
+        _check_claim(archive, path, wanted)
         array = archive[wanted]
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path.name}[{wanted}] is no array; save it again with np.savez")
     return array, f"{path.name}[{wanted}]"
+
+
+def _check_claim(archive: NpzFile, path: Path, name: str) -> None:
+    """Raise InputError for an array that is much larger than the file that holds it."""
+    assert archive.zip is not None
+    members = {info.filename.removesuffix(".npy"): info for info in archive.zip.infolist()}
+    claimed, packed = members[name].file_size, members[name].compress_size
+    if claimed > _LARGE and claimed > _TIMES * packed:
+        raise InputError(
+            f"{path.name}[{name}] has {claimed:,} bytes, packed into {packed:,}, and would be "
+            f"unpacked into memory: unzip {path.name} if it may have them, and give {name}.npy"
+        )
 
 
 @contextmanager
@@ -217,7 +249,7 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
     except PermissionError as error:
         raise InputError(f"{path.name} may not be read; change its permissions") from error
-    except (ValueError, EOFError, OSError, SyntaxError, BadZipFile, zlib.error) as error:
+    except (*BROKEN_NPY, EOFError, OSError, BadZipFile, zlib.error) as error:
         reason = str(error).partition("\n")[0]
         if "pickle" in reason or "Python objects" in reason:
             raise InputError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
 from variational_diffusion.data.beside import Asked
@@ -19,6 +21,56 @@ from variational_diffusion.errors import InputError
 
 _TOGETHER = 64
 """Rows that streaming takes out of a file together."""
+
+_FEW = 16
+"""Rows of a column that are looked at together where each may be as large as all."""
+
+_LARGE, _TIMES = 1 << 30, 1000
+"""Bytes of a file's values, and times its own size, that are allowed: no more than one of them."""
+
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+"""Bytes of a value of parquet's types that have one size."""
+
+
+def check_claims(paths: Iterable[str]) -> None:
+    """Raise InputError for a parquet file whose columns would take thousands of times its size.
+
+    Values that repeat are stored once, so a few bytes can claim any number, and `datasets` reads a
+    row group as a whole.
+    """
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            size, claimed = os.path.getsize(path), 0
+            for claim in _claims(file):
+                claimed += claim
+                if claimed > _LARGE and claimed > _TIMES * size:
+                    raise InputError(
+                        f"'{path}' has {size:,} bytes and claims {claimed:,} or more: that many "
+                        "copies of the same values are no examples; store each of them once"
+                    )
+
+
+def _claims(file: pq.ParquetFile) -> Iterator[int]:
+    """Yield the bytes that parts of a file have once they are read."""
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            width, size = _WIDTHS.get(column.physical_type), column.total_uncompressed_size
+            if width is not None:
+                yield column.num_values * width
+            elif not column.has_dictionary_page or column.num_values * size < _LARGE:
+                yield size
+            elif 2 * _dictionary_bytes(column) < column.total_compressed_size:
+                yield size  # most values stand for themselves
+            else:
+                parts = file.iter_batches(
+                    _FEW, row_groups=[number], columns=[column.path_in_schema]
+                )
+                yield from (part.nbytes for part in parts)
+
+
+def _dictionary_bytes(column: Any) -> int:
+    return column.data_page_offset - column.dictionary_page_offset
 
 
 class ArrowStore:

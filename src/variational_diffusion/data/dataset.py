@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from variational_diffusion.config import DataConfig
+from variational_diffusion.config import DataConfig, Fingerprint, SplitRule
 from variational_diffusion.data.augment import Augmentation
 from variational_diffusion.data.beside import (
     DEGRADATIONS,
@@ -23,7 +24,7 @@ from variational_diffusion.data.beside import (
 from variational_diffusion.data.decoding import Decoded
 from variational_diffusion.data.reals import RealValues, real_values
 from variational_diffusion.data.source import Joined, Split
-from variational_diffusion.data.splits import splits_of
+from variational_diffusion.data.splits import Parts, splits_of
 from variational_diffusion.data.stored import Held, Shards, Store, Stored
 from variational_diffusion.data.stream import Stream
 from variational_diffusion.data.survey import survey
@@ -43,12 +44,14 @@ class Dataset:
         source: A name of `DATASETS`, `hf:NAME`, or an absolute path: opens the same data again from
             anywhere.
         splits: "train", "validation" and "test", none of them empty; each has its name.
-        notes: Remarks of one line each, such as "12 damaged images skipped".
+        notes: Remarks of one line each, such as "12 damaged examples skipped".
         stream: The training examples of streamed data. Their split "train" is then a sample of
             them, for what looks at the training data but does not train.
         labels: Names of the classes, of data that are conditioned on labels: value k of a condition
             is the k-th.
         config: How the data were read; None: as `source` says, with the defaults.
+        rule: What decided on the splits; None of a stream.
+        content: The keys of the examples, uint64, by the name of their split; see `data.keys`.
     """
 
     source: str
@@ -57,6 +60,26 @@ class Dataset:
     stream: Stream | None = None
     labels: tuple[str, ...] | None = None
     config: DataConfig | None = None
+    rule: SplitRule | None = None
+    content: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        source: str,
+        parts: Parts,
+        notes: Iterable[str] = (),
+        labels: tuple[str, ...] | None = None,
+    ) -> Dataset:
+        """Return a data set of what `splits_of` made."""
+        return cls(
+            source,
+            parts.splits,
+            tuple(notes),
+            labels=labels,
+            rule=parts.rule,
+            content=parts.content,
+        )
 
     def __post_init__(self) -> None:
         assert tuple(self.splits) == SPLITS
@@ -76,6 +99,19 @@ class Dataset:
     def levels(self) -> int | None:
         """Number of values of integer data; None for real values."""
         return self.splits["train"].levels
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint | None:
+        """By what the data are known again; of a stream, by the examples that it begins with."""
+        if not self.content:
+            return None
+        keys = np.sort(np.concatenate(list(self.content.values()))).astype("<u8")
+        return Fingerprint(
+            examples=len(keys) if self.stream is None else None,
+            digest=hashlib.sha256(keys.tobytes()).hexdigest()[:32],
+            shape=self.splits["train"].source.shape,
+            levels=self.levels,
+        )
 
     @cached_property
     def real_values(self) -> RealValues | None:
@@ -121,7 +157,7 @@ class Dataset:
             dataset = dataset.augmented(augmentation)
         if config.condition in DEGRADATIONS:
             dataset = dataset.degraded(config.condition)
-        return replace(dataset, config=config)
+        return replace(dataset, config=config.model_copy(update={"splits": self.rule}))
 
     def unconditioned(self) -> Dataset:
         """Return the data set without the conditions of its examples."""
@@ -183,7 +219,7 @@ def stored_dataset(
     stores: "train", and "validation" and "test" where the source has them; the others are drawn
     from "train".
     """
-    decoder, kept, found, beside = survey(stores, config)
+    decoder, kept, found, beside, content, groups = survey(stores, config)
     conditions, labels = _conditions(beside, config)
     sources = {name: Decoded(store, kept[name], decoder) for name, store in stores.items()}
     own = {
@@ -191,8 +227,10 @@ def stored_dataset(
         for name, part in sources.items()
         if len(part) and name != "train"
     }
-    splits = splits_of(config, sources["train"], conditions.get("train"), **own)
-    return Dataset(source, splits, (*found, *notes), labels=labels)
+    parts = splits_of(
+        config, sources["train"], conditions.get("train"), content=content, groups=groups, **own
+    )
+    return Dataset.of(source, parts, (*found, *notes), labels)
 
 
 def streamed_dataset(
@@ -200,6 +238,7 @@ def streamed_dataset(
     config: DataConfig,
     source: str,
     labels: tuple[str, ...] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Dataset:
     """Return a data set whose training examples are streamed.
 
@@ -222,9 +261,8 @@ def streamed_dataset(
             f"'{source}' holds too few examples to stream: none is left for {', '.join(empty)}; "
             "leave out --streaming"
         )
-    decoder, kept, notes, beside = survey(
-        {name: Held(stores[name]) for name in SPLITS}, config, complete=False
-    )
+    surveyed = survey({name: Held(stores[name]) for name in SPLITS}, config, complete=False)
+    decoder, kept, found, beside, content, _ = surveyed
     conditions, _ = _conditions(beside, config, labels)
     splits = {
         name: Split(
@@ -244,7 +282,7 @@ def streamed_dataset(
         conditioned=bool(conditions),
         labels=labels,
     )
-    return Dataset(source, splits, tuple(notes), stream, labels)
+    return Dataset(source, splits, (*found, *notes), stream, labels, content=content)
 
 
 def _conditions(

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from variational_diffusion.data.images import CHANNELS, DamagedError, read_pixels
+from variational_diffusion.data import changes
+from variational_diffusion.data.images import CHANNELS, MAX_PIXELS, read_header, read_pixels
 from variational_diffusion.data.source import Examples, as_read, channels_first
 from variational_diffusion.data.stored import Store, Stored
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import DamagedError, InputError
 
 _LEVELS = {"1": 2, "I;16": 65_536}
+_OF_LEVELS = "values that are read as the numbers of their levels"
 _NPY = b"\x93NUMPY"
+
+BROKEN_NPY = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError)
+"""What numpy has been seen to raise for broken headers, which it reads as Python literals."""
 
 
 @runtime_checkable
@@ -31,6 +37,10 @@ class Decoder(Protocol):
 
     def decode(self, stored: Stored) -> np.ndarray:
         """Return an example as uint8, uint16, float32 or float64, with every value verified."""
+        ...
+
+    def losses(self, stored: Stored) -> Iterator[str]:
+        """Yield what decoding an example loses, as "'NAME' has …"; nothing where it is exact."""
         ...
 
 
@@ -65,6 +75,8 @@ class Pictures:
     mode: a key of `images.CHANNELS`. size: (height, width). levels: None: all that the mode has.
     resize: crop and resample to `size`. cropped: whether larger images are allowed.
     colour: whether colours are turned grey where the mode is grey; otherwise they are an error.
+    max_pixels: that an image may have, as it is stored. value_range: with `levels`, the values of
+    the lowest and the highest of them, as at `source.as_read`.
     """
 
     def __init__(
@@ -76,6 +88,8 @@ class Pictures:
         resize: bool = False,
         cropped: bool = False,
         colour: bool = True,
+        max_pixels: int = MAX_PIXELS,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         self.shape: tuple[int, ...] = (CHANNELS[mode], *size)
         self.levels: int | None = levels or _LEVELS.get(mode, 256)
@@ -83,12 +97,28 @@ class Pictures:
         self._resize = size if resize else None
         self._cropped = cropped
         self._colour = colour
+        self._max_pixels = max_pixels
+        self._value_range = value_range
 
     def decode(self, stored: Stored) -> np.ndarray:
         """Return the image, shape (channels, height, width)."""
-        pixels = read_pixels(stored, self.mode, self._resize, colour=self._colour)
+        pixels = read_pixels(
+            stored, self.mode, self._resize, colour=self._colour, max_pixels=self._max_pixels
+        )
         _check_shape(pixels.shape, self.shape, self._cropped, stored.name)
-        return as_read(pixels[None], self.levels, None, lambda _: f"'{stored.name}'")[0]
+        name = f"'{stored.name}'"
+        return as_read(pixels[None], self.levels, self._value_range, lambda _: name)[0]
+
+    def losses(self, stored: Stored) -> Iterator[str]:
+        """Yield what decoding an image loses, as `Decoder.losses`."""
+        header = read_header(stored, max_pixels=self._max_pixels)
+        loss = changes.loss(stored, header, self.mode)
+        if self._resize is not None and header.size != self._resize:
+            loss = loss or f"{header.size[0]}×{header.size[1]} pixels, which are resampled"
+        if self._value_range is not None:
+            loss = loss or _OF_LEVELS
+        if loss:
+            yield f"'{stored.name}' has {loss}"
 
 
 class Arrays:
@@ -122,7 +152,16 @@ class Arrays:
             )
         _check_shape(array.shape, self.shape, self._cropped, stored.name)
         name = f"'{stored.name}'"
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DamagedError(
+                f"{name} holds values that are not finite; leave it out, or type --skip-damaged"
+            )
         return as_read(array[None], self.levels, self._value_range, lambda _: name)[0]
+
+    def losses(self, stored: Stored) -> Iterator[str]:
+        """Yield what decoding an array loses, as `Decoder.losses`."""
+        if self.levels is not None and (self._value_range or self._dtype.kind == "f"):
+            yield f"'{stored.name}' has {_OF_LEVELS}"
 
 
 def is_array(stored: Stored) -> bool:
@@ -140,6 +179,8 @@ def read_array(stored: Stored) -> np.ndarray:
     is looked at before any memory is taken; InputError for other types than bool, integers, floats.
     """
     array = stored.content
+    if isinstance(array, DamagedError):
+        raise array
     if isinstance(array, bytes):
         array = _from_npy(array, stored.name)
     if isinstance(array, Path):
@@ -160,10 +201,12 @@ def _from_npy(content: bytes, name: str) -> np.ndarray:
         shape, _, dtype = read[version[0]](stream)
         if dtype.hasobject:
             raise ValueError("it holds Python objects, which are never loaded")
+        if any(isinstance(side, bool) or side < 0 for side in shape):
+            raise ValueError(f"its header claims shape {shape}")
         if math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
             raise ValueError(f"its header claims shape {shape} of {dtype}")
         return np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, KeyError, OSError, EOFError, SyntaxError) as error:
+    except (*BROKEN_NPY, KeyError, OSError, EOFError) as error:
         reason = str(error).partition("\n")[0]
         raise DamagedError(
             f"'{name}' is damaged or no file of numpy ({reason}); leave it out, or type "

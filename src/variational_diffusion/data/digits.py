@@ -11,7 +11,7 @@ from variational_diffusion.config import DataConfig
 from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.data.beside import asked, labels_of, names_of
 from variational_diffusion.data.dataset import Dataset
-from variational_diffusion.data.splits import splits_of
+from variational_diffusion.data.splits import IN_ORDER, splits_of
 
 TEST_EXAMPLES = 297
 """Size of the test split, whatever `DataConfig.test` says: the figures of classical coders that
@@ -26,8 +26,9 @@ def open_digits(config: DataConfig) -> Dataset:
     source = ArraySource(images, "digits", levels=config.levels or 17)
     names = names_of(classes) if asked(config, ["label"]) else None
     labels = None if names is None else labels_of(classes, names)
-    splits = splits_of(config, source, labels, test=TEST_EXAMPLES)
-    return Dataset("digits", splits, labels=names)
+    fixed = config.model_copy(update={"splits": IN_ORDER})
+    parts = splits_of(fixed, source, labels, test=TEST_EXAMPLES)
+    return Dataset.of("digits", parts, labels=names)
 
 
 def _read() -> tuple[np.ndarray, np.ndarray]:

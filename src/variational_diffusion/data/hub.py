@@ -6,6 +6,7 @@ files from the cache of `datasets`, mapped into memory; streaming reads the file
 
 from __future__ import annotations
 
+import glob
 import re
 import sys
 from collections.abc import Mapping
@@ -22,10 +23,11 @@ from variational_diffusion.data.columns import (
     ArrowStore,
     asking,
     beside_column,
+    check_claims,
     choose_column,
 )
 from variational_diffusion.data.dataset import Dataset, stored_dataset, streamed_dataset
-from variational_diffusion.data.folder import SHARDS, kind_of
+from variational_diffusion.data.folder import SHARDS, kind_of, shard_files
 from variational_diffusion.data.tar import TarShards, TarStore
 from variational_diffusion.errors import InputError
 
@@ -64,18 +66,21 @@ def open_files(config: DataConfig) -> Dataset:
     """
     path = Path(config.source).expanduser().resolve()
     kind = kind_of(path)
+    found, notes = shard_files(path, kind)
+    if "::" in str(path):
+        raise InputError(f"data = '{path}': '::' stands in its path; rename the file or folder")
     _be_quiet()
+    escaped = {split: [glob.escape(str(file)) for file in files] for split, files in found.items()}
     with asking(str(path)):
-        builder = datasets.load_dataset_builder(
-            SHARDS[kind],
-            **(
-                {"data_dir": str(path)} if path.is_dir() else {"data_files": {"train": [str(path)]}}
-            ),
-        )
-    return _opened(builder, config, str(path))
+        builder = datasets.load_dataset_builder(SHARDS[kind], data_files=escaped)
+    root = str(path if path.is_dir() else path.parent)
+    return _opened(builder, config, str(path), root=root, notes=notes)
 
 
-def _opened(builder: Any, config: DataConfig, label: str) -> Dataset:
+def _opened(
+    builder: Any, config: DataConfig, label: str, *, root: str = "", notes: tuple[str, ...] = ()
+) -> Dataset:
+    """Return the data set of a builder. root: of its tar files, for the names of their members."""
     kind = type(builder).__name__.lower()
     kind = next((known for known in _KINDS if kind.startswith(known)), kind)
     if kind not in _KINDS:
@@ -87,23 +92,34 @@ def _opened(builder: Any, config: DataConfig, label: str) -> Dataset:
         files = _splits(builder.config.data_files, label)
         if config.streaming:
             asked(config, [])
-            shards = {name: TarShards(list(paths), config.column) for name, paths in files.items()}
-            return streamed_dataset(shards, config, label)
+            shards = {
+                name: TarShards(list(paths), config.column, root) for name, paths in files.items()
+            }
+            return streamed_dataset(shards, config, label, notes=notes)
         with asking(label):
             local = {name: _downloaded(list(paths)) for name, paths in files.items()}
         labelled = asked(config, ["label"]) is not None
         stores = {
-            name: TarStore(paths, config.column, labelled=labelled) for name, paths in local.items()
+            name: TarStore(paths, config.column, root, labelled=labelled)
+            for name, paths in local.items()
         }
-        return stored_dataset(stores, config, label)
+        return stored_dataset(stores, config, label, notes)
 
     with asking(label):
+        if kind == "parquet":
+            paths = [path for part in builder.config.data_files.values() for path in part]
+            check_claims(path for path in paths if "://" not in path)
         if not config.streaming:
             builder.download_and_prepare()
         found = builder.as_streaming_dataset() if config.streaming else builder.as_dataset()
         parts = _splits(found, label)
         if config.streaming and kind == "parquet" and not _is_remote(builder):
             parts = {name: part.reshard() for name, part in parts.items()}
+        if config.group is not None:
+            raise InputError(
+                f"group = '{config.group}': rows of a table have no names; group a folder of "
+                "images or tar files, or leave out --group"
+            )
         schema = parts["train"].features.arrow_schema
         wanted = asked(config, ["label", "vector"])
         beside = beside_column(parts["train"].features, wanted, label)
@@ -122,11 +138,13 @@ def _opened(builder: Any, config: DataConfig, label: str) -> Dataset:
             config,
             label,
             None if names is None else names_of(names),
+            notes=notes,
         )
     return stored_dataset(
         {name: ArrowStore(part, column, name, **options) for name, part in parts.items()},
         config,
         label,
+        notes,
     )
 
 

@@ -23,7 +23,7 @@ from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.data.beside import asked, labels_of, names_of
 from variational_diffusion.data.dataset import Dataset
 from variational_diffusion.data.source import Split
-from variational_diffusion.data.splits import splits_of
+from variational_diffusion.data.splits import IN_ORDER, splits_of
 from variational_diffusion.errors import InputError
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -51,7 +51,8 @@ def open_fashion_mnist(config: DataConfig) -> Dataset:
             f"fashion-mnist is not at {FASHION_MNIST}; apt-get install dataset-fashion-mnist, or "
             "give a folder with its IDX files instead of the name"
         )
-    return _open(FASHION_MNIST, "fashion-mnist", config, FASHION_LABELS)
+    fixed = config.model_copy(update={"splits": IN_ORDER})
+    return _open(FASHION_MNIST, "fashion-mnist", fixed, FASHION_LABELS)
 
 
 def open_idx_folder(config: DataConfig) -> Dataset:
@@ -140,8 +141,7 @@ def _open(
         names = names_of([*of_train, *of_test])
         labels = labels_of(of_train, names), labels_of(of_test, names)
     its_test = Split(test, np.arange(len(test)), conditions=labels[1])
-    splits = splits_of(config, train, labels[0], test=its_test)
-    return Dataset(source, splits, labels=names)
+    return Dataset.of(source, splits_of(config, train, labels[0], test=its_test), labels=names)
 
 
 def _part(folder: Path, part: str, levels: int | None) -> ArraySource:

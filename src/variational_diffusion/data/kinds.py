@@ -16,6 +16,7 @@ from variational_diffusion.data.dataset import Dataset
 from variational_diffusion.data.decoding import Decoded
 from variational_diffusion.data.digits import open_digits
 from variational_diffusion.data.folder import image_files, kind_of, open_folder
+from variational_diffusion.data.formats import extensions, told
 from variational_diffusion.data.idx import (
     FASHION_MNIST,
     is_idx_folder,
@@ -71,7 +72,7 @@ def _of_dataset(opener: Opener, config: DataConfig) -> Originals:
 
 def _of_folder(config: DataConfig) -> Originals:
     files, notes = image_files(config)
-    decoder, kept, found, _ = survey({"train": files}, config)
+    decoder, kept, found, *_ = survey({"train": files}, config)
     examples = Decoded(files, kept["train"], decoder)
     return Originals(Split(examples, np.arange(len(examples))), (*found, *notes))
 
@@ -84,7 +85,7 @@ def _is_file(ending: str, source: str, path: Path) -> bool:
     return os.path.isfile(path) and path.suffix.lower() == ending
 
 
-_STORED = frozenset({"resize", "channels", "skip_damaged"})
+_STORED = frozenset({"resize", "channels", "skip_damaged", "skip_sizes", "max_pixels", "group"})
 _SHARDED = _STORED | {"value_range", "column", "streaming"}
 
 
@@ -121,7 +122,10 @@ KINDS: dict[str, Kind] = {
         partial(_of_dataset, _open_files),
     ),
     "a folder of images": Kind(
-        lambda source, path: os.path.isdir(path), open_folder, _STORED, _of_folder
+        lambda source, path: os.path.isdir(path),
+        open_folder,
+        _STORED | {"frames"},
+        _of_folder,
     ),
     ".npy": Kind(partial(_is_file, ".npy"), open_array, frozenset({"value_range"}), _of_array),
     ".npz": Kind(
@@ -142,6 +146,10 @@ def kind_named(source: str) -> Kind:
     for kind in KINDS.values():
         if kind.fits(source, path):
             return kind
+    for remedy in told([source]) if os.path.exists(path) else ():
+        raise InputError(f"data = '{source}' is not read: {remedy.removeprefix('1 of them ')}")
+    if path.suffix.lower() in extensions() and os.path.isfile(path):
+        raise InputError(f"data = '{source}' is one image; give the folder that it is in")
     problem = "is a file of no known kind"
     if not os.path.exists(path):
         problem = "is no known name, and no such file or folder exists"
@@ -149,6 +157,12 @@ def kind_named(source: str) -> Kind:
         f"data = '{source}' {problem}; give {', '.join(DATASETS)}, hf:NAME, a folder of "
         "images, of IDX files, of parquet or of tar files, or an .npy, .npz, .parquet or .tar file"
     )
+
+
+def is_there(source: str) -> bool:
+    """Tell whether data of a name or a path are there; of the hub's it is not known before."""
+    known = source in DATASETS or source.startswith("hf:")
+    return known or os.path.exists(Path(source).expanduser())
 
 
 def at_hand() -> list[str]:

@@ -17,16 +17,23 @@ from variational_diffusion.config import DataConfig, validated
 from variational_diffusion.data.arrays import ArraySource, conditions_beside
 from variational_diffusion.data.beside import DEGRADATIONS, KINDS
 from variational_diffusion.data.dataset import Dataset
+from variational_diffusion.data.keys import keys_of_groups
 from variational_diffusion.data.splits import splits_of
 from variational_diffusion.errors import InputError
 
 MEMORY = "memory:"
 """What the source of such data begins with; a digest of the values follows."""
 
-_OPTIONS = {"levels", "value_range", "validation", "test", "split_seed", "flip", "crop"}
+_GIVEN = "given"
+"""What stands in the configuration of data whose groups were given one by one."""
+
+_OPTIONS = {
+    *("levels", "value_range", "flip", "crop"),
+    *("validation", "test", "split_seed", "group", "splits"),
+}
 
 
-def in_memory(values: Any, **options: Any) -> Dataset:
+def in_memory(values: Any, *, group: Any = None, **options: Any) -> Dataset:
     """Return examples that are in memory as a data set of three splits.
 
     What is not an array is read once, to its end, and kept. A loader may shuffle: its examples are
@@ -37,6 +44,8 @@ def in_memory(values: Any, **options: Any) -> Dataset:
         values: Examples along the first axis of an array or tensor; a torch data set of tensors; or
             a loader, which yields batches of tensors and ends. A pair of arrays, a data set of
             pairs and a loader of pairs hold conditions with the examples.
+        group: One value for each example, the same for those that stay on one side of the splits,
+            as the number of a patient or a film.
         **options: levels, value_range, validation, test, split_seed, flip, crop and condition of
             `DataConfig`; a condition is "label", "vector" or "image" for the second of a pair.
 
@@ -44,6 +53,8 @@ def in_memory(values: Any, **options: Any) -> Dataset:
         InputError: For another option, for values that are not numbers or not finite, and for a
             condition without values for the examples.
     """
+    if group is not None:
+        options["group"] = _GIVEN
     config = validated(DataConfig, {"source": MEMORY, **options})
     for name in options.keys() - _OPTIONS - {"condition"}:
         known = ", ".join(sorted(_OPTIONS | {"condition"}))
@@ -68,11 +79,23 @@ def in_memory(values: Any, **options: Any) -> Dataset:
             "the data are pairs, and what stands beside the examples is left out: to train on it, "
             "give condition='label' (or 'vector', or 'image')",
         )
-    splits = splits_of(config, source, conditions)
+    groups = None if group is None else _groups(group, len(source))
+    parts = splits_of(config, source, conditions, groups=groups)
     kept = (x,) if conditions is None else (x, conditions)
     name = MEMORY + _digest(*kept)
     config = config.model_copy(update={"source": name})
-    return Dataset(name, splits, notes, labels=labels).read_as(config)
+    return Dataset.of(name, parts, notes, labels).read_as(config)
+
+
+def _groups(values: Any, n: int) -> np.ndarray:
+    """Return one key for each example, the same for those of one group."""
+    given = _array(values)
+    if isinstance(values, str) or given.shape != (n,):
+        raise InputError(
+            f"group = {type(values).__name__} of shape {given.shape}: data in memory have no "
+            f"names; give one value for each of the {n} examples"
+        )
+    return keys_of_groups(map(str, given.tolist()), "(?s:.*)")
 
 
 def _read(values: Any) -> tuple[np.ndarray, np.ndarray | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,7 @@ import numpy as np
 
 from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.data.decoding import Decoded, Pictures
-from variational_diffusion.data.images import read_header, read_pixels
-from variational_diffusion.data.source import Joined, Split
+from variational_diffusion.data.source import Joined, Source, Split
 from variational_diffusion.data.stored import Stored
 from variational_diffusion.errors import InputError
 from variational_diffusion.storage.files import printable
@@ -39,7 +38,7 @@ class Originals:
             source = source.parts[0]
         if isinstance(source, ArraySource):
             dtype, self.axes = source.stored
-            self.dtype = dtype.str
+            self.dtype = None if source.is_read_as_levels else dtype.str
         if isinstance(source, Decoded) and isinstance(source.decoder, Pictures):
             self.mode = source.decoder.mode
 
@@ -91,34 +90,36 @@ class Originals:
 
     def check_exact(self) -> None:
         """Raise InputError for the first image of which the reading loses something."""
-        for first in range(0, len(self), _LOOKED_AT) if self.mode is not None else ():
+        for loss in self.losses():
+            raise InputError(
+                f"{loss}: it would not come back as it was; convert it, or leave it out"
+            )
+
+    def losses(self) -> Iterator[str]:
+        """Yield what the reading loses, an image at a time: what `changes` says, and values.
+
+        For the examples of a run's own data, which are what the run reads of its files.
+        """
+        for first in range(0, len(self), _LOOKED_AT):
             numbers = np.arange(first, min(first + _LOOKED_AT, len(self)))
-            for stored in self._stored(numbers):
-                header = read_header(stored)
-                if header.reduced:
-                    raise InputError(
-                        f"'{stored.name}' has colours of 16 bits, and 8 are read: it would not "
-                        "come back as it was; convert it to 8 bits, or leave it out"
-                    )
-                if header.transparent and self.mode != "RGBA" and not _is_opaque(stored):
-                    raise InputError(
-                        f"'{stored.name}' has transparency, which is put on white for this model: "
-                        "it would not come back as it was; convert it, or leave it out"
-                    )
+            for part, own in self._located(numbers):
+                if isinstance(part, ArraySource) and part.is_read_as_levels:
+                    yield "an example has values that are read as the numbers of their levels"
+                if isinstance(part, Decoded):
+                    for stored in part.stored(own):
+                        yield from part.decoder.losses(stored)
 
     def _stored(self, numbers: np.ndarray) -> list[Stored]:
-        source, indices = self._split.source, self._split.indices[numbers]
-        found = source.located(indices) if isinstance(source, Joined) else [(source, indices)]
         return [
             stored
-            for part, own in found
+            for part, own in self._located(numbers)
             if isinstance(part, Decoded)
             for stored in part.stored(own)
         ]
 
-
-def _is_opaque(stored: Stored) -> bool:
-    return bool((read_pixels(stored, "RGBA", None)[3] == 255).all())
+    def _located(self, numbers: np.ndarray) -> list[tuple[Source, np.ndarray]]:
+        source, indices = self._split.source, self._split.indices[numbers]
+        return source.located(indices) if isinstance(source, Joined) else [(source, indices)]
 
 
 def file_column(split: Split) -> dict[str, np.ndarray]:

@@ -114,8 +114,8 @@ class RealValues:
             notes.append(f"constant values: {constant_columns(self)}")
         if self.copies:
             notes.append(
-                f"copies: {self.copies:.2g} of the examples are copies of others, which train and "
-                "test then share: drop them, as in np.unique(x, axis=0)"
+                f"copies: {self.copies:.2g} of the examples are copies of others: drop them, as in "
+                "np.unique(x, axis=0)"
             )
         if self.levels is not None:
             notes.append(

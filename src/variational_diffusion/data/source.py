@@ -372,15 +372,16 @@ def as_read(
 ) -> np.ndarray:
     """Return stored values, shape (n, ...), as `Source.read` gives them, every one verified.
 
-    Floats with `levels` are those of levels that lie evenly from the first of `value_range` to the
-    second; None: from 0 to levels - 1. Otherwise the arguments are those of `verify`.
+    With `levels`, floats, and integers with a `value_range`, are those of levels that lie evenly
+    from the first of `value_range` to the second; None: from 0 to levels - 1. Otherwise the
+    arguments are those of `verify`.
     """
     if levels is None:
         with np.errstate(over="ignore"):  # what float64 cannot hold becomes inf: refused
             values = values.astype(real_type(values.dtype), copy=False)
         verify(values, None, value_range, example)
         return np.ascontiguousarray(values)
-    if values.dtype.kind == "f":
+    if values.dtype.kind == "f" or value_range is not None:
         values = _numbers_of_levels(values, levels, value_range, example)
     else:
         verify(values, levels, None, example)
@@ -395,7 +396,8 @@ def _numbers_of_levels(
 ) -> np.ndarray:
     low, high = value_range or (0.0, levels - 1.0)
     per_value = (levels - 1) / (high - low)
-    rounding = float(np.finfo(values.dtype).eps) * max(abs(low), abs(high)) * per_value
+    eps = float(np.finfo(values.dtype).eps) if values.dtype.kind == "f" else 0.0
+    rounding = eps * max(abs(low), abs(high)) * per_value
     position = (values.astype(np.float64) - low) * per_value
     nearest = np.rint(position)
     off = ~(np.abs(position - nearest) <= _OFF_LEVEL + rounding)
@@ -459,7 +461,12 @@ def verify(
     if bad.any():
         position = np.unravel_index(int(bad.argmax()), bad.shape)
         value, name = values[position], example(int(position[0]))
-        raise InputError(f"{name} has the value {value}{_remedy(value, levels, value_range)}")
+        remedy = _remedy(value, levels, value_range)
+        if levels is not None and value >= levels:
+            found = np.unique(values)
+            if 2 <= len(found) <= levels:
+                remedy += f"; or, if these are levels, add --range {found[0]} {found[-1]}"
+        raise InputError(f"{name} has the value {value}{remedy}")
 
 
 def _remedy(value: Any, levels: int | None, value_range: tuple[float, float] | None) -> str:
@@ -471,6 +478,8 @@ def _remedy(value: Any, levels: int | None, value_range: tuple[float, float] | N
         return f", but {low} to {high} is allowed; give a wider --range, or rescale the data"
     if value < 0:
         return f", but 0 to {levels - 1} is allowed; subtract the smallest value from all"
-    if levels == MAX_LEVELS:
+    if levels == MAX_LEVELS or value >= MAX_LEVELS:
         return f", but 0 to {levels - 1} is allowed; rescale the data, or save them as floats"
-    return f", but levels = {levels} allows 0 to {levels - 1}; give --levels {value + 1} or more"
+    return (
+        f", but levels = {levels} allows 0 to {levels - 1}; give --levels {int(value) + 1} or more"
+    )

@@ -8,18 +8,23 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from variational_diffusion.errors import DamagedError
+
 
 class Stored(NamedTuple):
     """One example that is not decoded.
 
-    name: what messages call it. content: an image file, the bytes of an image or `.npy` file, or
-    an array. beside: the label's name or the vector that it is conditioned on, where one was asked
-    for.
+    name: its identity: no two examples of a data set have the same. content: an image file, the
+    bytes of an image or `.npy` file, an array, or why there is none: whoever decodes it raises
+    that. beside: the label's name or the vector that it is conditioned on, where one was asked
+    for. picture: which of several pictures of a file it is; None: the first, the others are left
+    out.
     """
 
     name: str
-    content: Path | bytes | np.ndarray
+    content: Path | bytes | np.ndarray | DamagedError
     beside: Any = None
+    picture: int | None = None
 
 
 @runtime_checkable

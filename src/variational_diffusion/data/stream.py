@@ -23,10 +23,9 @@ from variational_diffusion.conditions import Batch
 from variational_diffusion.data.augment import Augmentation
 from variational_diffusion.data.beside import DEGRADATIONS, conditions_of
 from variational_diffusion.data.decoding import Decoder
-from variational_diffusion.data.images import DamagedError
 from variational_diffusion.data.source import as_tensor
 from variational_diffusion.data.stored import Shards, Stored
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import DamagedError, InputError
 
 Task = Callable[[], Batch]
 Position = dict[str, Any]

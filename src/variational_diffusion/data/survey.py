@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from variational_diffusion.config import DataConfig
+from variational_diffusion.data import changes
 from variational_diffusion.data.decoding import Arrays, Decoder, Pictures, is_array, read_array
-from variational_diffusion.data.images import CHANNELS, DamagedError, Header, read_header
+from variational_diffusion.data.images import CHANNELS, Header, read_header
+from variational_diffusion.data.keys import key_of, keys_of_groups
 from variational_diffusion.data.source import MAX_LEVELS, Finite, check_range
 from variational_diffusion.data.stored import Store, Stored
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import DamagedError, InputError
 
 _ASKED = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
+
+
+class Named(NamedTuple):
+    """The header of an example."""
+
+    name: str
+    header: Header
 
 
 class Survey(NamedTuple):
     """How examples are decoded, which of each store are sound, and remarks of one line each.
 
-    beside: what stands beside the sound ones of each store.
+    beside: what stands beside the sound ones of each store. content: their keys, uint64.
+    groups: of those to be split, where `config.group` finds any; see `keys.keys_of_groups`.
     """
 
     decoder: Decoder
     kept: dict[str, np.ndarray]
     notes: list[str]
     beside: dict[str, list[Any]]
+    content: dict[str, np.ndarray]
+    groups: np.ndarray | None
+
+
+class _Sound(NamedTuple):
+    """A sound example. number: in its store; key: see `data.keys`; header: of an image."""
+
+    split: str
+    number: int
+    name: str
+    key: int
+    beside: Any
+    header: Header | None
 
 
 def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = True) -> Survey:
@@ -37,39 +61,92 @@ def survey(stores: Mapping[str, Store], config: DataConfig, *, complete: bool = 
     Raises InputError where the examples do not fit together, and as `read_header` does.
     """
     everything = {split: np.arange(len(store)) for split, store in stores.items()}
-    first = next((stored for _, _, stored in _examples(stores, everything)), None)
-    if first is None:
+    examples = _examples(stores, everything)
+    there = (stored for _, _, stored in examples if not isinstance(stored.content, DamagedError))
+    first = next(there, None)
+    if first is None and not any(map(len, stores.values())):
         raise InputError("no examples; give data that hold some")
-    headers: dict[str, Header] = {}
-    kept: dict[str, list[int]] = {split: [] for split in stores}
-    beside: dict[str, list[Any]] = {split: [] for split in stores}
-    n_damaged = 0
-    arrays, finite = is_array(first), Finite()
-    for split, index, stored in _examples(stores, everything):
+    arrays = first is not None and is_array(first)
+    sound, notes = _sound_ones(_examples(stores, everything), config, arrays)
+    if config.skip_sizes:
+        sound = _of_one_size(sound, config, notes)
+    of = {split: [one for one in sound if one.split == split] for split in stores}
+    kept = {split: np.array([one.number for one in ones], np.int64) for split, ones in of.items()}
+    decoder: Decoder
+    if arrays:
+        decoder = _arrays_decoder(stores, kept, config, complete)
+        for _, _, stored in _examples(stores, kept):
+            decoder.decode(stored)
+    else:
+        headers = [Named(one.name, one.header) for one in sound if one.header is not None]
+        pictures = _pictures_decoder(headers, config, complete)
+        notes += changes.notes([header for _, header in headers], pictures.mode)
+        decoder = pictures
+    groups = None
+    if config.group is not None:
+        groups = keys_of_groups((one.name for one in of["train"]), config.group)
+    return Survey(
+        decoder,
+        kept,
+        notes,
+        beside={split: [one.beside for one in ones] for split, ones in of.items()},
+        content={
+            split: np.array([one.key for one in ones], np.uint64) for split, ones in of.items()
+        },
+        groups=groups,
+    )
+
+
+def _sound_ones(
+    examples: Iterable[tuple[str, int, Stored]], config: DataConfig, arrays: bool
+) -> tuple[list[_Sound], list[str]]:
+    """Return the examples that can be read, and remarks on the others."""
+    finite = Finite()
+    sound: list[_Sound] = []
+    n_damaged = n_sheets = 0
+    for split, index, stored in examples:
+        header = None
         try:
             if arrays:
-                finite.look(read_array(stored)[None], _naming(stored))
+                _look_at(stored, finite, config.skip_damaged)
             else:
-                headers[stored.name] = read_header(stored, decode=config.skip_damaged)
-            kept[split].append(index)
-            beside[split].append(stored.beside)
+                header = read_header(
+                    stored, decode=config.skip_damaged, max_pixels=config.max_pixels
+                )
         except DamagedError:
             if not config.skip_damaged:
                 raise
             n_damaged += 1
+        else:
+            if header is not None and header.sheet:
+                n_sheets += 1
+                continue
+            key = key_of(stored)
+            sound.append(_Sound(split, index, stored.name, key, stored.beside, header))
     finite.check()
-    sound = {split: np.array(indices, np.int64) for split, indices in kept.items()}
-    if not any(map(len, sound.values())):
-        raise InputError(f"all {n_damaged} examples are damaged; give data that hold others")
-    notes = [f"{n_damaged} damaged images skipped"] if n_damaged else []
-    if arrays:
-        decoder = _arrays_decoder(stores, sound, config, complete)
-        for _, _, stored in _examples(stores, sound):
-            decoder.decode(stored)
-        return Survey(decoder, sound, notes, beside)
-    pictures = _pictures_decoder(headers, config, complete)
-    notes += _notes(list(headers.values()), pictures)
-    return Survey(pictures, sound, notes, beside)
+    if not sound:
+        problem = f"{n_damaged} examples are damaged" if n_damaged else "images are sheets of vdm"
+        raise InputError(f"all {problem}; give data that hold others")
+    notes = [f"{n_damaged} damaged examples skipped"] if n_damaged else []
+    if n_sheets:
+        notes.append(f"{n_sheets} sheets and animations that vdm drew left out")
+    return sound, notes
+
+
+def _of_one_size(sound: list[_Sound], config: DataConfig, notes: list[str]) -> list[_Sound]:
+    """Return the images of the size that most have; note how many others there are."""
+    if config.resize is not None or config.crop is not None:
+        raise InputError(
+            "skip_sizes = True: --resize and --crop bring all images to one size; leave one out"
+        )
+    sizes = Counter(one.header.size for one in sound if one.header is not None)
+    if not sizes:
+        raise InputError("skip_sizes = True is for images, these are arrays; leave it out")
+    size, count = sizes.most_common(1)[0]
+    if count < len(sound):
+        others = f"{len(sound) - count:,} images of another size than {size[0]}×{size[1]}"
+        notes.append(f"{others} left out")
+    return [one for one in sound if one.header is not None and one.header.size == size]
 
 
 def _arrays_decoder(
@@ -114,9 +191,7 @@ def _arrays_decoder(
     )
 
 
-def _pictures_decoder(
-    headers: Mapping[str, Header], config: DataConfig, complete: bool
-) -> Pictures:
+def _pictures_decoder(headers: list[Named], config: DataConfig, complete: bool) -> Pictures:
     """Return the decoder for images with these headers.
 
     complete: whether these are all there are; if not, a later one with colours is no surprise.
@@ -133,9 +208,9 @@ def _pictures_decoder(
         size = config.crop
         small = _first(headers, lambda header: header.size[0] < size[0] or header.size[1] < size[1])
         if small is not None:
-            h, w = headers[small].size
+            h, w = small.header.size
             raise InputError(
-                f"crop = {config.crop}: '{small}' has {h}×{w} pixels (height × width); give a "
+                f"crop = {config.crop}: '{small.name}' has {h}×{w} pixels (height × width); give a "
                 "smaller --crop, or --resize too"
             )
     mode = _common_mode(headers, config)
@@ -146,6 +221,8 @@ def _pictures_decoder(
         resize=config.resize is not None,
         cropped=config.crop is not None,
         colour=complete or CHANNELS[mode] > 1 or config.channels != "auto",
+        max_pixels=config.max_pixels,
+        value_range=config.value_range,
     )
 
 
@@ -154,22 +231,6 @@ def _cropped(shape: tuple[int, ...], config: DataConfig) -> tuple[int, ...]:
     if config.crop is None or len(shape) != 3:
         return shape
     return (shape[0], *config.crop)
-
-
-def _notes(headers: list[Header], decoder: Pictures) -> Iterator[str]:
-    """Yield remarks of one line on what decoding changes."""
-    n_grey = sum(header.grey for header in headers)
-    n_transparent = sum(header.transparent for header in headers)
-    n_reduced = sum(header.reduced for header in headers)
-    n_channels = decoder.shape[0]
-    if n_transparent and n_channels < 4:
-        yield f"alpha put on white in {n_transparent} images (--channels rgba keeps it)"
-    if n_grey and n_channels > 1:
-        yield f"{n_grey} grey images read with {n_channels} channels"
-    if n_grey < len(headers) and n_channels == 1:
-        yield f"{len(headers) - n_grey} colour images turned grey"
-    if n_reduced:
-        yield f"{n_reduced} images with 16 bits of colour read with 8"
 
 
 def _examples(
@@ -183,6 +244,14 @@ def _examples(
                 yield split, index, stored
 
 
+def _look_at(stored: Stored, finite: Finite, skip_damaged: bool) -> None:
+    """Verify that an array is finite: at once where it can be skipped, else with the others."""
+    array = read_array(stored)
+    if skip_damaged and array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DamagedError(f"'{stored.name}' holds values that are not finite")
+    finite.look(array[None], _naming(stored))
+
+
 def _naming(stored: Stored) -> Callable[[int], str]:
     return lambda _: f"'{stored.name}'"
 
@@ -193,31 +262,35 @@ def _checked_size(resize: tuple[int, int] | None) -> tuple[int, int] | None:
     return resize
 
 
-def _common_size(headers: Mapping[str, Header]) -> tuple[int, int]:
-    first, size = next((name, header.size) for name, header in headers.items())
+def _common_size(headers: list[Named]) -> tuple[int, int]:
+    first = headers[0]
+    size = first.header.size
     other = _first(headers, lambda header: header.size != size)
     if other is not None:
-        (h, w), (h_2, w_2) = size, headers[other].size
+        (h, w), (h_2, w_2) = size, other.header.size
+        common, count = Counter(header.size for _, header in headers).most_common(1)[0]
         raise InputError(
-            f"images differ in size: '{first}' has {h}×{w} pixels (height × width), '{other}' has "
-            f"{h_2}×{w_2}; bring all to one size with --resize HxW, as in --resize {h}x{w}"
+            f"images differ in size: '{first.name}' has {h}×{w} pixels (height × width), "
+            f"'{other.name}' has {h_2}×{w_2}, and {count:,} of {len(headers):,} have "
+            f"{common[0]}×{common[1]}; bring all to one size with --resize HxW, as in "
+            f"--resize {common[0]}x{common[1]}, or leave the others out with --skip-sizes"
         )
     return size
 
 
-def _common_mode(headers: Mapping[str, Header], config: DataConfig) -> str:
+def _common_mode(headers: list[Named], config: DataConfig) -> str:
     deep = _first(headers, lambda header: header.bits == 16)
     if deep is not None:
         shallow = _first(headers, lambda header: header.bits < 16)
         if shallow is not None:
             raise InputError(
-                f"images differ in depth: '{deep}' has 16 bits, '{shallow}' has "
-                f"{headers[shallow].bits}; convert them to one depth, or give a folder for each"
+                f"images differ in depth: '{deep.name}' has 16 bits, '{shallow.name}' has "
+                f"{shallow.header.bits}; convert them to one depth, or give a folder for each"
             )
         if config.channels in ("rgb", "rgba"):
             raise InputError(
-                f"channels = {config.channels!r}: '{deep}' and all others are grey with 16 bits; "
-                "leave out --channels, or type --channels grey"
+                f"channels = {config.channels!r}: '{deep.name}' and all others are grey with 16 "
+                "bits; leave out --channels, or type --channels grey"
             )
         return "I;16"
     if config.channels in ("auto", "grey") and not config.resize:
@@ -229,5 +302,5 @@ def _common_mode(headers: Mapping[str, Header], config: DataConfig) -> str:
     return _ASKED[config.channels]
 
 
-def _first(headers: Mapping[str, Header], test: Callable[[Header], bool]) -> str | None:
-    return next((name for name, header in headers.items() if test(header)), None)
+def _first(headers: list[Named], test: Callable[[Header], bool]) -> Named | None:
+    return next((named for named in headers if test(named.header)), None)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -39,6 +40,8 @@ _PIXELS: dict[str, tuple[str, frozenset[str], dict[str, bool]]] = {
     ".ppm": ("PPM", frozenset({"RGB"}), {}),
 }
 """Extension → pillow's name of the format, the modes that it gives back exactly, options."""
+_SOFTWARE, _SHEET = 0x0131, "a sheet of variational-diffusion"
+"""EXIF's tag for what wrote a file, and what stands there in sheets."""
 _GAP = 2
 _BETWEEN = 8
 """Between sheets that stand side by side."""
@@ -155,9 +158,23 @@ def save_sheet(
     captions: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write what `sheet` draws as a .png or .webp file; raise as `save_image` does."""
+    """Write what `sheet` draws as a .png or .webp file; raise as `save_image` does.
+
+    The file says that it is a sheet, see `is_sheet`.
+    """
     page = sheet(images, levels, columns, scale, value_range=value_range, captions=captions)
-    _save(page, path, overwrite)
+    _save(page, path, overwrite, exif=_marked())
+
+
+def is_sheet(exif: Mapping[int, Any], info: Mapping[Any, Any]) -> bool:
+    """Tell a sheet or an animation that was written here, by its EXIF and pillow's `info`."""
+    return exif.get(_SOFTWARE) == _SHEET or info.get("comment") == _SHEET.encode()
+
+
+def _marked() -> Image.Exif:
+    exif = Image.Exif()
+    exif[_SOFTWARE] = _SHEET
+    return exif
 
 
 def animation(
@@ -193,6 +210,7 @@ def animation(
             append_images=pages[1:],
             duration=[_MILLISECONDS] * (len(pages) - 1) + [_LAST_MILLISECONDS],
             loop=0,
+            **({"comment": _SHEET} if suffix == ".gif" else {"exif": _marked()}),
             **ANIMATIONS[suffix],
         )
 
@@ -290,7 +308,9 @@ def _write_mp4(pages: list[Image.Image], path: Path) -> None:
         container.mux(stream.encode())
 
 
-def _save(picture: Image.Image, path: str | os.PathLike[str], overwrite: bool) -> None:
+def _save(
+    picture: Image.Image, path: str | os.PathLike[str], overwrite: bool, **marks: Any
+) -> None:
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise InputError(
@@ -299,7 +319,7 @@ def _save(picture: Image.Image, path: str | os.PathLike[str], overwrite: bool) -
         )
     name, options = _FORMATS[path.suffix.lower()]
     with atomic(path, overwrite) as temporary:
-        picture.save(temporary, format=name, **options)
+        picture.save(temporary, format=name, **options, **marks)
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:

@@ -65,9 +65,7 @@ def machine() -> dict[str, Any]:
     import psutil  # noqa: PLC0415 (where it is needed: this module tells what is missing)
     import torch  # noqa: PLC0415 (a second)
 
-    from variational_diffusion.machine.execution import (  # noqa: PLC0415 (it imports torch)
-        multiplies_bfloat16,
-    )
+    from variational_diffusion.machine import execution, threads  # noqa: PLC0415 (they import torch)
 
     gpus = []
     for i in range(torch.cuda.device_count()):
@@ -80,9 +78,16 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "processor": processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": threads.allowed(),
+        "cpu_quota": threads.cpu_quota(),
+        "others_running": threads.others_running(),
+        "variables": {
+            name: os.environ[name]
+            for name in (threads.VARIABLE, "OMP_NUM_THREADS", execution.VARIABLE)
+            if name in os.environ
+        },
         "memory_gib": round(psutil.virtual_memory().total / _GIB, 1),
-        "bfloat16": multiplies_bfloat16(torch.device("cpu")),
+        "bfloat16": execution.multiplies_bfloat16(torch.device("cpu")),
         "gpus": gpus,
         "device": "cuda" if gpus else "cpu",
     }

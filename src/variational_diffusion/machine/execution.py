@@ -84,12 +84,15 @@ class Execution:
         return torch.bfloat16 if self.precision == "bfloat16" else None
 
     @contextmanager
-    def begun(self) -> Iterator[torch.device]:
-        """Yield the device; the number of threads is what it was when the work is done."""
+    def begun(self, *, follow: bool = True) -> Iterator[torch.device]:
+        """Yield the device; the number of threads is what it was when the work is done.
+
+        follow: whether that number may change during the work, where it is not given.
+        """
         device = self.target()
         keep_freed_memory()
-        follow = device.type == "cpu" and launched() == 1 and self.compile == "off"
-        with computing_with(self.threads, follow=follow):
+        alone = device.type == "cpu" and launched() == 1 and self.compile == "off"
+        with computing_with(self.threads, follow=follow and alone):
             yield device
 
 

@@ -92,7 +92,7 @@ def _data_options(data: DataConfig) -> list[str]:
     words: list[str] = []
     for field, info in DataConfig.model_fields.items():
         value = getattr(data, field)
-        if field == "source" or value == info.default:
+        if field in ("source", "splits") or value == info.default:
             continue
         flag = "--range" if field == "value_range" else f"--{field.replace('_', '-')}"
         if value is True:

@@ -126,7 +126,7 @@ def score_figure(
         (calibration, "calibration set", "#0072B2"),
         (of, "scored", "#D55E00"),
     ):
-        counts = np.histogram(values, edges)[0] / len(values)
+        counts = np.histogram(values, edges)[0] / max(1, len(values))
         axes.stairs(
             counts, edges, fill=True, alpha=0.55, label=f"{label} ({len(values):,})", color=colour
         )

@@ -262,7 +262,9 @@ def _digests(split: Split) -> list[bytes]:
 
 def _reading(first: Run, second: Run) -> list[str]:
     """Return what differs in how two runs read data."""
-    ours, theirs = (run.config.data.model_dump(exclude={"source"}) for run in (first, second))
+    ours, theirs = (
+        run.config.data.model_dump(exclude={"source", "splits"}) for run in (first, second)
+    )
     return [
         f"{name}: {ours[name]} and {theirs[name]}" for name in ours if ours[name] != theirs[name]
     ]

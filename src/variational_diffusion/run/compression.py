@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -33,10 +35,10 @@ from variational_diffusion.machine.progress import Listener
 from variational_diffusion.model import VDM
 from variational_diffusion.networks import VarianceHead
 from variational_diffusion.run.directory import Run
-from variational_diffusion.run.examples import Data, check_free, chosen_examples
+from variational_diffusion.run.examples import Data, check_free, chosen_examples, examples_for
 from variational_diffusion.run.noise_errors import expected_errors, reverse_chain, widened
 from variational_diffusion.run.trained import Trained
-from variational_diffusion.storage.files import cached
+from variational_diffusion.storage.files import cached, printable
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
 
 LOG = logging.getLogger(__name__)
@@ -161,7 +163,7 @@ def compress(
     check_new(path)
     run = run if isinstance(run, Run) else Run.open(run)
     execution = Execution(device, threads)
-    with execution.begun():
+    with execution.begun(follow=not fast):
         trained = Trained.open(run, weights, execution)
         if not isinstance(trained.vdm.decoder, Discretized):
             raise InputError(
@@ -172,6 +174,9 @@ def compress(
         originals = _originals(run, trained.vdm, data, split, limit)
         for note in originals.notes:
             LOG.info("note: %s", note)
+        if data is not None:
+            given = partial(examples_for, run, data, None, limit, condition="none")
+            trained = replace(trained, stand_in=given)
         variance = variance or ("position" if run.head(weights) is None else "predicted")
         if steps is None:
             errors = expected_errors(trained, variance, progress=progress)
@@ -269,21 +274,25 @@ def decompress(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     execution = Execution(device, threads)
-    with _opened(Path(file)) as container, execution.begun():
-        unpacking = Unpacking(container, None if path is None else Path(path))
+    with ExitStack() as stack:
+        container = stack.enter_context(_opened(Path(file)))
         header = container.header
+        portable = header.precision == "portable"
+        stack.enter_context(execution.begun(follow=portable))
+        unpacking = Unpacking(container, None if path is None else Path(path))
         vdm = _needed(run, container, execution)
-        coder = ChainCoder(vdm, header.chain(), portable=header.precision == "portable")
+        coder = ChainCoder(vdm, header.chain(), portable=portable)
         if path is None:
             return unpacking.array(coder, progress)
         written = unpacking.write(coder, progress)
     if unpacking.renamed:
         more = ", …" if len(unpacking.renamed) > 3 else ""
+        shown = (f"{printable(old)} as {printable(new)}" for old, new in unpacking.renamed[:3])
         LOG.info(
             "note: %d images come back under another name, as .png where their own kind of file "
             "would not keep them: %s%s",
             len(unpacking.renamed),
-            ", ".join(unpacking.renamed[:3]),
+            ", ".join(shown),
             more,
         )
     return written
@@ -293,7 +302,14 @@ def _originals(
     run: Run, vdm: VDM, data: Data | None, split: str | None, limit: int | None
 ) -> Originals:
     if data is None:
-        return Originals(chosen_examples(run, None, split, limit, condition="none"))
+        own = Originals(chosen_examples(run, None, split, limit, condition="none"))
+        for loss in islice(own.losses(), 1):
+            LOG.info(
+                "note: what comes back is the examples as the run reads them, and not the files: "
+                "%s, for one",
+                printable(loss),
+            )
+        return own
     if split is not None:
         raise InputError(
             f"split = '{split}' is of the run's own data: DATA is compressed as a whole; leave out "

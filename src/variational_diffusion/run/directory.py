@@ -42,9 +42,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from variational_diffusion.config import RunConfig, TrainingConfig
+from variational_diffusion.config import DataConfig, Fingerprint, RunConfig, TrainingConfig
 from variational_diffusion.data import Dataset
-from variational_diffusion.errors import DamagedError, InputError
+from variational_diffusion.errors import DamagedFileError, InputError
 from variational_diffusion.grids import NoiseErrors
 from variational_diffusion.json_text import parse
 from variational_diffusion.machine.distributed import (
@@ -94,6 +94,7 @@ class Run:
             directory.
         data: What the run was trained on, where it is in memory; otherwise `config.data` says how
             it is read.
+        remarked: Whether it was said that the data have changed.
 
     Examples:
         >>> run = vd.Run.open("runs/digits")
@@ -113,21 +114,31 @@ class Run:
         self.config = config
         self.network = network
         self.data = data
+        self.remarked = False
 
     @classmethod
-    def open(cls, path: str | Path, *, network: str | Factory | None = None) -> Run:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        network: str | Factory | None = None,
+        data: str | Path | None = None,
+    ) -> Run:
         """Open the run in a directory.
 
         Args:
             path: Of the directory.
             network: The class or function that makes the network, or its import path, of a run with
                 a network of one's own. Nothing is imported that is not named here.
+            data: Where the data that it was trained on are now, if they were moved; kept in the
+                run.
 
         Returns:
             The run; nothing but its configuration is read.
 
         Raises:
-            InputError: If there is no run, or its configuration is damaged.
+            InputError: If there is no run, its configuration is damaged, or `data` are not the data
+                of the run.
 
         Examples:
             >>> vd.Run.open("runs/digits")  # doctest: +ELLIPSIS
@@ -143,9 +154,14 @@ class Run:
                 f"train one with: vdm train DATA --run {path}"
             ) from error
         try:
-            return cls(path, RunConfig.from_json(text), network=own)
+            run = cls(path, RunConfig.from_json(text), network=own)
         except InputError as error:
             raise InputError(f"run = '{path}': {error}") from error
+        if data is not None:
+            from variational_diffusion.run.own_data import move_data  # noqa: PLC0415 (it opens runs)
+
+            move_data(run, str(data))
+        return run
 
     @classmethod
     def start(
@@ -155,6 +171,7 @@ class Run:
         *,
         network: Factory | None = None,
         data: Dataset | None = None,
+        changed_data: bool = False,
     ) -> Run:
         """Make a run directory, or open the one that is there if its configuration is the same.
 
@@ -163,13 +180,15 @@ class Run:
             config: What the run is. The budget may differ, and stays as it is there.
             network: As at `open`.
             data: What the run is trained on.
+            changed_data: Whether a run goes on although its data have changed.
 
         Returns:
             The run.
 
         Raises:
             InputError: For a directory with a run of another configuration, which is never touched
-                once a step of it was saved; the message says which settings differ.
+                once a step of it was saved; the message says which settings differ. And where the
+                data have changed.
         """
         path = Path(path)
         try:
@@ -183,13 +202,27 @@ class Run:
             run = cls.open(path, network=network)
             run.data = data
             differences = run.config.differences(config)
-            if not differences:
-                return run
-            if run.has_weights():
+            change = run.config.change(config.fingerprint)
+            begun = run.has_weights()
+            if (
+                begun
+                and change
+                and not changed_data
+                and run.config.data.source == config.data.source
+            ):
+                raise InputError(
+                    f"run = '{path}': its data '{config.data.source}' have changed since it was "
+                    f"trained ({change}): bring them back as they were, or go on with them as they "
+                    "are now with --changed-data, or train another --run"
+                )
+            if begun and differences:
                 raise InputError(
                     f"run = '{path}' holds a run of another configuration "
                     f"({'; '.join(differences)}): give the same settings, or another --run"
                 )
+            if begun or not (differences or change):
+                run.set_data(config.data, config.fingerprint)
+                return run
         run = cls(path, config.begun(), network=network, data=data)
         run._write_config()
         return run
@@ -202,6 +235,16 @@ class Run:
     def set_budget(self, training: TrainingConfig) -> None:
         """Let the run go on with the budget of `training`; the leading process writes it down."""
         config = self.config.with_budget(training.steps, training.minutes)
+        if config != self.config:
+            self.config = config
+            if here().leads:
+                self._write_config()
+
+    def set_data(self, data: DataConfig, fingerprint: Fingerprint | None) -> None:
+        """Take note of where the data are now, and what; the leading process writes it down."""
+        where = self.config.data.model_copy(update={"source": data.source})
+        known = fingerprint or self.config.fingerprint
+        config = self.config.model_copy(update={"data": where, "fingerprint": known})
         if config != self.config:
             self.config = config
             if here().leads:
@@ -278,7 +321,7 @@ class Run:
         for weights in ("raw", "ema"):
             try:
                 step = int(self.read(self.weights_path(weights), weights)[1]["step"])
-            except (DamagedError, KeyError):
+            except (DamagedFileError, KeyError):
                 step = -1
             if step < state.step:
                 self.write_weights(state)
@@ -294,16 +337,16 @@ class Run:
     def read(self, path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return what `write` wrote.
 
-        Raises `DamagedError` for a damaged file, for one of another run or of another kind.
+        Raises `DamagedFileError` for a damaged file, for one of another run or of another kind.
         """
         tensors, metadata = read_tensors(path)
         if metadata.get("run", "") != self.config.identity:
-            raise DamagedError(
+            raise DamagedFileError(
                 f"'{path}' belongs to another run than config.json beside it: restore the file "
                 "from a copy of this run, or remove it"
             )
         if metadata.get("kind", kind) != kind:  # earlier versions did not say
-            raise DamagedError(
+            raise DamagedFileError(
                 f"'{path}' holds '{metadata['kind']}' of this run where '{kind}' belongs: restore "
                 "the file from a copy, or remove it"
             )
@@ -323,7 +366,7 @@ class Run:
         try:
             if path.exists() and float(self.read(path, "best")[1]["bits_per_dim"]) <= bits_per_dim:
                 return False
-        except DamagedError as error:
+        except DamagedFileError as error:
             LOG.warning("%s; it is replaced", error)
         header = {**progress_of(state), "bits_per_dim": repr(bits_per_dim)}
         self._write_whole("best", state.average.module, header)
@@ -380,7 +423,7 @@ class Run:
         for saved in (saved for saved in self.states() if step is None or saved <= step):
             try:
                 state, position = self._state(saved, device, distribute)
-            except DamagedError as error:
+            except DamagedFileError as error:
                 damaged.append(str(error))
             else:
                 return Resumed(state, position, damaged)
@@ -419,7 +462,9 @@ class Run:
         metadata = parts[0][1]
         saves = {(about.get("step"), about.get("save", "")) for _, about in parts}
         if saves != {(str(step), metadata.get("save", ""))}:
-            raise DamagedError(f"'{path}' and its other parts are not of one save of step {step}")
+            raise DamagedFileError(
+                f"'{path}' and its other parts are not of one save of step {step}"
+            )
         state = TrainingState.start(
             self.build().to(device), self.config.training, distribute=distribute
         )
@@ -427,7 +472,7 @@ class Run:
             restore(state, joined([tensors for tensors, _ in parts]), metadata, path)
             position = parse(metadata["position"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise DamagedError(f"'{path}' holds no state of training of this run") from error
+            raise DamagedFileError(f"'{path}' holds no state of training of this run") from error
         return state, position
 
     def _state_path(self, step: int, place: Place | None = None) -> Path:

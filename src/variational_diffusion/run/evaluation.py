@@ -127,6 +127,8 @@ def evaluate(
         examples = examples_for(subject, data, split, limit, condition=condition)
         if vdm.condition is None:
             examples = without_conditions(examples)
+        if trained and data is not None:
+            trained = replace(trained, stand_in=lambda: examples)
         model, chosen = estimator_for(trained or vdm, estimator, progress=progress)
         place = here()
         with telling(progress if place.leads else False, "evaluating", "examples") as tell:

@@ -14,15 +14,17 @@ from variational_diffusion.data.values import examples_of
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
+from variational_diffusion.run.own_data import check_known, opened_own
 
 Data = str | Path | np.ndarray | Tensor | Split | Dataset
 """What can be measured: what the command line calls DATA, or examples in memory."""
 
-_NOT_STREAMED = {
+_OTHERS = {
     name: DataConfig.model_fields[name].default
-    for name in ("streaming", "shuffle_buffer", "lanes", "hold_out")
+    for name in ("streaming", "shuffle_buffer", "lanes", "hold_out", "splits", "group")
 }
-"""Other data are read as a whole: a stream has only a sample of its examples at hand."""
+"""How other data are read: as a whole, since a stream has only a sample of its examples at hand,
+and not split as the run's own."""
 
 
 def check_free(run: Run) -> None:
@@ -126,7 +128,7 @@ def own_data(run: Run, *, condition: str = "own") -> Dataset:
 def other_examples(run: Run, data: str, shape: tuple[int, ...]) -> Split:
     """Return all examples of data of another shape, with as many levels as the run's."""
     config = run.config.data
-    changes = {"source": data, "resize": None, "crop": None, "condition": None, **_NOT_STREAMED}
+    changes = {"source": data, "resize": None, "crop": None, "condition": None, **_OTHERS}
     dataset = open_dataset(config.model_copy(update=changes))
     if dataset.shape != shape or dataset.levels != config.levels:
         raise InputError(
@@ -146,10 +148,10 @@ def _opened(run: Run, data: str | None, condition: str) -> Dataset:
     if condition == "none":
         config = config.model_copy(update={"condition": None})
     if data is not None:
-        config = config.model_copy(update={"source": data, **_NOT_STREAMED})
+        config = config.model_copy(update={"source": data, **_OTHERS})
     try:
-        dataset = _attached(run, condition) if data is None else None
-        dataset = dataset or open_dataset(config)
+        dataset = _attached(run, condition) if data is None else open_dataset(config)
+        dataset = dataset or opened_own(config)
     except InputError as error:
         if data is None or not str(error).startswith("condition = "):
             raise
@@ -160,6 +162,8 @@ def _opened(run: Run, data: str | None, condition: str) -> Dataset:
             f"data = '{config.source}' has shape {dataset.shape} and levels {dataset.levels}: "
             f"the model in '{run.path}' takes shape {model.shape} and levels {config.levels}"
         )
+    if data is None:
+        check_known(run, dataset)
     if run.config.model.condition is not None and dataset.labels is not None:
         dataset = dataset.labelled(run.config.model.condition.options["names"])
     return dataset

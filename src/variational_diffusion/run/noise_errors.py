@@ -1,7 +1,7 @@
 """The errors of a run's model, measured once and kept in the run, and the steps made of them.
 
 What a model's errors are is measured on validation examples: on training examples they would be too
-small.
+small. Where the run's data are gone, they are measured on the examples that a command is given.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from variational_diffusion.conditions import Batch
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import measuring_batches
-from variational_diffusion.errors import DamagedError, InputError
+from variational_diffusion.errors import DamagedFileError, GoneError, InputError
 from variational_diffusion.grids import (
     MEASURED,
     Gammas,
@@ -109,17 +109,20 @@ def predicted_errors(
 ) -> tuple[NoiseErrors, NoiseErrors]:
     """Return errors sorted by what the run's head predicts: kept in the run, or measured now."""
     run, weights = trained.run, trained.weights
-    kept = _kept(run.predictions, weights)
+    kept = trained.measured.get("predictions") or _kept(run.predictions, weights)
     if kept is not None:
         return kept
     head = _predicted(trained, measured_errors(trained, progress=progress))
     bins = len(head.mean.gamma)
     title = "measuring the head's errors"
-    batches = to_measure(_validation(trained), _PREDICTIONS, bins, title, progress=progress)
+    examples, own = _validation(trained)
+    batches = to_measure(examples, _PREDICTIONS, bins, title, progress=progress)
     generator = torch.Generator(trained.device).manual_seed(0)
     found = predictions(trained.vdm, head, batches, generator=generator)
-    with cached("the predicted errors of the model"):
-        run.save_predictions(*found, weights)
+    if own:
+        with cached("the predicted errors of the model"):
+            run.save_predictions(*found, weights)
+    trained.measured["predictions"] = found
     return found
 
 
@@ -131,7 +134,9 @@ def measured_errors(
     measure: whether they may be measured; otherwise `InputError` where there are none.
     """
     run, weights = trained.run, trained.weights
-    errors = _kept(run.errors, weights) if measure else run.errors(weights)
+    errors = trained.measured.get("errors")
+    if errors is None:
+        errors = _kept(run.errors, weights) if measure else run.errors(weights)
     if errors is not None and bool(errors.error.isfinite().all()):  # once, few examples left gaps
         return errors
     if not measure:
@@ -145,14 +150,15 @@ def measured_errors(
             f"'{path}' is missing, the measured errors of the {weights} weights; bring it back"
         )
     title = "measuring the model's errors"
-    batches = to_measure(
-        _validation(trained), _BATCH, _EVALUATIONS // _BATCH, title, progress=progress
-    )
+    examples, own = _validation(trained)
+    batches = to_measure(examples, _BATCH, _EVALUATIONS // _BATCH, title, progress=progress)
     generator = torch.Generator(trained.device).manual_seed(0)
     *_, errors = noise_errors(trained.vdm, batches, generator=generator)
     errors = errors.smoothed()
-    with cached("the measured errors of the model"):
-        run.save_errors(errors, weights)
+    if own:
+        with cached("the measured errors of the model"):
+            run.save_errors(errors, weights)
+    trained.measured["errors"] = errors
     return errors
 
 
@@ -160,7 +166,7 @@ def _kept(read: Callable[[str], Kept | None], weights: str) -> Kept | None:
     """Return what was measured before; None where that is damaged, since it can be done again."""
     try:
         return read(weights)
-    except DamagedError as error:
+    except DamagedFileError as error:
         LOG.warning("%s; it is measured again", error)
         return None
 
@@ -202,5 +208,19 @@ def _predicted(trained: Trained, errors: NoiseErrors) -> PredictedErrors:
     return PredictedErrors(errors, head.to(trained.device))
 
 
-def _validation(trained: Trained) -> Split:
-    return own_data(trained.run).splits["validation"]
+def _validation(trained: Trained) -> tuple[Split, bool]:
+    """Return what errors are measured on, and whether it is the run's own validation split.
+
+    What is measured on other examples, because its own are gone, is not kept in the run.
+    """
+    try:
+        return own_data(trained.run).splits["validation"], True
+    except GoneError as error:
+        if trained.stand_in is None:
+            raise
+        try:
+            examples = trained.stand_in()
+        except InputError:
+            raise error from None
+        LOG.info("%s; until then the model's errors are measured on the examples given", error)
+        return examples, False

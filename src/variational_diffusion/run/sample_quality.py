@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.source import Standardised, standardised
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import GoneError, InputError
 from variational_diffusion.images.pictures import is_image, save_sheet
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener, nothing, telling
@@ -37,6 +38,8 @@ from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, examples_for, own_data
 from variational_diffusion.run.samples import draw, sampling_of, sampling_options
 from variational_diffusion.run.trained import Trained
+
+LOG = logging.getLogger(__name__)
 
 _CLASSIFIER = "quality-classifier.safetensors"
 _SHOWN, _NEAREST = 8, 7
@@ -128,14 +131,22 @@ def quality(
     run = run if isinstance(run, Run) else Run.open(run)
     levels = run.config.data.levels
     with execution.begun() as device:
-        splits = {name: in_units(run, split) for name, split in own_data(run).splits.items()}
+        try:
+            own = own_data(run).splits
+        except GoneError as error:
+            if data is None or nearest is not None:
+                raise
+            LOG.info("%s; only the samples are compared with these data", error)
+            own = {}
+        splits = {name: in_units(run, split) for name, split in own.items()}
         if nearest is not None and not is_image(splits["train"].shape):
             raise InputError(f"nearest = '{nearest}': these examples are not images; leave it out")
         found_features = features_for(run, features, device, progress=progress)
         against = in_units(run, examples_for(run, data, None, n))
         test = _shuffled(against)
         reference = Reference(test, found_features, levels=levels)
-        sets = {name: _shuffled(splits[name].sample(n)) for name in ("train", "validation")}
+        compared = [name for name in ("train", "validation") if name in splits]
+        sets = {name: _shuffled(splits[name].sample(n)) for name in compared}
         if samples is not None:
             what, values = f"samples in {samples}", _given(str(samples), run, n)
         else:
@@ -146,7 +157,7 @@ def quality(
             values, _ = draw(by, n, seed=seed, given=given, progress=progress)
             if levels is None:
                 values = standardised(values, *_units(run))
-        every = {"samples": values, **sets}
+        every = {"samples": values} | sets
         copies = None
         if nearest is not None:
             copies = _write_nearest(Path(nearest), values, test, splits["train"], levels, progress)
@@ -200,7 +211,10 @@ def features_for(
                 f"{_CLASSIFIER} of another run"
             )
     elif not path.exists():
-        split = in_units(run, own_data(run).splits["train"])
+        try:
+            split = in_units(run, own_data(run).splits["train"])
+        except GoneError as error:
+            raise GoneError(f"{error}; or type --features pixels, which learn nothing") from error
         labels = labels_of(run.config.data, "train")
         classifier = new_classifier(split, labels).to(device)
         right: list[float] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ import numpy as np
 
 from variational_diffusion import anomaly
 from variational_diffusion.anomaly import Scored, calibration_needed, check_reference
-from variational_diffusion.data import Split
-from variational_diffusion.errors import InputError
+from variational_diffusion.data import Dataset, Split
+from variational_diffusion.errors import GoneError, InputError
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener, telling
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, check_free, examples_for, own_data
 from variational_diffusion.run.trained import Trained
+
+LOG = logging.getLogger(__name__)
 
 REFERENCE = 1000
 FALSE_ALARMS = 0.01
@@ -65,7 +68,8 @@ def score(
         **execution: Those of `Execution`, as at `evaluate`.
 
     Returns:
-        Scores, p-values and marks, one entry an example.
+        Scores, p-values and marks, one entry an example. Where the run's own data are gone, the
+        score is "bits" and the p-values are NaN.
 
     Raises:
         InputError: For an unknown score or rate, and for too few held-out examples.
@@ -86,15 +90,17 @@ def score(
         if condition == "none":
             check_free(run)
         count = reference or max(REFERENCE, 2 * calibration_needed(rate))
-        own = own_data(run, condition=condition)
-        held_out = own.splits["validation"].sample(count)
-        if data is None or (isinstance(data, str | Path) and _is_same(data, run)):
+        own = _own_unless_gone(run, data, condition)
+        held_out = None if own is None else own.splits["validation"].sample(count)
+        if held_out is None:
+            score = "bits"
+        else:
+            discrete = held_out.levels is not None
+            check_reference(score, len(held_out), discrete=discrete, false_alarms=false_alarms)
+        if own is not None and (data is None or _is_same(data, run)):
             parts = drawn(own.splits if split is None else {split: own.splits[split]}, limit)
         else:
             parts = {"": examples_for(run, data, split, limit, condition=condition)}
-        check_reference(
-            score, len(held_out), discrete=held_out.levels is not None, false_alarms=false_alarms
-        )
         with telling(progress, "scoring", "examples") as tell:
             return anomaly.score(
                 trained.vdm,
@@ -125,7 +131,20 @@ def drawn(parts: Mapping[str, Split], limit: int | None) -> dict[str, Split]:
     }
 
 
-def _is_same(data: str | Path, run: Run) -> bool:
+def _own_unless_gone(run: Run, data: Data | None, condition: str) -> Dataset | None:
+    """Return the run's own data; None where they are gone and others are scored."""
+    try:
+        return own_data(run, condition=condition)
+    except GoneError as error:
+        if data is None:
+            raise
+        LOG.info("%s; without held-out examples of them, there are no p-values", error)
+        return None
+
+
+def _is_same(data: Data, run: Run) -> bool:
     """Tell whether DATA is what the run was trained on, by its name or its path."""
+    if not isinstance(data, str | Path):
+        return False
     source = run.config.data.source
     return str(data) == source or Path(data).expanduser().resolve() == Path(source)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from variational_diffusion.data import Split
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
@@ -16,11 +19,15 @@ class Trained:
     """The model of a run.
 
     weights: "ema", "raw", or another name that `Run.weights_path` knows. vdm: the model with them.
+    stand_in: opens examples that are measured on in place of the run's own, where these are gone.
+    measured: what was measured on them, by name; it is not kept in the run.
     """
 
     run: Run
     weights: str
     vdm: VDM
+    stand_in: Callable[[], Split] | None = None
+    measured: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, run: Run, weights: str = "ema", execution: Execution | None = None) -> Trained:

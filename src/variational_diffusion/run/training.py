@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import shlex
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -45,6 +46,7 @@ from variational_diffusion.networks.own import Factory, check, imported, is_path
 from variational_diffusion.presets import configure
 from variational_diffusion.run import averages
 from variational_diffusion.run.directory import Run
+from variational_diffusion.run.own_data import opened_own
 from variational_diffusion.run.sheets import write_sheet
 from variational_diffusion.run.tracking import Tracking
 from variational_diffusion.run.upkeep import training_alone
@@ -243,11 +245,20 @@ def training_events(
 
 
 class Asked(NamedTuple):
-    """What a training is of. network: what makes its network, where that is one's own."""
+    """What a training is of.
+
+    network: what makes its network, where that is one's own. changed_data: whether a run goes on
+    although its data have changed.
+    """
 
     dataset: Dataset
     config: RunConfig
     network: Factory | None
+    changed_data: bool = False
+
+    def on_changed_data(self, before: RunConfig) -> Asked:
+        """Return the same for a run whose data have changed, with what it measured of them."""
+        return self._replace(config=self.config.measured_as(before), changed_data=True)
 
 
 def configuration(
@@ -262,6 +273,7 @@ def configuration(
     seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
     config: RunConfig | str | Path | None = None,
+    changed_data: bool = False,
     **options: Any,
 ) -> Asked:
     """Return what `train` trains with these arguments; nothing is written.
@@ -280,6 +292,7 @@ def configuration(
         settings: "section.field" → value of any other setting, as in {"training.batch_size": 64}.
         config: A whole configuration, or a file of one (TOML, or JSON), in place of preset,
             schedule, seed and settings.
+        changed_data: Go on with the run in `directory` although its data have changed since.
         **options: How the data are read, as of `open_dataset`: condition, levels, resize, ….
 
     Returns:
@@ -304,10 +317,13 @@ def configuration(
             where = "none" if directory is None else f"'{directory}'"
             raise InputError(f"run = {where}: there is no run to go on with; give the data too")
         config = there.config
+    if there is not None and data is not None and not isinstance(data, Dataset):
+        options = {"splits": there.config.data.splits} | options
     if config is not None:
         given = {"preset": preset, "schedule": schedule, **settings}
         given["network"] = own if isinstance(own, str) else None
-        return _configured(config, data, given, options, factory)
+        asked = _configured(config, data, given, options, factory)
+        return asked if there is None or not changed_data else asked.on_changed_data(there.config)
     if settings.keys().isdisjoint({"training.steps", "training.minutes"}):
         budget = {"minutes": DEFAULT_MINUTES} if there is None else there.config.budget
         settings |= {f"training.{name}": value for name, value in budget.items()}
@@ -320,7 +336,8 @@ def configuration(
         network=own,
         settings=settings,
     )
-    return Asked(dataset, made, factory)
+    asked = Asked(dataset, made, factory)
+    return asked if there is None or not changed_data else asked.on_changed_data(there.config)
 
 
 def _configured(
@@ -345,16 +362,21 @@ def _configured(
                 "data and no configuration"
             )
     config = config.with_budget(**budget)
-    dataset = open_dataset(config.data) if data is None else open_dataset(data, **options)
+    dataset = opened_own(config.data) if data is None else open_dataset(data, **options)
     if (dataset.shape, dataset.levels) != (config.model.shape, config.data.levels):
         raise InputError(
             f"data = '{dataset.source}' has shape {dataset.shape} and levels {dataset.levels}: the "
             f"configuration is for shape {config.model.shape} and levels {config.data.levels}"
         )
+    read = config.data
     if data is not None:
         read = dataset.config or DataConfig(source=dataset.source)
         read = read.model_copy(update={"levels": dataset.levels, "source": dataset.source})
-        config = config.model_copy(update={"data": read})
+    known = {
+        "data": read.model_copy(update={"splits": dataset.rule}),
+        "fingerprint": dataset.fingerprint,
+    }
+    config = config.model_copy(update=known)
     build(config.model, network=factory)  # what cannot be built is named here
     return Asked(dataset, config, factory)
 
@@ -437,7 +459,7 @@ class _Training:
         sharded: bool,
         workers: int,
     ) -> None:
-        self.dataset, self.config, network = asked
+        self.dataset, self.config, network, _ = asked
         self.device, self.place, self.tracking = device, place, tracking
         self.execution = execution
         self.every, self.sheets_every, self.log_every = every, sheets_every, log_every
@@ -469,7 +491,13 @@ class _Training:
             stack.enter_context(training_alone(directory))
         else:
             wait_for_all()
-        self.run = Run.start(directory, self.config, network=network, data=self.dataset)
+        self.run = Run.start(
+            directory,
+            self.config,
+            network=network,
+            data=self.dataset,
+            changed_data=asked.changed_data,
+        )
         if place.leads:
             self.run.forget_parts()
             wait_for_all()
@@ -477,7 +505,12 @@ class _Training:
             first.to(device), self.config.training, distribute=self._distribute
         )
         if self.state.step and spent(self.state, self.config.training) >= 1:
-            self._say(f"'{directory}' has done {self.state.step} steps, which is the budget")
+            name, more = next(iter(self.config.budget.items()))
+            further = f"vdm train --run {shlex.quote(str(directory))} --{name} {2 * more:g}"
+            self._say(
+                f"'{directory}' has done {self.state.step} steps, which is the budget; to train "
+                f"it further, give a larger one, as in: {further}"
+            )
         else:
             self._leave_tail()
             self.run.set_budget(self.config.training)

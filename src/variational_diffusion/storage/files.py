@@ -18,7 +18,8 @@ from variational_diffusion.errors import InputError
 
 LOG = logging.getLogger(__name__)
 
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""Numbers of system errors that say that a disk is full."""
 
 
 @contextmanager
@@ -126,7 +127,7 @@ def _told_when_full(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise InputError(_why_not(path, error)) from error
         raise
 
@@ -157,7 +158,7 @@ def _why_not(path: Path, error: OSError) -> str:
     if not folder.is_dir():
         return f"'{path}' cannot be written: '{folder}' is no folder; mkdir -p {folder}"
     reason = (error.strerror or str(error)).lower()
-    remedy = "free some space, or give" if error.errno in _FULL else "give"
+    remedy = "free some space, or give" if error.errno in FULL else "give"
     return f"'{path}' cannot be written: {reason}; {remedy} a place elsewhere with --out FILE"
 
 

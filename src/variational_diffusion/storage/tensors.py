@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from variational_diffusion.errors import DamagedError, InputError, is_short_of_memory
+from variational_diffusion.errors import DamagedFileError, InputError, is_short_of_memory
 from variational_diffusion.storage.files import atomic
 
 FORMAT = "1"
@@ -45,14 +45,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     The file may be replaced by another process meanwhile. safetensors opens it twice by its name,
     and may then see the beginning of one file and the rest of another: the new one is read again.
 
-    Raises `DamagedError` if the file is missing or damaged, and InputError if it is too new or
+    Raises `DamagedFileError` if the file is missing or damaged, and InputError if it is too new or
     memory is short.
     """
     while True:
         opened = _inode(path)
         try:
             return _read(path)
-        except DamagedError:
+        except DamagedFileError:
             if _inode(path) == opened:
                 raise
 
@@ -71,7 +71,7 @@ def _reported(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DamagedError(f"'{path}' is missing: restore it from a copy") from error
+        raise DamagedFileError(f"'{path}' is missing: restore it from a copy") from error
     except (SafetensorError, OSError, RuntimeError, MemoryError, ValueError) as error:
         if is_short_of_memory(error):
             raise InputError(
@@ -80,7 +80,7 @@ def _reported(path: Path) -> Iterator[None]:
                 "programs, or raise the limit (ulimit -v)"
             ) from error
         reason = " ".join(str(error).split())
-        raise DamagedError(
+        raise DamagedFileError(
             f"'{path}' is damaged or cut short ({reason}): restore it from a copy, "
             "or train again in another --run"
         ) from error
@@ -97,7 +97,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "update variational-diffusion"
         )
     if metadata.get("digest") != _digest(tensors, metadata):
-        raise DamagedError(
+        raise DamagedFileError(
             f"'{path}' is damaged (its contents do not match their digest): restore it from a "
             "copy, or train again in another --run"
         )
@@ -108,7 +108,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors in a file, of its header alone.
 
     The header was compared with the size of the file, so that what it claims is there. Raises
-    DamagedError where it is not.
+    DamagedFileError where it is not.
     """
     with _reported(path), safe_open(path, framework="pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

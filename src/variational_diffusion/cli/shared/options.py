@@ -34,6 +34,7 @@ DEGRADATIONS = (
 """As in `machine.execution` and `data.beside`, which import torch; a test compares them."""
 
 _NETWORK = "variational_diffusion.network"
+_PLACE = "variational_diffusion.place"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -129,12 +130,36 @@ def data_options(command: Command) -> Command:
             default="none",
             help="Mirror training images at random.",
         ),
+        click.option(
+            "--group",
+            metavar="PATTERN",
+            help="Keep together, on one side of the splits, examples with the same match of a "
+            "regular expression in their names, or of the first star of a glob: '(.*)_[0-9]+', "
+            "'*/*'.",
+        ),
         click.option("--split-seed", type=click.IntRange(0), default=0, help="Seed of the splits."),
         click.option("--test", type=float, default=0.1, help="Share of the test split."),
         click.option(
             "--validation", type=float, default=0.1, help="Share of the validation split."
         ),
-        click.option("--skip-damaged", is_flag=True, help="Leave out images that do not decode."),
+        click.option(
+            "--skip-sizes", is_flag=True, help="Leave out images of another size than most have."
+        ),
+        click.option(
+            "--frames",
+            type=click.Choice(["first", "each"]),
+            default="first",
+            help="Of files of several pictures (pages, frames), read the first (default) or each.",
+        ),
+        click.option(
+            "--max-pixels",
+            type=click.IntRange(min=1),
+            default=89_478_485,
+            help="Pixels that an image file may have (default 89,478,485).",
+        ),
+        click.option(
+            "--skip-damaged", is_flag=True, help="Leave out examples that cannot be read."
+        ),
         click.option(
             "--channels",
             type=click.Choice(["auto", "grey", "rgb", "rgba"]),
@@ -167,7 +192,7 @@ def data_config(source: str, options: dict[str, Any]) -> DataConfig:
     """Take the options of `data_options` out of a command's arguments."""
     from variational_diffusion.config import DataConfig, validated
 
-    names = DataConfig.model_fields.keys() - {"source"}
+    names = DataConfig.model_fields.keys() & options.keys()
     return validated(DataConfig, {"source": source, **{name: options.pop(name) for name in names}})
 
 
@@ -295,20 +320,33 @@ def network_option(command: Command) -> Command:
     )(command)
 
 
+def place_option(command: Command) -> Command:
+    """Add --data, for runs whose data were moved: `open_run` acts on it."""
+    return click.option(
+        "--data",
+        "place",
+        metavar="PLACE",
+        expose_value=False,
+        callback=lambda context, _, value: context.meta.__setitem__(_PLACE, value),
+        help="Where the data that the run was trained on are now; kept in the run.",
+    )(command)
+
+
 def weights_option(command: Command) -> Command:
-    """Add --weights and --network."""
+    """Add --weights, --network and --data."""
     return click.option(
         "--weights",
         default="ema",
         help="ema: averaged weights (default); raw: the last ones; or what vdm ema made.",
-    )(network_option(command))
+    )(network_option(place_option(command)))
 
 
 def open_run(path: str) -> Run:
-    """Open the run of a command, with the network of --network."""
+    """Open the run of a command, with what --network and --data say."""
     from variational_diffusion.run.directory import Run
 
-    return Run.open(path, network=click.get_current_context().meta.get(_NETWORK))
+    meta = click.get_current_context().meta
+    return Run.open(path, network=meta.get(_NETWORK), data=meta.get(_PLACE))
 
 
 def command_line(command: str, left_out: Collection[str]) -> str:
