@@ -1,4 +1,6 @@
-"""The one exception for what a user can put right."""
+"""The exception for what a user can put right, and two kinds of it."""
+
+import errno
 
 
 class InputError(ValueError):
@@ -28,3 +30,24 @@ class DamagedError(InputError):
 
     It costs one example: `skip_damaged` leaves it out, and counts it.
     """
+
+
+class DamagedFileError(InputError):
+    """A file is missing, or is not what was written."""
+
+
+def is_short_of_memory(error: BaseException) -> bool:
+    """Return whether memory, or a thread, was refused by Python, by torch or by the system."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    text = str(error).lower()
+    return any(reason in text for reason in _REFUSED)
+
+
+_REFUSED = (
+    "cannot allocate memory",
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "can't start new thread",
+)
