@@ -7,7 +7,6 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from variational_diffusion import hub
 from variational_diffusion.cli import run
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.errors import InputError
@@ -174,7 +173,7 @@ def test_a_repository_is_read_from_the_hub(tmp_path, monkeypatch):
         asked.append((repository, name, options))
         return str(tmp_path / "model" / name)
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     back = VDM.from_pretrained("someone/digits", revision="v1")
     assert torch.equal(back.network.conv_in.weight, vdm.network.conv_in.weight)
     assert asked == [
@@ -198,7 +197,7 @@ class Hub:
 
     uploaded: dict[str, bytes]
 
-    def create_repo(self, repo_id, private, exist_ok):
+    def create_repo(self, repo_id, *, private, exist_ok):
         assert (private, exist_ok) == (True, True)
         return type("Repository", (), {"repo_id": repo_id})
 
@@ -215,7 +214,7 @@ def test_export_and_push_write_the_same_folder(digits_run, tmp_path, monkeypatch
     assert "| digits | 20 of 297 test examples, drawn with seed 0 | vlb |" in card
     assert "`vdm evaluate RUN --limit 20 --seed 3`" in card
     assert str(tmp_path) not in card
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     capsys.readouterr()
     assert run(["push", str(digits_run), "someone/digits", "--private"]) == 0
     assert capsys.readouterr().out == "https://hub.test/someone/digits\n"

@@ -231,8 +231,8 @@ def test_muon_takes_the_matrices_that_are_not_thin():
     assert "muon" not in make_optimizers(vdm, TrainingConfig(steps=1, optimizer="adamw"))
 
 
-def test_gradients_are_clipped_to_the_norm():
-    moved = []
+def test_gradients_of_the_network_are_clipped_to_the_norm_and_the_schedules_are_not():
+    moved, schedules = [], []
     for clip in (None, 1e-9):
         config = TrainingConfig(
             steps=1, warmup_steps=0, clip_norm=clip, weight_decay=0.0, optimizer="adamw"
@@ -243,6 +243,8 @@ def test_gradients_are_clipped_to_the_norm():
         assert record.gradient_norm > 1e-3
         after = state.vdm.network.dense_out.weight.detach()
         moved.append(float((after - before).abs().max()))
+        schedules.append(state.vdm.schedule.bias_2.detach().clone())
+    assert torch.equal(*schedules)
     # Adam's first step is ±rate whatever the scale, unless the gradient is below its eps of 1e-8
     assert moved[1] < 0.2 * moved[0]
 

@@ -4,8 +4,9 @@
     model.safetensors   the weights, with a digest
     README.md           the model card: what the model is, and what was measured of it
 
-`VDM.from_pretrained`, `save_pretrained` and `push_to_hub` are those of huggingface_hub's
-`ModelHubMixin`; this module holds what they read and write. Nothing is pickled.
+This module holds what `VDM.from_pretrained`, `save_pretrained` and `push_to_hub` read and write.
+Nothing is pickled. huggingface_hub is imported where it is used: every command would wait a tenth
+of a second for it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
 from variational_diffusion.config import ModelConfig, validated
@@ -25,18 +24,24 @@ from variational_diffusion.machine import environment
 from variational_diffusion.storage.files import atomic
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard
+
 FORMAT = 1
 """Version of the folder; one of a newer version is refused."""
 
 LIBRARY = environment.DISTRIBUTION
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 Evaluations = Sequence[Mapping[str, Any]]
 """Measured likelihoods, each with the entries that `evaluations.record` keeps."""
 
 
-def write_folder(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Write `config.json` and `model.safetensors`."""
+def write_folder(
+    folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor], card: ModelCard
+) -> None:
+    """Write `config.json`, `model.safetensors` and the card into a folder, made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
     values = {
         "format": FORMAT,
         "library_name": LIBRARY,
@@ -46,6 +51,24 @@ def write_folder(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor
     with atomic(folder / CONFIG, overwrite=True) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     write_tensors(folder / WEIGHTS, tensors, {})
+    with atomic(folder / CARD, overwrite=True) as temporary:
+        temporary.write_text(card.content, encoding="utf-8")
+
+
+def upload(
+    folder: Path,
+    repository: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    **commit: Any,
+) -> str:
+    """Upload a folder to a repository, made if need be; return the address of the commit."""
+    from huggingface_hub import HfApi  # noqa: PLC0415 (a tenth of a second)
+
+    api = HfApi(token=token)
+    made = api.create_repo(repository, private=private, exist_ok=True).repo_id
+    return str(api.upload_folder(repo_id=made, folder_path=folder, **commit))
 
 
 def fetch(place: str, **download: Any) -> Path:
@@ -56,6 +79,13 @@ def fetch(place: str, **download: Any) -> Path:
     """
     if Path(place).is_dir():
         return Path(place)
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415 (a tenth of a second)
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
     try:
         files = [hf_hub_download(place, name, **download) for name in (CONFIG, WEIGHTS)]
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -118,6 +148,8 @@ def card(
         evaluations: What was measured of these weights; where there is none, the card says so.
         facts: More rows for its table, such as how it was trained.
     """
+    from huggingface_hub import ModelCard, ModelCardData  # noqa: PLC0415 (a tenth of a second)
+
     shape = config.shape if config else ()
     is_image = len(shape) == 3 and shape[0] in (1, 3, 4)
     results = [_result(measured) for measured in evaluations]
@@ -181,6 +213,8 @@ def _measured(evaluations: Evaluations) -> str:
 
 
 def _result(measured: Mapping[str, Any]) -> EvalResult:
+    from huggingface_hub import EvalResult  # noqa: PLC0415 (a tenth of a second)
+
     return EvalResult(
         task_type="density-estimation",
         dataset_type=measured["data"],

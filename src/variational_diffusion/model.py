@@ -12,11 +12,12 @@ import inspect
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import DECODERS, UNSEEN, Discretized, Gaussian
 from variational_diffusion.errors import InputError
 from variational_diffusion.machine.execution import Execution
+from variational_diffusion.machine.threads import paced
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.networks.own import Factory, is_path, made
@@ -45,7 +47,7 @@ from variational_diffusion.schedules import SCHEDULES, Schedule
 from variational_diffusion.weightings import Weighting
 
 
-class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
+class VDM(nn.Module):
     """A variational diffusion model of arrays of one shape.
 
     Args:
@@ -312,15 +314,18 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
                 "data in torch.float32 or float64; vdm.in_precision(torch.bfloat16) is faster"
             )
         gamma = gamma.expand(z.shape[0])
-        if self.autocast is None:
+        with paced(z.shape, z.dtype, torch.is_grad_enabled()), self._products(z.device):
             output = estimate(self.network, z, gamma, conditioning)
-        else:
-            with torch.autocast(z.device.type, self.autocast):
-                output = estimate(self.network, z, gamma, conditioning)
         alpha, sigma = expand(process.alpha(gamma), z), expand(process.sigma(gamma), z)
         if self.prediction == "noise":
             return Denoised(noise=output, x=(z - sigma * output) / alpha)
         return Denoised(noise=alpha * output + sigma * z, x=alpha * z - sigma * output)
+
+    def _products(self, device: torch.device) -> AbstractContextManager[None]:
+        """Return a context in which the network's products are in the model's precision."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(device.type, self.autocast)
 
     def reverse(
         self,
@@ -573,31 +578,54 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
         *_, (gamma_0, z_0) = path
         return self.decoder.sample(z_0, gamma_0, generator)
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+    def save_pretrained(
+        self, save_directory: str | Path, *, model_card_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
         """Write the model as a folder that `from_pretrained` reads (see `hub`).
 
         Args:
             save_directory: New or empty.
-            **options: Those of `ModelHubMixin.save_pretrained`, such as model_card_kwargs, the
-                arguments of `hub.card`.
-
-        Returns:
-            Where it was pushed to, if it was.
+            model_card_kwargs: Arguments of `hub.card`: what was measured, how it was trained.
 
         Raises:
             InputError: For a folder with files in it, and for a model that `build` did not make.
         """
-        hub.check_new(Path(save_directory))
-        self._known_config()
-        return super().save_pretrained(save_directory, **options)
-
-    def generate_model_card(self, **facts: Any) -> ModelCard:
-        """Return the model card; the arguments are those of `hub.card`."""
+        folder = Path(save_directory)
+        hub.check_new(folder)
+        config = self._known_config()
         parameters = sum(parameter.numel() for parameter in self.parameters())
-        return hub.card(self.config, parameters, **facts)
+        card = hub.card(config, parameters, **(model_card_kwargs or {}))
+        hub.write_folder(folder, config, self.state_dict(), card)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        hub.write_folder(save_directory, self._known_config(), self.state_dict())
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        model_card_kwargs: Mapping[str, Any] | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        **commit: Any,
+    ) -> str:
+        """Upload to a repository of the hub what `save_pretrained` writes, as one commit.
+
+        Args:
+            repo_id: OWNER/NAME; the repository is made if there is none.
+            model_card_kwargs: As at `save_pretrained`.
+            private: Whether a new repository is private; None: as its owner has it.
+            token: Of the hub; None: that of `hf auth login`.
+            **commit: Arguments of `huggingface_hub.HfApi.upload_folder`, such as revision,
+                commit_message and create_pr.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: For a model that `build` did not make.
+        """
+        with TemporaryDirectory() as parent:
+            folder = Path(parent) / "model"
+            self.save_pretrained(folder, model_card_kwargs=model_card_kwargs)
+            return hub.upload(folder, repo_id, private=private, token=token, **commit)
 
     @classmethod
     def from_pretrained(
@@ -613,7 +641,7 @@ class VDM(nn.Module, ModelHubMixin, library_name=hub.LIBRARY):
             pretrained_model_name_or_path: The folder, or "owner/name".
             network: The class or function that makes a network of one's own, whose code is not in
                 the folder.
-            **options: Those of `ModelHubMixin.from_pretrained`, such as revision and token.
+            **options: Those of `huggingface_hub.hf_hub_download`, such as revision and token.
 
         Returns:
             The model, on the CPU.

@@ -173,20 +173,16 @@ def predictions(
 
 
 @dataclass(frozen=True)
-class Profile:
-    """m(γ) over bins of one width between γ_0 and γ_1, in bits per dimension and unit of γ.
+class Moments:
+    """Moments of m(γ) over bins of one width between γ_0 and γ_1, per unit of γ.
 
-    mean, mean_square: E[m] and E[m²]. low, high: the 10th and the 90th percentile of m. All have
-    the shape (bins,). evaluations: of the network.
+    mean, mean_square: E[m] in bits per dimension and E[m²], of the shape (bins,).
     """
 
     gamma_0: float
     gamma_1: float
     mean: np.ndarray
     mean_square: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    evaluations: int
 
     @property
     def gamma(self) -> np.ndarray:
@@ -219,6 +215,19 @@ class Profile:
     def variance(self, rates: Float[np.ndarray, " bins"]) -> float:
         """Return the variance of L under a schedule with these `rate_integrals`, in (bits/dim)²."""
         return float(rates @ self.mean_square) - self.diffusion**2
+
+
+@dataclass(frozen=True)
+class Profile(Moments):
+    """m(γ) over bins: its moments, and how it spreads over examples and draws.
+
+    low, high: the 10th and the 90th percentile of m, of the shape (bins,). evaluations: of the
+    network.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    evaluations: int
 
 
 def rate_integrals(schedule: Schedule, bins: int) -> Float[np.ndarray, " bins"]:
@@ -265,26 +274,39 @@ def profile(
     gathered = list(errors)
     if not gathered:
         raise InputError("errors = none: a profile takes one measurement or more")
-    gamma_0, gamma_1 = end_points
-    gamma = torch.cat([e.gamma for e in gathered]).double().numpy()
-    error = torch.cat([e.error for e in gathered]).double().numpy()
-    index = ((gamma - gamma_0) / (gamma_1 - gamma_0) * bins).astype(int).clip(0, bins - 1)
-    order = np.argsort(index, kind="stable")
-    parts = np.split(error[order], np.searchsorted(index[order], np.arange(1, bins)))
-    if any(len(part) == 0 for part in parts):
-        raise InputError(
-            f"bins = {bins}: some have none of the {len(error)} evaluations; "
-            f"make {20 * bins} evaluations or more, or take fewer bins"
-        )
+    index, error = _binned(gathered, end_points, bins)
+    parts = np.split(
+        error[index.argsort(kind="stable")], np.bincount(index, minlength=bins).cumsum()[:-1]
+    )
+    _none_empty(np.array([len(part) for part in parts]))
+    low, high = np.transpose([np.quantile(part, [0.1, 0.9]) for part in parts])
     return Profile(
-        gamma_0=gamma_0,
-        gamma_1=gamma_1,
+        *end_points,
         mean=np.array([part.mean() for part in parts]),
         mean_square=np.array([np.square(part).mean() for part in parts]),
-        low=np.array([np.quantile(part, 0.1) for part in parts]),
-        high=np.array([np.quantile(part, 0.9) for part in parts]),
+        low=low,
+        high=high,
         evaluations=len(error),
     )
+
+
+def _binned(
+    errors: list[Errors], end_points: tuple[float, float], bins: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bin of every evaluation, and its error."""
+    gamma_0, gamma_1 = end_points
+    gamma = torch.cat([e.gamma for e in errors]).double().numpy()
+    index = ((gamma - gamma_0) / (gamma_1 - gamma_0) * bins).astype(int).clip(0, bins - 1)
+    return index, torch.cat([e.error for e in errors]).double().numpy()
+
+
+def _none_empty(counts: np.ndarray) -> None:
+    if not counts.all():
+        bins = counts.shape[-1]
+        raise InputError(
+            f"bins = {bins}: some have none of the {counts.sum()} evaluations; "
+            f"make {20 * bins} evaluations or more, or take fewer bins"
+        )
 
 
 class Variances(NamedTuple):
@@ -296,7 +318,7 @@ class Variances(NamedTuple):
     optimum: float
 
 
-def variances(of: Profile, schedule: Schedule) -> Variances:
+def variances(of: Moments, schedule: Schedule) -> Variances:
     """Return the variance under a schedule, under the usual fixed ones, and the least possible."""
     return _variances(of, _rates(schedule, (of.gamma_0, of.gamma_1), len(of.mean)))
 
@@ -307,7 +329,7 @@ def _rates(schedule: Schedule, ends: tuple[float, float], bins: int) -> list[np.
     return [rate_integrals(kind, bins) for kind in kinds]
 
 
-def _variances(of: Profile, rates: list[np.ndarray]) -> Variances:
+def _variances(of: Moments, rates: list[np.ndarray]) -> Variances:
     learned, linear, cosine = (of.variance(each) for each in rates)
     return Variances(learned, linear, cosine, of.least_variance)
 
@@ -339,21 +361,27 @@ def measured_variances(
     gathered = list(errors)
     groups = min(GROUPS, len(gathered))
     rates = _rates(schedule, end_points, bins)
-    whole = _variances(profile(gathered, end_points, bins=bins), rates)
     if groups < 2:
+        whole = _variances(profile(gathered, end_points, bins=bins), rates)
         unknown = Variances(*[float("nan")] * 4)
         return MeasuredVariances(whole, unknown, unknown, unknown)
-    without = np.array(
-        [
-            _variances(
-                profile(
-                    (e for i, e in enumerate(gathered) if i % groups != k), end_points, bins=bins
-                ),
-                rates,
-            )
-            for k in range(groups)
-        ]
+    index, error = _binned(gathered, end_points, bins)
+    group = np.repeat(np.arange(len(gathered)) % groups, [len(e.error) for e in gathered])
+    counts, sums, squares = (
+        np.bincount(group * bins + index, power, groups * bins).reshape(groups, bins)
+        for power in (np.ones_like(error), error, np.square(error))
     )
+
+    def of(kept: np.ndarray) -> Variances:
+        """Return the variances from the groups of a mask."""
+        count = counts[kept].sum(0)
+        _none_empty(count)
+        return _variances(
+            Moments(*end_points, sums[kept].sum(0) / count, squares[kept].sum(0) / count), rates
+        )
+
+    whole = of(np.full(groups, True))
+    without = np.array([of(np.arange(groups) != k) for k in range(groups)])
     of_groups = groups * np.array(whole) - (groups - 1) * without
     values = of_groups.mean(0)
     spread = of_groups.std(0, ddof=1) / math.sqrt(groups)

@@ -64,6 +64,11 @@ def leads() -> bool:
     return here().leads and int(os.environ.get("RANK", "0")) == 0
 
 
+def launched() -> int:
+    """Return how many processes torchrun started on this machine; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @contextmanager
 def processes(device: torch.device, patience: timedelta = timedelta(minutes=30)) -> Iterator[Place]:
     """Join the processes that a launcher has started; alone, where none has.

@@ -5,6 +5,7 @@ None of it is part of a run's configuration: the same model gives the same figur
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -13,11 +14,15 @@ from typing import Any
 import torch
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.machine.distributed import local_device
+from variational_diffusion.machine.distributed import launched, local_device
 from variational_diffusion.machine.memory import keep_freed_memory
+from variational_diffusion.machine.threads import computing_with
 
 COMPILE_MODES = ("off", "default", "cuda-graphs")
 """Nothing; torch.compile of the network; that, and a training step recorded as CUDA graphs."""
+
+VARIABLE = "VDM_DEVICE"
+"""Environment variable: the device where none is given."""
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -26,10 +31,12 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 class Execution:
     """How arithmetic is carried out.
 
-    device: "cpu", "cuda", "cuda:1", …; "auto": cuda if there is any. threads: of the CPU; None: as
-    torch has them. precision: of the network's products, an entry of `PRECISIONS`; "auto": bfloat16
-    where the device has units or instructions for it. compile: an entry of `COMPILE_MODES`.
-    channels_last: keep the channels of a pixel side by side.
+    device: "cpu", "cuda", "cuda:1", …; "auto": what the environment variable VDM_DEVICE names;
+    without it, cuda if there is any. threads: of the CPU; None: as many as pay at the moment (see
+    `machine.threads`). Their number may change the last digits of whatever has gradients in it,
+    such as training and the likelihood of the ODE. precision: of the network's products, an entry
+    of `PRECISIONS`; "auto": bfloat16 where the device has units or instructions for it. compile: an
+    entry of `COMPILE_MODES`. channels_last: keep the channels of a pixel side by side.
     """
 
     device: str = "auto"
@@ -49,6 +56,8 @@ class Execution:
     def target(self) -> torch.device:
         """Return the device; raise `InputError` where it is not at hand."""
         name = self.device
+        if name == "auto":
+            name = os.environ.get(VARIABLE, "").strip() or "auto"
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -77,15 +86,11 @@ class Execution:
     @contextmanager
     def begun(self) -> Iterator[torch.device]:
         """Yield the device; the number of threads is what it was when the work is done."""
-        device, before = self.target(), torch.get_num_threads()
+        device = self.target()
         keep_freed_memory()
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        try:
+        follow = device.type == "cpu" and launched() == 1 and self.compile == "off"
+        with computing_with(self.threads, follow=follow):
             yield device
-        finally:
-            if self.threads is not None:
-                torch.set_num_threads(before)
 
 
 def execution_of(options: dict[str, Any]) -> tuple[Execution, dict[str, Any]]:

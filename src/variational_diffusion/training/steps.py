@@ -31,6 +31,7 @@ from variational_diffusion.errors import DivergedError, InputError
 from variational_diffusion.lattice import LEAST_RECORDED_SPACING
 from variational_diffusion.machine.cuda_graphs import Recorded
 from variational_diffusion.machine.distributed import Place, here, largest_over_processes, whole
+from variational_diffusion.machine.threads import paced
 from variational_diffusion.model import VDM
 from variational_diffusion.networks.dropout import draw_keys, dropout_layers, keyed
 from variational_diffusion.numerics import bits_per_dim, derived_seed, expand
@@ -202,7 +203,8 @@ def fit(
         _set_rates(state.optimizers.values(), factor)
         if not state.vdm.training:
             state.vdm.train()
-        bound, numbers = step.measure(batch)
+        with paced("step"):
+            bound, numbers = step.measure(batch)
         mine = [
             float(not all(map(math.isfinite, numbers))),
             float(stopped()),
