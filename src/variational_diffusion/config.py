@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, meant
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -224,7 +225,7 @@ class RunConfig(_Section):
         The sections and fields are those of `config.json`; what has a default may be left out.
         Raises InputError that names the file, and the field with what is allowed.
         """
-        path = Path(path)
+        path = Path(os.path.expanduser(path))
         try:
             text = path.read_text(encoding="utf-8")
             values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -296,7 +297,20 @@ def validated(section: type[Section], values: dict[str, Any]) -> Section:
         if first["loc"]:
             name = ".".join(str(part) for part in first["loc"])
             message = f"{name} = {first['input']!r}: {message.lower()}"
+            if first["type"] == "extra_forbidden":
+                known = list(_section_at(section, first["loc"][:-1]).model_fields)
+                guess = meant(first["loc"][-1], known)
+                message = f"{name}: no such field; known are {', '.join(known)}{guess}"
         raise InputError(message) from error
+
+
+def _section_at(section: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """Return the section inside of a section that has a place in the values."""
+    for name in location:
+        annotation = section.model_fields[str(name)].annotation
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        section = next(kind for kind in kinds if issubclass(kind, BaseModel))
+    return section
 
 
 def _close(ours: dict[str, Any], theirs: dict[str, Any], name: str, scale: Any) -> bool:

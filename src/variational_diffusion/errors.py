@@ -1,5 +1,11 @@
 """The one exception for what a user can put right."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+_SHOWN = 40
+"""Names that a message lists."""
+
 
 class InputError(ValueError):
     """A value that the caller gave is not allowed.
@@ -17,3 +23,22 @@ class InputError(ValueError):
 
 class DivergedError(InputError):
     """Training came to numbers that are not finite, again and again."""
+
+
+def one_of(name: str, value: object, known: Iterable[str]) -> None:
+    """Raise `InputError` for a value that is none of those that are known.
+
+    name: of what was given. The message guesses what was meant.
+    """
+    names = list(known)
+    if not isinstance(value, str) or value not in names:
+        more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+        shown = ", ".join(names[:_SHOWN])
+        raise InputError(f"{name} = {value!r}: known are {shown}{more}{meant(value, names)}")
+
+
+def meant(value: object, known: Iterable[str]) -> str:
+    """Return "; did you mean …?" where a name is close to one that is known, otherwise ""."""
+    folded = {name.casefold(): name for name in known}
+    close = get_close_matches(str(value).casefold(), folded, 1)
+    return f"; did you mean {folded[close[0]]}?" if close else ""

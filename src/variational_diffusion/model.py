@@ -26,7 +26,7 @@ from variational_diffusion.conditions import CONDITIONS, Arrays, Batch, Labels, 
 from variational_diffusion.conditions.guidance import EVERYWHERE, Guided
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import DECODERS, UNSEEN, Discretized, Gaussian
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, meant, one_of
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.threads import paced
 from variational_diffusion.modes import in_evaluation_mode
@@ -44,6 +44,7 @@ from variational_diffusion.sampling import (
     named,
 )
 from variational_diffusion.schedules import SCHEDULES, Schedule
+from variational_diffusion.storage.files import check_target
 from variational_diffusion.weightings import Weighting
 
 
@@ -90,8 +91,7 @@ class VDM(nn.Module):
         condition: Labels | Arrays | None = None,
     ) -> None:
         super().__init__()
-        if prediction not in ("noise", "velocity"):
-            raise InputError(f"prediction = {prediction!r}: known are 'noise' and 'velocity'")
+        one_of("prediction", prediction, ("noise", "velocity"))
         self.network = network
         self.schedule = schedule
         self.decoder = decoder
@@ -590,8 +590,7 @@ class VDM(nn.Module):
         Raises:
             InputError: For a folder with files in it, and for a model that `build` did not make.
         """
-        folder = Path(save_directory)
-        hub.check_new(folder)
+        folder = check_target(save_directory, "save_directory", folder=True)
         config = self._known_config()
         parameters = sum(parameter.numel() for parameter in self.parameters())
         card = hub.card(config, parameters, **(model_card_kwargs or {}))
@@ -769,8 +768,7 @@ def _construct(kind: str, table: Mapping[str, Any], component: Component, *first
 
 def _constructor(kind: str, table: Mapping[str, Any], component: Component) -> Any:
     """Return the entry of a table; name an unknown name or option, and what is known."""
-    if component.name not in table:
-        raise InputError(f"{kind} = {component.name!r}: known are {', '.join(table)}")
+    one_of(kind, component.name, table)
     constructor = table[component.name]
     parameters = inspect.signature(constructor).parameters
     known = [name for name in parameters if name != "shape"]
@@ -778,5 +776,6 @@ def _constructor(kind: str, table: Mapping[str, Any], component: Component) -> A
         if option not in known and not is_path(component.name):
             raise InputError(
                 f"{kind}.{option}: {component.name} has the options {', '.join(known)}"
+                f"{meant(option, known)}"
             )
     return constructor

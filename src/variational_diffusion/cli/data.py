@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, print_table
+from variational_diffusion.cli.shared.console import print_json, print_table, say
 from variational_diffusion.cli.shared.options import data_config, data_options, json_option
 
 _EXAMPLES = 64
@@ -29,7 +29,7 @@ def command(data: str, out: str | None, as_json: bool, **options: Any) -> None:
     """
     from variational_diffusion.data import open_dataset
     from variational_diffusion.images.pictures import is_image, save_sheet
-    from variational_diffusion.storage.files import unused
+    from variational_diffusion.storage.files import expanded, unused
 
     dataset = open_dataset(data_config(data, options))
     counts: dict[str, int | None] = {name: len(part) for name, part in dataset.splits.items()}
@@ -42,7 +42,7 @@ def command(data: str, out: str | None, as_json: bool, **options: Any) -> None:
     path = None
     if is_image(dataset.shape):
         name = f"{Path(dataset.source).stem}-examples.png"
-        path = unused(name) if out is None else Path(out)
+        path = unused(name) if out is None else expanded(out)
         save_sheet(examples, dataset.levels, path)
     if as_json:
         print_json(
@@ -68,9 +68,9 @@ def command(data: str, out: str | None, as_json: bool, **options: Any) -> None:
         rows.append(("labels", ", ".join(dataset.labels)))
     print_table(dataset.source, ["", ""], rows)
     for note in dataset.remarks:
-        click.echo(note)
+        say(note)
     if path is not None:
-        click.echo(f"a sheet of examples: {path}")
+        say(f"a sheet of examples: {path}")
 
 
 def _number(count: int | None) -> str:

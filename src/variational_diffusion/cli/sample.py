@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, shown
+from variational_diffusion.cli.shared.console import print_json, say, shown
 from variational_diffusion.cli.shared.examples import given_options
 from variational_diffusion.cli.shared.options import (
     device_options,
@@ -65,10 +64,10 @@ def command(
     Example: vdm sample runs/first --n 16 --out samples.png
     """
     from variational_diffusion.images.pictures import is_image
-    from variational_diffusion.run.samples import check_targets, sample_run
+    from variational_diffusion.run.samples import check_outputs, sample_run
     from variational_diffusion.sampling import default_for
-    from variational_diffusion.storage.columns import ENDINGS, check_target, write_columns
-    from variational_diffusion.storage.files import unused
+    from variational_diffusion.storage.columns import ENDINGS, write_columns
+    from variational_diffusion.storage.files import check_target, check_targets, expanded, unused
 
     opened = open_run(run)
     shape = opened.config.model.shape
@@ -78,12 +77,12 @@ def command(
         name = f"{by}-{options['steps']}-seed-{options['seed']}{ending}"
         path = unused(opened.path / "samples" / name)
     else:
-        path = Path(out)
-    check_targets(path, animate, shape)
-    check_target("table", table, ENDINGS)
+        path = expanded(out)
+    check_outputs(path, animate, shape)
+    check_targets(table=(table, ENDINGS))
     labels = path.with_suffix(".labels.csv") if path.suffix else path / "labels.csv"
     if opened.config.model.condition is not None:
-        check_target("out", str(labels), ENDINGS)
+        check_target(labels)
     with joined(options["device"]) as place:
         found = sample_run(
             opened,
@@ -101,7 +100,7 @@ def command(
         write_columns(table, found.table)
     if found.given.drawn:
         found.write_labels(labels)
-        click.echo(f"labels drawn by their shares of the training data: {labels}", err=True)
+        say(f"labels drawn by their shares of the training data: {labels}", err=True)
     if as_json:
         print_json(
             {
@@ -114,9 +113,9 @@ def command(
             }
         )
         return
-    click.echo(path)
+    say(path)
     if animate:
-        click.echo(animate)
+        say(animate)
     if table is not None:
         bits = found.bits["bits_per_dim"]
-        click.echo(f"{table}   (mean {bits.mean():.3f}, from {bits.min():.3f} to {bits.max():.3f})")
+        say(f"{table}   (mean {bits.mean():.3f}, from {bits.min():.3f} to {bits.max():.3f})")

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import click
 
+from variational_diffusion.cli.shared.console import say
 from variational_diffusion.cli.shared.options import device_options, open_run, weights_option
 from variational_diffusion.errors import InputError
 
@@ -40,4 +41,4 @@ def command(
 
     with Execution(device, threads).begun() as target:
         studio = Studio(open_run(run), weights, target)
-        serve(studio, port, None if no_token else secrets.token_urlsafe(24), ready=click.echo)
+        serve(studio, port, None if no_token else secrets.token_urlsafe(24), ready=say)

@@ -17,6 +17,7 @@ from variational_diffusion.data.dataset import Dataset, stored_dataset
 from variational_diffusion.data.images import extensions
 from variational_diffusion.data.stored import Stored
 from variational_diffusion.errors import InputError
+from variational_diffusion.storage.files import expanded
 
 SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 """Extensions of files that hold many examples, and what `datasets` calls their kind."""
@@ -57,7 +58,7 @@ def open_folder(config: DataConfig) -> Dataset:
 
 def image_files(config: DataConfig) -> tuple[Files, tuple[str, ...]]:
     """Return the image files of what `open_folder` opens, and a remark on the others."""
-    folder = Path(config.source).expanduser().resolve()
+    folder = expanded(config.source).resolve()
     names, n_others = _image_names(folder)
     if not names:
         found = f"{n_others} files, none of them an image" if n_others else "no images"

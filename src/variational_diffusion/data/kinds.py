@@ -27,6 +27,7 @@ from variational_diffusion.data.originals import Originals
 from variational_diffusion.data.source import Split
 from variational_diffusion.data.survey import survey
 from variational_diffusion.errors import InputError
+from variational_diffusion.storage.files import expanded
 
 Opener = Callable[[DataConfig], Dataset]
 
@@ -138,7 +139,7 @@ def kind_named(source: str) -> Kind:
             f"data = '{source}' were given in memory, and a run does not keep them: pass "
             "them again as data, as in evaluate(run, data)"
         )
-    path = Path(source).expanduser()
+    path = expanded(source)
     for kind in KINDS.values():
         if kind.fits(source, path):
             return kind

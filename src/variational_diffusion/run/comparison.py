@@ -18,6 +18,7 @@ import numpy as np
 
 from variational_diffusion.data import Split
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import typed
 from variational_diffusion.likelihood import (
     Comparison,
     Estimator,
@@ -214,7 +215,8 @@ def common_examples(
         )
         raise InputError(
             f"'{name}' has other {split or 'test'} examples than '{names[0]}'{seen}: give data "
-            f"that none of them was trained on, as in: vdm compare {runs[0].path} {run.path} DATA"
+            "that none of them was trained on, as in: "
+            f"vdm compare {typed(runs[0].path, run.path)} DATA"
         )
     notes = list(_seen(runs, first)) if data is not None else []
     return splits, notes

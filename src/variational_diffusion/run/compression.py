@@ -36,6 +36,7 @@ from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, check_free, chosen_examples
 from variational_diffusion.run.noise_errors import expected_errors, reverse_chain, widened
 from variational_diffusion.run.trained import Trained
+from variational_diffusion.storage.files import expanded
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
 
 LOG = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ def compress(
         >>> bool((back == x).all())
         True
     """
-    path = Path(path)
+    path = expanded(path)
     check_new(path)
     run = run if isinstance(run, Run) else Run.open(run)
     execution = Execution(device, threads)
@@ -268,8 +269,8 @@ def decompress(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     execution = Execution(device, threads)
-    with _opened(Path(file)) as container, execution.begun():
-        unpacking = Unpacking(container, None if path is None else Path(path))
+    with _opened(expanded(file)) as container, execution.begun():
+        unpacking = Unpacking(container, None if path is None else expanded(path))
         header = container.header
         vdm = _needed(run, container, execution)
         coder = ChainCoder(vdm, header.chain(), portable=header.precision == "portable")

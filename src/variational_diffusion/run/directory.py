@@ -29,6 +29,7 @@ checksum. Nothing is pickled.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ from torch import Tensor
 from variational_diffusion.config import RunConfig, TrainingConfig
 from variational_diffusion.data import Dataset
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import typed
 from variational_diffusion.grids import NoiseErrors
 from variational_diffusion.machine.distributed import (
     Place,
@@ -57,7 +59,7 @@ from variational_diffusion.networks.own import Factory, imported
 from variational_diffusion.run.states import joined, load_into, progress_of, restore, tensors_of
 from variational_diffusion.sampling import DEFAULT_STEPS
 from variational_diffusion.storage import json_lines
-from variational_diffusion.storage.files import atomic
+from variational_diffusion.storage.files import atomic, expanded
 from variational_diffusion.storage.tensors import read_metadata, read_tensors, write_tensors
 from variational_diffusion.training import TrainingState
 
@@ -119,14 +121,14 @@ class Run:
             >>> vd.Run.open("runs/digits")  # doctest: +ELLIPSIS
             Run('runs/digits': ... of 1×8×8, data digits)
         """
-        path = Path(path)
+        path = expanded(path)
         own = imported(network) if isinstance(network, str) else network
         try:
             text = (path / "config.json").read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise InputError(
                 f"run = '{path}': no run is there (no readable config.json); "
-                f"train one with: vdm train DATA --run {path}"
+                f"train one with: vdm train DATA --run {typed(path)}"
             ) from error
         try:
             return cls(path, RunConfig.from_json(text), network=own)
@@ -157,8 +159,8 @@ class Run:
             InputError: For a directory with a run of another configuration, which is never touched;
                 the message says which settings differ.
         """
-        path = Path(path)
-        if (path / "config.json").exists():
+        path = expanded(path)
+        if os.path.exists(path / "config.json"):
             run = cls.open(path, network=network)
             run.data = data
             differences = run.config.differences(config)
@@ -349,12 +351,12 @@ class Run:
             others = sorted(file.stem for file in self.path.glob("ema-*.safetensors"))
             raise InputError(
                 f"weights = '{weights}': '{self.path}' has {', '.join(['ema', 'raw', *others])}; "
-                f"make others with: vdm ema {self.path} --width 0.07"
+                f"make others with: vdm ema {typed(self.path)} --width 0.07"
             )
         if not path.exists():
             raise InputError(
                 f"run = '{self.path}': no weights are saved yet ({path.name} is missing); "
-                f"train it first: vdm train {self.config.data.source} --run {self.path}"
+                f"train it first: vdm train {typed(self.config.data.source, '--run', self.path)}"
             )
         vdm = self.build()
         load_into(vdm, read_tensors(path)[0], path)

@@ -14,7 +14,7 @@ from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.source import Standardised, standardised
 from variational_diffusion.errors import InputError
-from variational_diffusion.images.pictures import is_image, save_sheet
+from variational_diffusion.images.pictures import PICTURES, is_image, save_sheet
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener, nothing, telling
 from variational_diffusion.quality import (
@@ -37,6 +37,7 @@ from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, examples_for, own_data
 from variational_diffusion.run.samples import draw, sampling_of, sampling_options
 from variational_diffusion.run.trained import Trained
+from variational_diffusion.storage.files import check_targets, expanded
 
 _CLASSIFIER = "quality-classifier.safetensors"
 _SHOWN, _NEAREST = 8, 7
@@ -123,6 +124,7 @@ def quality(
     Raises:
         InputError: For samples or features that are not of the model's kind.
     """
+    check_targets(nearest=(nearest, PICTURES))
     how = sampling_options(options)
     execution = Execution(**options)
     run = run if isinstance(run, Run) else Run.open(run)
@@ -149,7 +151,9 @@ def quality(
         every = {"samples": values, **sets}
         copies = None
         if nearest is not None:
-            copies = _write_nearest(Path(nearest), values, test, splits["train"], levels, progress)
+            copies = _write_nearest(
+                expanded(nearest), values, test, splits["train"], levels, progress
+            )
         return Quality(
             source=what,
             samples=len(values),
@@ -193,7 +197,7 @@ def features_for(
     if wanted == "inception":
         return Inception(levels)
     if wanted != "classifier":
-        path = Path(wanted)
+        path = expanded(wanted)
         if not path.is_file():
             raise InputError(
                 f"features = '{wanted}': known are classifier, inception, pixels and the file "

@@ -17,6 +17,7 @@ from variational_diffusion.machine.progress import Listener, telling
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, check_free, examples_for, own_data
 from variational_diffusion.run.trained import Trained
+from variational_diffusion.storage.files import expanded
 
 REFERENCE = 1000
 FALSE_ALARMS = 0.01
@@ -125,4 +126,4 @@ def drawn(parts: Mapping[str, Split], limit: int | None) -> dict[str, Split]:
 def _is_same(data: str | Path, run: Run) -> bool:
     """Tell whether DATA is what the run was trained on, by its name or its path."""
     source = run.config.data.source
-    return str(data) == source or Path(data).expanduser().resolve() == Path(source)
+    return str(data) == source or expanded(data).resolve() == Path(source)

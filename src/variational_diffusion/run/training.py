@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from variational_diffusion.data.loader import (
     ordered_batches,
     training_batches,
 )
-from variational_diffusion.errors import DivergedError, InputError
+from variational_diffusion.errors import DivergedError, InputError, one_of
 from variational_diffusion.likelihood import Summary
 from variational_diffusion.machine.distributed import (
     Place,
@@ -45,6 +46,7 @@ from variational_diffusion.run import averages
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.sheets import write_sheet
 from variational_diffusion.run.tracking import Tracking
+from variational_diffusion.storage.files import expanded
 from variational_diffusion.training.loop import Means, Validation, follow, validate
 from variational_diffusion.training.overfit import OverfitCheck, overfit
 from variational_diffusion.training.sharding import recompute_activations, shard
@@ -212,8 +214,7 @@ def training_events(
         Validation
         End
     """
-    if sharding not in ("replicated", "sharded"):
-        raise InputError(f"sharding = {sharding!r}: known are replicated, sharded")
+    one_of("sharding", sharding, ("replicated", "sharded"))
     execution = Execution(device, threads, precision, compile, channels_last)
     with execution.begun() as target, processes(target) as place:
         asked = configuration(data, directory, **choices)
@@ -293,7 +294,7 @@ def configuration(
         if value is not None
     }
     there = None
-    if directory is not None and (Path(directory) / "config.json").exists():
+    if directory is not None and os.path.exists(expanded(directory) / "config.json"):
         there = Run.open(directory, network=factory)
     if data is None and config is None:
         if there is None:

@@ -8,6 +8,7 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from variational_diffusion.escaping import markdown
 from variational_diffusion.web.guard import Guard
 from variational_diffusion.web.studio import Studio
 from variational_diffusion.web.tabs import (
@@ -60,7 +61,7 @@ def build(studio: Studio) -> gr.Blocks:
     channels, height, width = studio.shape
     with gr.Blocks(analytics_enabled=False, title="vdm serve", delete_cache=(600, 3600)) as page:
         gr.Markdown(
-            f"# {studio.run.path.resolve().name}\n{height}×{width} images, "
+            f"# {markdown(studio.run.path.resolve().name)}\n{height}×{width} images, "
             f"{ {1: 'grey', 3: 'colour', 4: 'colour with opacity'}[channels] }, "
             f"{studio.levels:,} levels. An uploaded image is cropped and scaled to that size."
         )
