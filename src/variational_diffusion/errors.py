@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from operator import index
+from typing import SupportsIndex
 
 _SHOWN = 40
 """Names that a message lists."""
@@ -23,6 +25,13 @@ class InputError(ValueError):
 
 class DivergedError(InputError):
     """Training came to numbers that are not finite, again and again."""
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """Return a whole number; raise `InputError` for anything else, and for less than the least."""
+    if not isinstance(value, SupportsIndex) or isinstance(value, bool) or index(value) < least:
+        raise InputError(f"{name} = {value!r}: give a whole number of {least} or more")
+    return index(value)
 
 
 def one_of(name: str, value: object, known: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from variational_diffusion.errors import InputError, one_of
+from variational_diffusion.errors import InputError, one_of, whole
 from variational_diffusion.machine.distributed import launched, local_device
 from variational_diffusion.machine.memory import keep_freed_memory
 from variational_diffusion.machine.threads import computing_with
@@ -49,8 +49,8 @@ class Execution:
         for name, known in (("precision", PRECISIONS), ("compile", COMPILE_MODES)):
             value = getattr(self, name)
             one_of(name, value, known)
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads = {self.threads}: give one or more")
+        if self.threads is not None:
+            whole("threads", self.threads)
 
     def target(self) -> torch.device:
         """Return the device; raise `InputError` where it is not at hand."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from variational_diffusion.data import Split
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, whole
 from variational_diffusion.escaping import typed
 from variational_diffusion.likelihood import (
     Comparison,
@@ -103,6 +103,7 @@ def compare(
         >>> c.difference < 0, c.interval[1] < 0  # training helped, beyond doubt
         (True, True)
     """
+    whole("seed", seed, 0)
     execution, options = execution_of(options)
     subjects, data = _parted(models)
     runs = [each for each in subjects if isinstance(each, Run)]

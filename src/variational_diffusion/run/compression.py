@@ -25,6 +25,7 @@ from variational_diffusion.compression.archive import COMPARED, check_new, class
 from variational_diffusion.compression.needed import model_digest, model_state, with_state
 from variational_diffusion.compression.unpacking import Unpacking
 from variational_diffusion.data import Dataset, Originals, Split, open_originals
+from variational_diffusion.data.memory import in_order
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
 from variational_diffusion.grids import PredictedErrors, fewest_steps
@@ -304,6 +305,7 @@ def _originals(
     if isinstance(data, Split):
         originals, name = Originals(data), data.description
     else:
+        data = data if isinstance(data, str | Path) else in_order(data)
         config = run.config.data.model_copy(update={"condition": None})
         originals = open_originals(data, config, vdm.shape)
         name = str(data) if isinstance(data, str | Path) else f"array of shape {tuple(data.shape)}"

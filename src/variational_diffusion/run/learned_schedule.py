@@ -136,6 +136,7 @@ def schedule(
         >>> bool((np.diff(s.gamma) > 0).all()), s.variances.learned > 0
         (True, True)
     """
+    whole("seed", seed, 0)
     run = run if isinstance(run, Run) else Run.open(run)
     carried = Execution(**execution)
     with carried.begun():

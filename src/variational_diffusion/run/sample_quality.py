@@ -13,7 +13,7 @@ import torch
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.source import Standardised, standardised
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, whole
 from variational_diffusion.images.pictures import PICTURES, is_image, save_sheet
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener, nothing, telling
@@ -124,6 +124,7 @@ def quality(
     Raises:
         InputError: For samples or features that are not of the model's kind.
     """
+    whole("seed", seed, 0)
     check_targets(nearest=(nearest, PICTURES))
     how = sampling_options(options)
     execution = Execution(**options)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from variational_diffusion.conditions import Batch
 from variational_diffusion.decoders import Discretized
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, whole
 from variational_diffusion.grids import Gammas
 from variational_diffusion.images.pictures import (
     animation,
@@ -143,6 +143,8 @@ def sample(
 
     frames: how many stages of the way are kept, beside the last. sampling: for `sampling_of`.
     """
+    whole("n", n)
+    whole("seed", seed, 0)
     labels = () if label is None else (label,) if isinstance(label, str) else tuple(label)
     given = given_by(
         trained.run,

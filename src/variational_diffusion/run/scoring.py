@@ -11,7 +11,7 @@ import numpy as np
 from variational_diffusion import anomaly
 from variational_diffusion.anomaly import Scored, calibration_needed, check_reference
 from variational_diffusion.data import Split
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, whole
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener, telling
 from variational_diffusion.run.directory import Run
@@ -75,6 +75,7 @@ def score(
         >>> s.p_value.shape, bool((s.p_value > 0).all() and (s.p_value <= 1).all())
         ((5,), True)
     """
+    whole("seed", seed, 0)
     if false_alarms is not None and fdr is not None:
         raise InputError(f"false_alarms = {false_alarms:g}, fdr = {fdr:g}: give one of the two")
     rate = FALSE_ALARMS if false_alarms is None else false_alarms
