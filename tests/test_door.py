@@ -12,6 +12,8 @@ from pathlib import Path
 
 import click
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import variational_diffusion as vd
@@ -396,3 +398,19 @@ def test_a_configuration_has_no_numbers_that_are_not_finite(number, tmp_path):
         RunConfig.from_file(path)
     with pytest.raises(InputError, match="finite"):
         validated(TrainingConfig, {"steps": 1, "learning_rate": float(number)})
+
+
+def test_no_network_and_no_home_are_told_in_one_line(run, tmp_path):
+    nowhere = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_none"}
+    done = told(["push", run, "someone/model"], env=nowhere)
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+    assert b"Connection refused" in done.stderr
+    table = pa.table({"a": np.arange(50.0), "b": np.arange(50.0) ** 2})
+    pq.write_table(table, tmp_path / "t.parquet")
+    homeless = {name: value for name, value in os.environ.items() if name != "HF_HOME"}
+    homeless["HOME"] = "/proc/none"
+    done = told(["data", str(tmp_path / "t.parquet")], env=homeless)
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+    assert b"set HF_HOME" in done.stderr

@@ -83,14 +83,14 @@ def fetch(place: str, **download: Any) -> Path:
         return expanded(place)
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 (a tenth of a second)
     from huggingface_hub.errors import (  # noqa: PLC0415
-        HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
     )
 
     try:
         files = [hf_hub_download(place, name, **download) for name in (CONFIG, WEIGHTS)]
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"'{place}' is no folder, and the hub does not give it ({reason}): give a folder, or "

@@ -98,8 +98,8 @@ def push(run: Run, repository: str, *, weights: str = "ema", private: bool = Fal
         InputError: Where the hub does not take it, with its reason.
     """
     from huggingface_hub.errors import (  # noqa: PLC0415 (half a second)
-        HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalTokenNotFoundError,
     )
 
@@ -110,7 +110,7 @@ def push(run: Run, repository: str, *, weights: str = "ema", private: bool = Fal
             commit_message="Upload a variational diffusion model",
             model_card_kwargs=_card_entries(run, weights),
         )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"repository = '{repository}': the hub does not take it ({reason}): give OWNER/NAME of "
