@@ -15,6 +15,7 @@ from variational_diffusion.cli.shared.options import (
     weights_option,
 )
 from variational_diffusion.cli.shared.sampling import VARIANCES
+from variational_diffusion.cli.shared.types import OneOf
 
 if TYPE_CHECKING:
     from variational_diffusion.run.compression import Compressed
@@ -33,7 +34,7 @@ GROUP, MAX_IMAGES = 10_000, 1 << 20
 )
 @click.option(
     "--variance",
-    type=click.Choice(VARIANCES),
+    type=OneOf(VARIANCES),
     help="Variance of the reverse steps; default: predicted where the run has a head (vdm "
     "variance), "
     "otherwise position.",

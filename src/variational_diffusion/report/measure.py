@@ -38,6 +38,7 @@ from variational_diffusion.run.learned_schedule import BINS, measure_split
 from variational_diffusion.run.samples import sample
 from variational_diffusion.run.trained import Trained
 from variational_diffusion.sampling import DEFAULT_STEPS, default_for, named
+from variational_diffusion.storage.files import expanded
 from variational_diffusion.storage.tensors import read_metadata
 
 LOG = logging.getLogger(__name__)
@@ -437,7 +438,7 @@ def report(
     """
     start = time.monotonic()
     run = run if isinstance(run, Run) else Run.open(run)
-    path = run.path / "report.html" if out is None else Path(out)
+    path = run.path / "report.html" if out is None else expanded(out)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"out = '{path}': give a name that ends in .html")
     check_replaceable(path)

@@ -27,8 +27,10 @@ from variational_diffusion.compression.archive import COMPARED, check_new, class
 from variational_diffusion.compression.needed import model_digest, model_state, with_state
 from variational_diffusion.compression.unpacking import Unpacking
 from variational_diffusion.data import Dataset, Originals, Split, open_originals
+from variational_diffusion.data.memory import in_order
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import printable
 from variational_diffusion.grids import PredictedErrors, fewest_steps
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener
@@ -38,7 +40,7 @@ from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, check_free, chosen_examples, examples_for
 from variational_diffusion.run.noise_errors import expected_errors, reverse_chain, widened
 from variational_diffusion.run.trained import Trained
-from variational_diffusion.storage.files import cached, printable
+from variational_diffusion.storage.files import cached, expanded
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
 
 LOG = logging.getLogger(__name__)
@@ -159,7 +161,7 @@ def compress(
         >>> bool((back == x).all())
         True
     """
-    path = Path(path)
+    path = expanded(path)
     check_new(path)
     run = run if isinstance(run, Run) else Run.open(run)
     execution = Execution(device, threads)
@@ -275,7 +277,7 @@ def decompress(
     run = run if isinstance(run, Run) else Run.open(run)
     execution = Execution(device, threads)
     with ExitStack() as stack:
-        container = stack.enter_context(_opened(Path(file)))
+        container = stack.enter_context(_opened(expanded(file)))
         header = container.header
         portable = header.precision == "portable"
         stack.enter_context(execution.begun(follow=portable))
@@ -320,6 +322,7 @@ def _originals(
     if isinstance(data, Split):
         originals, name = Originals(data), data.description
     else:
+        data = data if isinstance(data, str | Path) else in_order(data)
         config = run.config.data.model_copy(update={"condition": None})
         originals = open_originals(data, config, vdm.shape)
         name = str(data) if isinstance(data, str | Path) else f"array of shape {tuple(data.shape)}"

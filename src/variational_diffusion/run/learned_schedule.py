@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from variational_diffusion.data import Split
+from variational_diffusion.errors import whole
 from variational_diffusion.likelihood.loss_profile import (
     GROUPS,
     Errors,
@@ -136,6 +137,7 @@ def schedule(
         >>> bool((np.diff(s.gamma) > 0).all()), s.variances.learned > 0
         (True, True)
     """
+    whole("seed", seed, 0)
     run = run if isinstance(run, Run) else Run.open(run)
     carried = Execution(**execution)
     with carried.begun():
