@@ -19,7 +19,7 @@ import variational_diffusion
 from commands import output
 from variational_diffusion.cli import COMMANDS, vdm
 from variational_diffusion.cli.shared.console import print_table
-from variational_diffusion.cli.shared.options import Duration
+from variational_diffusion.cli.shared.types import Duration
 
 ROOT = Path(variational_diffusion.__file__).parent
 
