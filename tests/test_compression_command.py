@@ -287,7 +287,7 @@ def test_a_run_of_files_that_lose_something_says_what_comes_back(
 ):
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
-    for i in range(4):
+    for i in range(12):
         images = [Image.fromarray(rng.integers(0, 256, (8, 8, 4), np.uint8)) for _ in range(2)]
         more = {"append_images": images[1:]} if options else {}
         images[0].save(tmp_path / "in" / f"{i}{name}", **options, **more)
@@ -375,12 +375,14 @@ def trained_on(path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"limit": 10}, {"steps": 5, "group": 20, "verify": False, "limit": 50}]
+    "options", [{"limit": 10}, {"steps": 5, "group_size": 20, "verify": False, "limit": 50}]
 )
 def test_the_command_and_the_function_give_the_same_bytes_and_figures(
     capsys, trained, tmp_path, options
 ):
-    typed = [f"--{name}={value}" for name, value in options.items() if name != "verify"]
+    typed = [
+        f"--{name.replace('_', '-')}={value}" for name, value in options.items() if name != "verify"
+    ]
     typed += [] if options.get("verify", True) else ["--no-verify"]
     told = compressed(capsys, trained, "--out", tmp_path / "a.vdmz", *typed)
     found = vd.compress(vd.Run.open(trained), None, tmp_path / "b.vdmz", **options)

@@ -693,10 +693,10 @@ class VDM(nn.Module):
     def _level(self, name: str, gamma: Any, z: Tensor) -> Tensor:
         """Return a noise level of all rows of z, shape (), or one for each, shape (batch,)."""
         level = as_tensor(name, gamma, self.schedule.initial_end_points, numbers=True)
-        if level.shape not in ((), (len(z),)):
+        if level.ndim and level.shape != z.shape[:1]:
             raise InputError(
                 f"{name} has shape {tuple(level.shape)}: give one level, or one for each of "
-                f"{len(z)} examples"
+                f"{z.shape[0]} examples"
             )
         return level
 
