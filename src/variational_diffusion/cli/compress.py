@@ -40,7 +40,7 @@ GROUP, MAX_IMAGES = 10_000, 1 << 20
     "otherwise position.",
 )
 @click.option(
-    "--group",
+    "--group-size",
     type=click.IntRange(1, MAX_IMAGES),
     default=GROUP,
     help="Images that share a stack: smaller groups are decoded on their own, and cost more.",

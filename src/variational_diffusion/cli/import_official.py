@@ -18,7 +18,7 @@ from variational_diffusion.escaping import typed
 @click.option(
     "--data",
     default="hf:uoft-cs/cifar10",
-    help="What it was trained on, for vdm evaluate (default hf:uoft-cs/cifar10).",
+    help="Where the data are that it was trained on (default hf:uoft-cs/cifar10).",
 )
 @click.option("--size", type=Size(), default="32", help="Of the images (default 32).")
 @json_option

@@ -16,8 +16,8 @@ from variational_diffusion.escaping import page_text, typed
 from variational_diffusion.report import views
 from variational_diffusion.report.commands import training_command
 from variational_diffusion.report.curves import training_curves
-from variational_diffusion.report.stored import Section
 from variational_diffusion.run.directory import Run
+from variational_diffusion.run.measurements import Section
 from variational_diffusion.storage.files import atomic, check_target
 from variational_diffusion.storage.tensors import read_metadata
 

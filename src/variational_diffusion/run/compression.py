@@ -109,7 +109,7 @@ def compress(
     limit: int | None = None,
     steps: int | None = None,
     variance: str | None = None,
-    group: int = GROUP,
+    group_size: int = GROUP,
     fast: bool = False,
     verify: bool = True,
     weights: str = "ema",
@@ -135,7 +135,8 @@ def compress(
             5 % above that of infinitely many.
         variance: Of the reverse steps, an entry of `grids.VARIANCES`; None: "predicted" where the
             run has a variance head, otherwise "position".
-        group: Images that share a stack; smaller groups are decoded on their own, and cost more.
+        group_size: Images that share a stack; smaller groups are decoded on their own, and cost
+            more.
         fast: Compute in float32: about twice as fast, and only the same machine with as many
             threads decodes the file.
         verify: Decode the file and compare before it gets its name.
@@ -191,7 +192,7 @@ def compress(
             originals,
             weights=weights,
             variance=variance,
-            group=group,
+            group=group_size,
             verify=verify,
             progress=progress,
         )

@@ -1,4 +1,4 @@
-"""Measurements that a report is made of, kept in the folder `report` of the run.
+"""Measurements of a run that take a while, kept in its folder `report`.
 
 Each is one file, `report/likelihood-ema.safetensors`: arrays, and in the header the figures, the
 options of the measurement, the digest of the weights that were measured, and where it was done. A
