@@ -24,6 +24,8 @@ SOURCE = ROOT / "src" / "variational_diffusion"
 
 ELSEWHERE = {
     "CONTRIBUTING.md": "project/contributing.md",
+    "RELEASING.md": "project/releasing.md",
+    "SECURITY.md": "project/security.md",
     "CHANGELOG.md": "project/changelog.md",
     "experiments/LOG.md": "project/log.md",
     "experiments/speedrun.md": "project/speedrun.md",

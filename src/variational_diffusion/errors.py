@@ -1,4 +1,12 @@
-"""The one exception for what a user can put right."""
+"""The one exception for what a user can put right, packages that are not installed among it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+DISTRIBUTION = "variational-diffusion"
+"""What pip calls this package."""
 
 
 class InputError(ValueError):
@@ -28,3 +36,23 @@ class DamagedError(InputError):
 
     It costs one example: `skip_damaged` leaves it out, and counts it.
     """
+
+
+def to_install(extra: str) -> str:
+    """Return the line that installs what an extra adds, or several with a comma between them."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Import packages of an extra in this block; where one is missing, say what to type.
+
+    Raises InputError in place of an ImportError. A package that is too old says so in its own
+    words.
+    """
+    try:
+        yield
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        problem = f"{error.name} is not installed" if missing else str(error).partition("\n")[0]
+        raise InputError(f"{problem}; {to_install(extra)}") from error

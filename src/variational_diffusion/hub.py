@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from variational_diffusion.config import ModelConfig, validated
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, needs
 from variational_diffusion.machine import environment
 from variational_diffusion.storage.files import atomic
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
@@ -79,12 +79,13 @@ def fetch(place: str, **download: Any) -> Path:
     """
     if Path(place).is_dir():
         return Path(place)
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415 (a tenth of a second)
-    from huggingface_hub.errors import (  # noqa: PLC0415
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
+    with needs("hub"):
+        from huggingface_hub import hf_hub_download  # noqa: PLC0415 (a tenth of a second)
+        from huggingface_hub.errors import (  # noqa: PLC0415
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
 
     try:
         files = [hf_hub_download(place, name, **download) for name in (CONFIG, WEIGHTS)]
@@ -148,7 +149,8 @@ def card(
         evaluations: What was measured of these weights; where there is none, the card says so.
         facts: More rows for its table, such as how it was trained.
     """
-    from huggingface_hub import ModelCard, ModelCardData  # noqa: PLC0415 (a tenth of a second)
+    with needs("hub"):
+        from huggingface_hub import ModelCard, ModelCardData  # noqa: PLC0415 (a tenth of a second)
 
     shape = config.shape if config else ()
     is_image = len(shape) == 3 and shape[0] in (1, 3, 4)

@@ -102,13 +102,14 @@ def command(
     """
     from variational_diffusion.anomaly import save_score_sheet
     from variational_diffusion.images.pictures import is_image
-    from variational_diffusion.report.figures import save_figure, score_figure
     from variational_diffusion.run.scoring import score
     from variational_diffusion.storage.columns import ENDINGS, check_target, write_columns
 
     check_target("table", table, ENDINGS)
     check_target("figure", figure, (".png", ".svg"))
     check_target("sheet", sheet, (".png", ".webp"))
+    if figure is not None:
+        from variational_diffusion.report.figures import save_figure, score_figure
     opened = open_run(run)
     if sheet is not None and not is_image(opened.config.model.shape):
         raise InputError(f"sheet = '{sheet}': these examples are not images; give --table FILE.csv")

@@ -8,7 +8,7 @@ from typing import Any
 
 from variational_diffusion import hub
 from variational_diffusion.config import DataConfig, RunConfig, TrainingConfig
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, needs
 from variational_diffusion.interchange.official import read_official
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.model import build
@@ -93,11 +93,12 @@ def push(run: Run, repository: str, *, weights: str = "ema", private: bool = Fal
     Raises:
         InputError: Where the hub does not take it, with its reason.
     """
-    from huggingface_hub.errors import (  # noqa: PLC0415 (half a second)
-        HfHubHTTPError,
-        HFValidationError,
-        LocalTokenNotFoundError,
-    )
+    with needs("hub"):
+        from huggingface_hub.errors import (  # noqa: PLC0415 (half a second)
+            HfHubHTTPError,
+            HFValidationError,
+            LocalTokenNotFoundError,
+        )
 
     try:
         return run.load(weights).push_to_hub(

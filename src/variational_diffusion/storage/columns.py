@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, needs
 from variational_diffusion.storage.files import atomic
 
 ENDINGS = (".csv", ".parquet")
@@ -17,8 +17,9 @@ def write_columns(path: str | Path, columns: dict[str, np.ndarray]) -> None:
     """Write columns of one length as a .csv or .parquet file, which must not exist."""
     with atomic(path) as temporary:
         if Path(path).suffix == ".parquet":
-            import pyarrow  # noqa: PLC0415  (it takes a third of a second)
-            import pyarrow.parquet  # noqa: PLC0415  (as above)
+            with needs("data"):
+                import pyarrow  # noqa: PLC0415  (it takes a third of a second)
+                import pyarrow.parquet  # noqa: PLC0415  (as above)
 
             pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
             return
@@ -34,5 +35,8 @@ def check_target(name: str, path: str | None, endings: tuple[str, ...]) -> None:
         return
     if Path(path).suffix not in endings:
         raise InputError(f"{name} = '{path}': give a name that ends in {' or '.join(endings)}")
+    if Path(path).suffix == ".parquet":
+        with needs("data"):
+            import pyarrow  # noqa: F401, PLC0415  (asked only whether it is there)
     if Path(path).exists():
         raise InputError(f"{name} = '{path}' exists and is not overwritten; give another name")
