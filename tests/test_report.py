@@ -242,7 +242,9 @@ def test_other_weights_are_measured_again(capsys, hostile, tmp_path, no_page, mo
     few = ["--limit", "4", "--n", "4", "--steps", "1"]
     run = tmp_path / "run"
     shutil.copytree(hostile, run)
-    shutil.copy(run / "model.safetensors", run / "ema.safetensors")
+    opened = Run.open(run)
+    others, about = opened.read(run / "model.safetensors", "raw")
+    opened.write(run / "ema.safetensors", "ema", others, about)
     assert report(capsys, run, *few)["measured"] == list(parts)
     assert report(capsys, run)["measured"] == []
     assert report(capsys, run, "--refresh", *few)["measured"] == list(parts)

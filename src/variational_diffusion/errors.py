@@ -1,7 +1,8 @@
-"""The one exception for what a user can put right, packages that are not installed among it."""
+"""The exception for what a user can put right, kinds of it, and packages that are not installed."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,6 +37,27 @@ class DamagedError(InputError):
 
     It costs one example: `skip_damaged` leaves it out, and counts it.
     """
+
+
+class DamagedFileError(InputError):
+    """A file is missing, or is not what was written."""
+
+
+def is_short_of_memory(error: BaseException) -> bool:
+    """Return whether memory, or a thread, was refused by Python, by torch or by the system."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    text = str(error).lower()
+    return any(reason in text for reason in _REFUSED)
+
+
+_REFUSED = (
+    "cannot allocate memory",
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "can't start new thread",
+)
 
 
 def to_install(extra: str) -> str:

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from variational_diffusion.config import ModelConfig, validated
+from variational_diffusion.config import ModelConfig, digest_of_json, validated
 from variational_diffusion.errors import InputError, needs
+from variational_diffusion.json_text import parse
 from variational_diffusion.machine import environment
-from variational_diffusion.storage.files import atomic
-from variational_diffusion.storage.tensors import read_tensors, write_tensors
+from variational_diffusion.storage.files import atomic_folder
+from variational_diffusion.storage.tensors import read_metadata, write_tensors
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -40,19 +41,17 @@ Evaluations = Sequence[Mapping[str, Any]]
 def write_folder(
     folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor], card: ModelCard
 ) -> None:
-    """Write `config.json`, `model.safetensors` and the card into a folder, made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `config.json`, `model.safetensors` and the card as a new folder, whole or not."""
     values = {
         "format": FORMAT,
         "library_name": LIBRARY,
         "version": environment.version(),
         "model": config.model_dump(mode="json"),
     }
-    with atomic(folder / CONFIG, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    write_tensors(folder / WEIGHTS, tensors, {})
-    with atomic(folder / CARD, overwrite=True) as temporary:
-        temporary.write_text(card.content, encoding="utf-8")
+    with atomic_folder(folder) as made:
+        (made / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_tensors(made / WEIGHTS, tensors, {"config": digest_of_json(values)})
+        (made / CARD).write_text(card.content, encoding="utf-8")
 
 
 def upload(
@@ -98,8 +97,8 @@ def fetch(place: str, **download: Any) -> Path:
     return Path(files[0]).parent
 
 
-def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Return what `write_folder` wrote.
+def read_config(folder: Path) -> ModelConfig:
+    """Return the configuration that `write_folder` wrote.
 
     Raises InputError when a file is missing, damaged, too new, or not of this package.
     """
@@ -108,8 +107,8 @@ def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             raise InputError(f"'{folder}' has no {name}: it is no folder of a pretrained model")
     text = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        values = parse(text)
+    except ValueError as error:
         raise InputError(f"'{folder}': {CONFIG} is not JSON: {error}") from error
     if not isinstance(values, dict) or values.get("library_name") != LIBRARY:
         raise InputError(
@@ -121,11 +120,16 @@ def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             f"'{folder}' has format {values.get('format')!r}, this version reads {FORMAT}: "
             f"update {LIBRARY}"
         )
+    digest = read_metadata(folder / WEIGHTS).get("config")
+    if digest not in (None, digest_of_json(values)):  # earlier versions wrote none
+        raise InputError(
+            f"'{folder}': {CONFIG} does not match the digest in {WEIGHTS}: it is damaged, was "
+            "changed by hand, or belongs to another model; restore the pair"
+        )
     try:
-        config = validated(ModelConfig, values.get("model", {}))
+        return validated(ModelConfig, values.get("model", {}))
     except InputError as error:
         raise InputError(f"'{folder}': {CONFIG}: {error}") from error
-    return config, read_tensors(folder / WEIGHTS)[0]
 
 
 def check_new(folder: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from variational_diffusion import grids, hub, objective, process
 from variational_diffusion.conditions import CONDITIONS, Arrays, Batch, Labels, parted
 from variational_diffusion.conditions.guidance import EVERYWHERE, Guided
-from variational_diffusion.config import Component, ModelConfig
+from variational_diffusion.config import Component, ModelConfig, check_options
 from variational_diffusion.decoders import DECODERS, UNSEEN, Discretized, Gaussian
 from variational_diffusion.errors import InputError
 from variational_diffusion.machine.execution import Execution
@@ -44,6 +44,7 @@ from variational_diffusion.sampling import (
     named,
 )
 from variational_diffusion.schedules import SCHEDULES, Schedule
+from variational_diffusion.storage.tensors import read_shapes, read_tensors
 from variational_diffusion.weightings import Weighting
 
 
@@ -650,7 +651,9 @@ class VDM(nn.Module):
             InputError: When there is no such model, and when its files are damaged.
         """
         folder = hub.fetch(str(pretrained_model_name_or_path), **options)
-        config, tensors = hub.read_folder(folder)
+        config = hub.read_config(folder)
+        check_claim(config, read_shapes(folder / hub.WEIGHTS), network=network)
+        tensors, _ = read_tensors(folder / hub.WEIGHTS)
         vdm = build(config, network=network)
         try:
             vdm.load_state_dict(tensors)
@@ -713,6 +716,39 @@ def build(config: ModelConfig, *, seed: int = 0, network: Factory | None = None)
         )
     vdm.config = complete(config, network)
     return vdm
+
+
+def check_claim(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], *, network: Factory | None = None
+) -> None:
+    """Compare what a configuration claims with what a file holds, before memory is taken for it.
+
+    The network is built on a device without memory. One of one's own is not: nothing is known of
+    its code.
+
+    shapes: of the tensors in the file, by their names in `VDM.state_dict()`.
+    Raises InputError with both numbers of parameters where the two do not fit.
+    """
+    if network is not None:
+        return
+    table = networks(config.network.name, network)
+    held = {name: shape for name, shape in shapes.items() if name.startswith("network.")}
+    try:
+        with torch.device("meta"):
+            claimed = _construct("network", table, config.network, config.shape)
+    except (
+        RuntimeError,
+        OverflowError,
+        TypeError,
+    ) as error:  # more entries than there are addresses
+        raise InputError(f"network = {config.network.options}: too large to be built") from error
+    needs = {f"network.{name}": tuple(p.shape) for name, p in claimed.state_dict().items()}
+    if needs != held:
+        count = [sum(map(math.prod, found.values())) for found in (needs, held)]
+        raise InputError(
+            f"the configuration describes a network of {count[0]:,} parameters and the weights "
+            f"have {count[1]:,}: the two belong to different models, restore the pair"
+        )
 
 
 def networks(name: str, network: Factory | None) -> Mapping[str, Any]:
@@ -779,4 +815,5 @@ def _constructor(kind: str, table: Mapping[str, Any], component: Component) -> A
             raise InputError(
                 f"{kind}.{option}: {component.name} has the options {', '.join(known)}"
             )
+    check_options(kind, None if is_path(component.name) else constructor, component.options)
     return constructor

@@ -16,7 +16,7 @@ from importlib import import_module
 
 import click
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, is_short_of_memory
 
 GROUPS = {
     "Train": {
@@ -133,6 +133,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, click.Abort):
         click.echo("vdm: interrupted", err=True)
+        return 1
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_short_of_memory(error):
+            raise
+        click.echo(
+            f"vdm: memory or threads ran out ({str(error).partition(chr(10))[0]}): end other "
+            "programs, raise the limit (ulimit -v, ulimit -u), or ask for less at once",
+            err=True,
+        )
         return 1
     finally:
         LOG.removeHandler(remarks)

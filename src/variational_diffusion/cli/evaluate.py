@@ -86,10 +86,20 @@ def command(
         )
     if not place.leads:
         return
+    values = found.as_json()
+    if as_json:
+        print_json(values)
+    else:
+        chain = "" if found.about["steps"] is None else f", {found.about['steps']} steps"
+        if found.about["condition"] is not None:
+            chain += f", given the {found.about['condition']}"
+        title = f"{run}: {options['weights']} weights, {found.estimator}{chain}"
+        print_table(title, ["", ""], found.rows())
+        for note in found.notes:
+            click.echo(note)
     if table is not None:
         write_columns(table, found.table)
         click.echo(f"table: {table}", err=True)
-    values = found.as_json()
     if not found.stopped:
         if maps is not None:
             save_maps(opened, data, maps, **options)
@@ -101,15 +111,5 @@ def command(
             data=data or opened.config.data.source,
             command=command_line("evaluate", _NOT_OF_THE_FIGURES),
         )
-    if as_json:
-        print_json(values)
-    else:
-        chain = "" if found.about["steps"] is None else f", {found.about['steps']} steps"
-        if found.about["condition"] is not None:
-            chain += f", given the {found.about['condition']}"
-        title = f"{run}: {options['weights']} weights, {found.estimator}{chain}"
-        print_table(title, ["", ""], found.rows())
-        for note in found.notes:
-            click.echo(note)
     if found.stopped:
         raise KeyboardInterrupt

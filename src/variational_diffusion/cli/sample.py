@@ -65,6 +65,7 @@ def command(
     Example: vdm sample runs/first --n 16 --out samples.png
     """
     from variational_diffusion.images.pictures import is_image
+    from variational_diffusion.machine.signals import stop_requested
     from variational_diffusion.run.samples import check_targets, sample_run
     from variational_diffusion.sampling import default_for
     from variational_diffusion.storage.columns import ENDINGS, check_target, write_columns
@@ -84,10 +85,11 @@ def command(
     labels = path.with_suffix(".labels.csv") if path.suffix else path / "labels.csv"
     if opened.config.model.condition is not None:
         check_target("out", str(labels), ENDINGS)
-    with joined(options["device"]) as place:
+    with joined(options["device"]) as place, stop_requested() as stopped:
         found = sample_run(
             opened,
             n,
+            stopped=stopped,
             frames=_FRAMES if animate else 0,
             progress=shown if place.leads else False,
             **options,
@@ -105,7 +107,7 @@ def command(
     if as_json:
         print_json(
             {
-                "samples": n,
+                "samples": len(found.values),
                 "shape": list(shape),
                 "out": str(path),
                 "animation": animate,
@@ -113,10 +115,14 @@ def command(
                 "labels": None if found.labels is None else found.labels.tolist(),
             }
         )
-        return
-    click.echo(path)
-    if animate:
-        click.echo(animate)
-    if table is not None:
-        bits = found.bits["bits_per_dim"]
-        click.echo(f"{table}   (mean {bits.mean():.3f}, from {bits.min():.3f} to {bits.max():.3f})")
+    else:
+        click.echo(path)
+        if animate:
+            click.echo(animate)
+        if table is not None:
+            bits = found.bits["bits_per_dim"]
+            span = f"from {bits.min():.3f} to {bits.max():.3f}"
+            click.echo(f"{table}   (mean {bits.mean():.3f}, {span})")
+    if found.stopped:
+        click.echo(f"stopped: {len(found.values):,} of {n:,} samples are drawn", err=True)
+        raise KeyboardInterrupt

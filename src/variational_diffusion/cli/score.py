@@ -102,6 +102,7 @@ def command(
     """
     from variational_diffusion.anomaly import save_score_sheet
     from variational_diffusion.images.pictures import is_image
+    from variational_diffusion.machine.signals import stop_requested
     from variational_diffusion.run.scoring import score
     from variational_diffusion.storage.columns import ENDINGS, check_target, write_columns
 
@@ -113,7 +114,14 @@ def command(
     opened = open_run(run)
     if sheet is not None and not is_image(opened.config.model.shape):
         raise InputError(f"sheet = '{sheet}': these examples are not images; give --table FILE.csv")
-    found = score(opened, data, progress=shown, **options)
+    with stop_requested() as stopped:
+        found = score(opened, data, progress=shown, stopped=stopped, **options)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print_table(found.title, *_table(found))
+        for line in found.notes():
+            click.echo(line)
     if table is not None:
         write_columns(table, found.columns())
         click.echo(f"table: {table}", err=True)
@@ -126,12 +134,8 @@ def command(
     if sheet is not None:
         save_score_sheet(found, sheet)
         click.echo(f"sheet: {sheet}", err=True)
-    if as_json:
-        print_json(found.as_json())
-        return
-    print_table(found.title, *_table(found))
-    for line in found.notes():
-        click.echo(line)
+    if found.stopped:
+        raise KeyboardInterrupt
 
 
 def _table(found: Scored) -> tuple[list[str], list[tuple[str, ...]]]:

@@ -84,8 +84,7 @@ def in_memory(values: Any, *, group: Any = None, **options: Any) -> Dataset:
     kept = (x,) if conditions is None else (x, conditions)
     name = MEMORY + _digest(*kept)
     config = config.model_copy(update={"source": name})
-    notes = (*notes, *source.notes)
-    return Dataset.of(name, parts, notes, labels).read_as(config)
+    return Dataset.of(name, parts, (*notes, *source.notes), labels).read_as(config)
 
 
 def _groups(values: Any, n: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from variational_diffusion.errors import InputError
 from variational_diffusion.run.directory import Run
+from variational_diffusion.storage.files import cached
 from variational_diffusion.storage.tensors import read_metadata, read_tensors, write_tensors
 
 _LAYOUT = 2
@@ -60,22 +61,17 @@ def read_section(
 
 
 def write_section(run: Run, name: str, weights: str, section: Section) -> None:
-    """Write a measurement; an earlier one of this name and these weights is replaced."""
+    """Write a measurement, if the run can be written; an earlier one of the name is replaced."""
     path = _path(run, name, weights)
-    try:
-        path.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"run = '{run.path}': '{path.parent}' cannot be made ({error.strerror}); "
-            "copy the run to where you may write"
-        ) from error
     header = {
         "layout": str(_LAYOUT),
         "weights": _digest_of_weights(run, weights),
         "values": json.dumps(section.values),
         "options": json.dumps(section.options),
     }
-    write_tensors(path, section.arrays, header)
+    with cached(f"the measurement '{name}'"):
+        path.parent.mkdir(exist_ok=True)
+        write_tensors(path, section.arrays, header)
 
 
 def _path(run: Run, name: str, weights: str) -> Path:

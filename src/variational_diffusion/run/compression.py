@@ -38,7 +38,7 @@ from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, check_free, chosen_examples, examples_for
 from variational_diffusion.run.noise_errors import expected_errors, reverse_chain, widened
 from variational_diffusion.run.trained import Trained
-from variational_diffusion.storage.files import printable
+from variational_diffusion.storage.files import cached, printable
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
 
 LOG = logging.getLogger(__name__)
@@ -356,15 +356,9 @@ def _keep(run: Run, vdm: VDM, digest: str, weights: str, variance: str) -> None:
     about = {"weights": weights, "variance": variance}
     if isinstance(head, VarianceHead):
         about["head"] = json.dumps(head.options)
-    try:
+    with cached("the model, without which the file is not decoded once the run was trained on,"):
         path.parent.mkdir(exist_ok=True)
         write_tensors(path, model_state(vdm), about)
-    except (InputError, OSError):
-        LOG.info(
-            "'%s' cannot be written, so these weights are not kept: once the run was trained on, "
-            "the file is not decoded any more",
-            run.path,
-        )
 
 
 def _needed(run: Run, container: Container, execution: Execution) -> VDM:

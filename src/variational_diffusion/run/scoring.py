@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def score(
     weights: str = "ema",
     seed: int = 0,
     progress: bool | Listener = False,
+    stopped: Callable[[], bool] = lambda: False,
     **execution: Any,
 ) -> Scored:
     """Score how anomalous examples are to a run's model, with p-values.
@@ -63,6 +64,7 @@ def score(
         weights: As at `evaluate`.
         seed: As at `evaluate`.
         progress: As at `evaluate`.
+        stopped: As at `evaluate`.
         **execution: Those of `Execution`, as at `evaluate`.
 
     Returns:
@@ -109,6 +111,7 @@ def score(
                 fdr=fdr,
                 draws=draws,
                 seed=seed,
+                stopped=stopped,
                 progress=lambda done, total, bits: tell(
                     done / total, done, lambda: f"{bits:.3f} bits/dim"
                 ),

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import shlex
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -47,6 +49,7 @@ from variational_diffusion.run.directory import Run
 from variational_diffusion.run.own_data import opened_own
 from variational_diffusion.run.sheets import write_sheet
 from variational_diffusion.run.tracking import Tracking
+from variational_diffusion.run.upkeep import training_alone
 from variational_diffusion.training.loop import Means, Validation, follow, validate
 from variational_diffusion.training.overfit import OverfitCheck, overfit
 from variational_diffusion.training.sharding import recompute_activations, shard
@@ -221,7 +224,7 @@ def training_events(
         asked = configuration(data, directory, **choices)
         for remark in asked.dataset.remarks if place.leads else ():
             LOG.info(remark)
-        with Tracking(track if place.leads else ()) as tracking:
+        with Tracking(track if place.leads else ()) as tracking, ExitStack() as stack:
             yield from _Training(
                 asked,
                 directory,
@@ -229,6 +232,7 @@ def training_events(
                 place,
                 execution,
                 tracking,
+                stack,
                 every=every,
                 sheets_every=sheets_every,
                 log_every=log_every,
@@ -419,6 +423,16 @@ def overfit_check(
             )
 
 
+class Reached(NamedTuple):
+    """How far training has come: the number of the last step, and the position in a stream.
+
+    One value, so that an interrupt never finds the one without the other.
+    """
+
+    step: int
+    position: dict[str, Any]
+
+
 class _Training:
     """A run in training, in one process or in each of several.
 
@@ -434,6 +448,7 @@ class _Training:
         place: Place,
         execution: Execution,
         tracking: Tracking,
+        stack: ExitStack,
         *,
         every: float,
         sheets_every: float,
@@ -471,8 +486,10 @@ class _Training:
             one = None if first.condition is None else torch.zeros(first.condition.shape)
             check(first.network, model.network.name, model.shape, one)
         self._batches(0, {})
-        self.position: dict[str, Any] = {}
-        if not place.leads:
+        self.reached = Reached(0, {})
+        if place.leads:
+            stack.enter_context(training_alone(directory))
+        else:
             wait_for_all()
         self.run = Run.start(
             directory,
@@ -482,6 +499,7 @@ class _Training:
             changed_data=asked.changed_data,
         )
         if place.leads:
+            self.run.forget_parts()
             wait_for_all()
         self.state = self._resumed() or TrainingState.start(
             first.to(device), self.config.training, distribute=self._distribute
@@ -496,6 +514,8 @@ class _Training:
         else:
             self._leave_tail()
             self.run.set_budget(self.config.training)
+        if self.state.step and place.leads and not sharded:
+            self.run.repair_weights(self.state)
 
     def events(self) -> Iterator[Event]:
         """Train until the budget is spent.
@@ -526,7 +546,7 @@ class _Training:
     def _until_stopped(self) -> Generator[Event, None, bool]:
         """Train; return whether a signal ended it before the budget was spent."""
         state = self.state
-        self.stream = self._batches(state.step, self.position)
+        self.stream = self._batches(state.step, self.reached.position)
         execution = replace(self.execution, device=str(self.device))
         state.vdm.prepare(execution)
         graphs = execution.compile == "cuda-graphs"
@@ -548,7 +568,8 @@ class _Training:
                 ):
                     due = isinstance(event, Validation)
                     if isinstance(event, StepRecord):
-                        self.position, before = self.stream.position(), progress
+                        self.reached = Reached(event.step, self.stream.position())
+                        before = progress
                         progress = event.progress
                         if before < tail <= progress < 1 and not event.skipped:
                             state.before_tail, due = state.step, True
@@ -569,7 +590,8 @@ class _Training:
                 raise  # what comes before a number that is not finite is no good either
             except BaseException:
                 # others may not come here, and in the middle of a change there is nothing to save
-                if self.place.processes == 1 and state.whole and state.step > self.saved_step:
+                whole = state.whole and state.step == self.reached.step > self.saved_step
+                if self.place.processes == 1 and whole:
                     self._save()
                 raise
             if state.step > self.saved_step:
@@ -582,12 +604,12 @@ class _Training:
 
     def _resumed(self, step: int | None = None) -> TrainingState | None:
         resumed = self.run.resume(self.device, distribute=self._distribute, step=step)
-        self.position = {}
         if resumed is None:
+            self.reached = Reached(0, {})
             return None
         for line in resumed.damaged:
             self._say(f"{line}; going on from step {resumed.state.step}")
-        self.position = resumed.position
+        self.reached = Reached(resumed.state.step, resumed.position)
         return resumed.state
 
     def _leave_tail(self) -> None:
@@ -631,8 +653,11 @@ class _Training:
 
     def _forget_later_steps(self) -> None:
         """Drop what was logged of steps that were not saved and will be done again."""
+        self.validated: set[int] = set()
         if self.place.leads:
             self.run.forget_metrics_after(self.state.step)
+            logged = self.run.metrics()
+            self.validated = {line["step"] for line in logged if "validation" in line}
             averages.forget_after(self.run, self.state.step)
         wait_for_all()
 
@@ -651,10 +676,17 @@ class _Training:
 
     def _save(self) -> Save:
         """Write the state; with several processes, all of them come here after the same step."""
-        texts = texts_of_processes(json.dumps(self.position), self.device)
-        position = joined_positions(json.loads(text) for text in texts)
+        own = json.dumps([secrets.token_hex(8), self.reached.position])
+        told = list(map(json.loads, texts_of_processes(own, self.device)))
+        position = joined_positions(position for _, position in told)
         if self.sharded:
-            self.run.save(self.state, position=position, keep=self.keep, place=self.place)
+            self.run.save(
+                self.state,
+                position=position,
+                keep=self.keep,
+                place=self.place,
+                token=told[0][0],
+            )
             wait_for_all()
         elif self.place.leads:
             self.run.save(self.state, position=position, keep=self.keep)
@@ -662,9 +694,10 @@ class _Training:
         return Save(self.state.step)
 
     def _noted(self, found: Validation) -> Validation:
-        """Log a validation, and keep the weights if they are the best."""
-        values = {"step": found.step, "seconds": found.seconds}
-        self._log(found.step, {**values, "validation": found.summary.as_json()})
+        """Log a validation, once where a run ends again, and keep the weights if they are best."""
+        if found.step not in self.validated:
+            values = {"step": found.step, "seconds": found.seconds}
+            self._log(found.step, {**values, "validation": found.summary.as_json()})
         if self.sharded or self.place.leads:
             self.run.save_best(self.state, found.summary.bits_per_dim)
         return found

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 from variational_diffusion.errors import InputError
+
+LOG = logging.getLogger(__name__)
 
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """Numbers of system errors that say that a disk is full."""
@@ -32,10 +37,8 @@ def atomic(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Pa
     path = Path(path)
     _check_free(path, overwrite)
     temporary = path.with_name(f".{path.stem[:80]}.{secrets.token_hex(4)}{path.suffix}")
-    try:
+    with reported(path):
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except OSError as error:
-        raise InputError(_why_not(path, error)) from error
     try:
         with _told_when_full(path):
             yield temporary
@@ -61,11 +64,9 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             f"--out {unused(path)}"
         )
     temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}")
-    try:
+    with reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
-    except OSError as error:
-        raise InputError(_why_not(path, error)) from error
     try:
         with _told_when_full(path):
             yield temporary
@@ -75,6 +76,50 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             _flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Turn what the system says while `path` is being made or appended to into an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(_why_not(path, error)) from error
+
+
+@contextmanager
+def cached(what: str) -> Iterator[None]:
+    """Write what is only a cache: where that fails, a remark says so and the work goes on.
+
+    The block does nothing but write. A folder that may only be read and a full disk then cost the
+    time to compute it again, and never the result.
+
+    what: names it, as in "the measured errors".
+    """
+    try:
+        yield
+    except InputError as error:
+        LOG.warning("%s could not be kept: %s", what, error)
+    except OSError as error:
+        LOG.warning("%s could not be kept: %s ('%s')", what, error.strerror, error.filename)
+
+
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}(\.\w+)?|\.tmp\w{6}", re.ASCII)
+"""Names that `atomic` and `atomic_folder` write under, and those of safetensors."""
+
+_ABANDONED = 3600.0
+
+
+def remove_leftovers(folder: Path, *, age: float = _ABANDONED) -> None:
+    """Remove temporary files in a folder that writers left behind when they were killed.
+
+    age: seconds since the last change from which a file counts as left behind; 0 where nobody else
+        may be writing.
+    """
+    for path in folder.glob(".*"):
+        with suppress(OSError):  # somebody else was faster
+            if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime >= age:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
