@@ -76,7 +76,12 @@ def test_the_sdist_can_be_tested(built):
 def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == environment.version() == vd.__version__ == PROJECT["version"]
-    assert f"## {environment.version()}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", changes, re.MULTILINE)
+    assert re.search(r"^## \[Unreleased\]$", changes, re.MULTILINE)
+    assert released[:1] in ([], [environment.version()])
+    for heading in re.findall(r"^### (.*)$", changes, re.MULTILINE):
+        assert heading in ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")
 
 
 def test_the_forms_ask_for_what_doctor_says():
