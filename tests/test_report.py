@@ -23,9 +23,9 @@ from variational_diffusion.report.curves import Curve, settled_range, thinned, t
 from variational_diffusion.report.images import as_colour, heat_maps
 from variational_diffusion.report.measure import PARTS
 from variational_diffusion.report.published import published
-from variational_diffusion.report.stored import Section
 from variational_diffusion.report.svg import COLOURS, inline_svg
 from variational_diffusion.run.directory import Run
+from variational_diffusion.run.measurements import Section
 
 CHROMIUM = shutil.which("chromium")
 FEW = ["--limit", "40", "--n", "16", "--steps", "8", "--evaluations", "2000"]

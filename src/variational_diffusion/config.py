@@ -11,11 +11,12 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import tomllib
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -27,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, meant
 from variational_diffusion.json_text import parse
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -321,7 +322,7 @@ class RunConfig(_Section):
         The sections and fields are those of `config.json`; what has a default may be left out.
         Raises InputError that names the file, and the field with what is allowed.
         """
-        path = Path(path)
+        path = Path(os.path.expanduser(path))
         try:
             text = path.read_text(encoding="utf-8")
             values = parse(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -417,6 +418,10 @@ def validated(section: type[Section], values: Mapping[str, Any], prefix: str = "
         if first["loc"]:
             name = prefix + ".".join(str(part) for part in first["loc"])
             message = f"{name} = {first['input']!r}: {message.lower()}"
+            if first["type"] == "extra_forbidden":
+                known = list(_section_at(section, first["loc"][:-1]).model_fields)
+                guess = meant(first["loc"][-1], known)
+                message = f"{name}: no such field; known are {', '.join(known)}{guess}"
         raise InputError(message) from error
 
 
@@ -455,6 +460,15 @@ def _options_of(constructor: Callable[..., Any]) -> type[BaseModel]:
     }
     strict = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     return create_model("Options", __config__=strict, **fields)
+
+
+def _section_at(section: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """Return the section inside of a section that has a place in the values."""
+    for name in location:
+        annotation = section.model_fields[str(name)].annotation
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        section = next(kind for kind in kinds if issubclass(kind, BaseModel))
+    return section
 
 
 def _close(ours: dict[str, Any], theirs: dict[str, Any], name: str, scale: Any) -> bool:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from operator import index
+from typing import SupportsIndex
 
 DISTRIBUTION = "variational-diffusion"
 """What pip calls this package."""
+
+_SHOWN = 40
+"""Names that a message lists."""
 
 
 class InputError(ValueError):
@@ -58,6 +64,32 @@ _REFUSED = (
     "out of memory",
     "can't start new thread",
 )
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """Return a whole number; raise `InputError` for anything else, and for less than the least."""
+    if not isinstance(value, SupportsIndex) or isinstance(value, bool) or index(value) < least:
+        raise InputError(f"{name} = {value!r}: give a whole number of {least} or more")
+    return index(value)
+
+
+def one_of(name: str, value: object, known: Iterable[str]) -> None:
+    """Raise `InputError` for a value that is none of those that are known.
+
+    name: of what was given. The message guesses what was meant.
+    """
+    names = list(known)
+    if not isinstance(value, str) or value not in names:
+        more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+        shown = ", ".join(names[:_SHOWN])
+        raise InputError(f"{name} = {value!r}: known are {shown}{more}{meant(value, names)}")
+
+
+def meant(value: object, known: Iterable[str]) -> str:
+    """Return "; did you mean …?" where a name is close to one that is known, otherwise ""."""
+    folded = {name.casefold(): name for name in known}
+    close = get_close_matches(str(value).casefold(), folded, 1)
+    return f"; did you mean {folded[close[0]]}?" if close else ""
 
 
 def to_install(extra: str) -> str:

@@ -11,7 +11,7 @@ of a second for it.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from variational_diffusion.config import ModelConfig, digest_of_json, validated
 from variational_diffusion.errors import InputError, needs
+from variational_diffusion.escaping import code, json_text, markdown
 from variational_diffusion.json_text import parse
 from variational_diffusion.machine import environment
-from variational_diffusion.storage.files import atomic_folder
+from variational_diffusion.storage.files import atomic_folder, expanded
 from variational_diffusion.storage.tensors import read_metadata, write_tensors
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def write_folder(
         "model": config.model_dump(mode="json"),
     }
     with atomic_folder(folder) as made:
-        (made / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (made / CONFIG).write_text(json_text(values, indent=2) + "\n", encoding="utf-8")
         write_tensors(made / WEIGHTS, tensors, {"config": digest_of_json(values)})
         (made / CARD).write_text(card.content, encoding="utf-8")
 
@@ -76,19 +77,19 @@ def fetch(place: str, **download: Any) -> Path:
     download: arguments of `hf_hub_download`, such as revision; for a repository only.
     Raises InputError when there is neither such a folder nor such a repository.
     """
-    if Path(place).is_dir():
-        return Path(place)
+    if os.path.isdir(expanded(place)):
+        return expanded(place)
     with needs("hub"):
         from huggingface_hub import hf_hub_download  # noqa: PLC0415 (a tenth of a second)
         from huggingface_hub.errors import (  # noqa: PLC0415
-            HfHubHTTPError,
             HFValidationError,
+            HTTPError,
             LocalEntryNotFoundError,
         )
 
     try:
         files = [hf_hub_download(place, name, **download) for name in (CONFIG, WEIGHTS)]
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"'{place}' is no folder, and the hub does not give it ({reason}): give a folder, or "
@@ -120,8 +121,10 @@ def read_config(folder: Path) -> ModelConfig:
             f"'{folder}' has format {values.get('format')!r}, this version reads {FORMAT}: "
             f"update {LIBRARY}"
         )
-    digest = read_metadata(folder / WEIGHTS).get("config")
-    if digest not in (None, digest_of_json(values)):  # earlier versions wrote none
+    about = read_metadata(folder / WEIGHTS)
+    digest = about.get("config")
+    earlier = digest is None and "run" not in about  # versions that wrote none
+    if not earlier and digest != digest_of_json(values):
         raise InputError(
             f"'{folder}': {CONFIG} does not match the digest in {WEIGHTS}: it is damaged, was "
             "changed by hand, or belongs to another model; restore the pair"
@@ -130,12 +133,6 @@ def read_config(folder: Path) -> ModelConfig:
         return validated(ModelConfig, values.get("model", {}))
     except InputError as error:
         raise InputError(f"'{folder}': {CONFIG}: {error}") from error
-
-
-def check_new(folder: Path) -> None:
-    """Raise `InputError` unless a folder can be made, or is there and empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"'{folder}' exists and is not overwritten: give a new folder")
 
 
 def card(
@@ -166,10 +163,11 @@ def card(
         model_name="variational diffusion model" if results else None,
         eval_results=results or None,
     )
-    rows = {"parameters": f"{parameters:,}", **(facts or {})}
+    stated = {name: markdown(value) for name, value in (facts or {}).items()}
+    rows = {"parameters": f"{parameters:,}", **stated}
     if config is not None:
         parts = {
-            name: f"`{part.name}` {_options(part.options)}"
+            name: f"{code(part.name)} {markdown(_options(part.options))}"
             for name, part in (
                 ("decoder", config.decoder),
                 ("noise schedule", config.schedule),
@@ -177,7 +175,7 @@ def card(
             )
         }
         rows = {"shape": "×".join(map(str, shape)), **parts, "predicts": config.prediction} | rows
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    table = "\n".join(f"| {markdown(name)} | {value} |" for name, value in rows.items())
     return ModelCard(
         f"---\n{data.to_yaml()}\n---\n\n"
         "# Variational diffusion model\n\n"
@@ -207,8 +205,8 @@ def _measured(evaluations: Evaluations) -> str:
         figure = f"{measured['bits_per_dim']:.4f}" + (f" ± {error:.4f}" if error else "")
         older = f"{measured['examples']:,} {measured['split']} examples"
         lines.append(
-            f"| {measured['data']} | {measured.get('description', older)} "
-            f"| {measured['estimator']} | {figure} | `{measured['command']}` |"
+            f"| {markdown(measured['data'])} | {markdown(measured.get('description', older))} "
+            f"| {markdown(measured['estimator'])} | {figure} | {code(measured['command'])} |"
         )
     note = (
         "Means over the examples, less is better; ± is one standard error, of the choice of the "

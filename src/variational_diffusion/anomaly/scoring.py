@@ -22,9 +22,9 @@ from variational_diffusion.anomaly.profiles import Profiles, measured
 from variational_diffusion.anomaly.reference import Reference, check_reference, is_possible
 from variational_diffusion.anomaly.scores import SCORES
 from variational_diffusion.data import Originals, Split
+from variational_diffusion.escaping import printable
 from variational_diffusion.machine.signals import until
 from variational_diffusion.model import VDM
-from variational_diffusion.storage.files import printable
 
 Progress = Callable[[int, int, float], None]
 """Told how many examples of how many are measured, and the last batch's mean bound in bits/dim."""

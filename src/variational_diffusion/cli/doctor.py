@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, print_table
+from variational_diffusion.cli.shared.console import print_json, print_table, say
 from variational_diffusion.cli.shared.options import json_option
 from variational_diffusion.errors import DISTRIBUTION, to_install
 
@@ -51,9 +51,8 @@ def command(as_json: bool) -> None:
         _show(found, here)
     if ailing:
         names = ", ".join(package.name for package in ailing)
-        click.echo(
-            f"vdm: missing or too old: {names}; pip install --upgrade {DISTRIBUTION}", err=True
-        )
+        line = f"pip install --upgrade {DISTRIBUTION}"
+        say(f"vdm: missing or too old: {names}; {line}", err=True)
         click.get_current_context().exit(1)
 
 
@@ -77,19 +76,19 @@ def _show(found: list[Package], machine: dict[str, Any]) -> None:
     print_table(f"{DISTRIBUTION} {machine['version']}", ["", ""], rows, numbers=False)
     missing = [package for package in found if package.extra is None and not package.fits]
     needed = sum(package.extra is None for package in found)
-    click.echo(
-        f"\n{needed - len(missing)} of {needed} packages that every command needs are there."
-    )
+    say()
+    say(f"{needed - len(missing)} of {needed} packages that every command needs are there.")
     for package in missing:
-        click.echo(f"  {package.name} {package.wanted}: {package.installed or 'missing'}")
+        say(f"  {package.name} {package.wanted}: {package.installed or 'missing'}")
     lacking = {package.extra for package in found if not package.fits} - {None}
     extras = [
         (extra, use, "missing" if extra in lacking else "ready") for extra, use in EXTRAS.items()
     ]
-    print_table("\nExtras", ["extra", "for", "state"], extras, numbers=False)
+    say()
+    print_table("Extras", ["extra", "for", "state"], extras, numbers=False)
     if lacking:
         names = ",".join(extra for extra in EXTRAS if extra in lacking)
-        click.echo(f"To add what is missing, or only some of it: {to_install(names)}")
+        say(f"To add what is missing, or only some of it: {to_install(names)}")
 
 
 def _threads(machine: dict[str, Any]) -> str:

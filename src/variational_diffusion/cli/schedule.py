@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.console import print_json, print_table, say, shown
 from variational_diffusion.cli.shared.examples import examples_options
 from variational_diffusion.cli.shared.options import (
     device_options,
@@ -49,16 +48,16 @@ def command(run: str, data: str | None, out: str | None, as_json: bool, **option
     Example: vdm schedule runs/first --out schedule.png
     """
     from variational_diffusion.run.learned_schedule import schedule
-    from variational_diffusion.storage.files import unused
+    from variational_diffusion.storage.files import check_target, unused
 
     draws = out is not None or not as_json
     if draws:
-        from variational_diffusion.report.figures import save_figure, schedule_figure
+        from variational_diffusion.report.figures import FIGURES, save_figure, schedule_figure
 
     opened = open_run(run)
     found = schedule(opened, data, progress=shown, **options)
     values = found.variances._asdict()
-    figures = [] if out is None else [Path(out)]
+    figures = [] if out is None else [check_target(out, endings=FIGURES)]
     if out is None and draws:
         figures = [unused(opened.path / f"schedule{ending}") for ending in (".png", ".svg")]
     if figures:
@@ -95,4 +94,4 @@ def command(run: str, data: str | None, out: str | None, as_json: bool, **option
         ],
     )
     for path in figures:
-        click.echo(f"figure: {path}")
+        say(f"figure: {path}")

@@ -27,6 +27,8 @@ from variational_diffusion.data.source import (
 )
 from variational_diffusion.data.splits import splits_of
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import printable
+from variational_diffusion.storage.files import expanded
 
 _CHUNK = 2**24
 """Bytes that a scan looks at together."""
@@ -150,7 +152,7 @@ def array_source(config: DataConfig) -> ArraySource:
 
 
 def _path(config: DataConfig) -> Path:
-    return Path(config.source).expanduser().resolve()
+    return expanded(config.source).resolve()
 
 
 def _is_npz(config: DataConfig) -> bool:
@@ -212,9 +214,8 @@ def _from_npz(path: Path, wanted: str | None, beside: str | None = None) -> tupl
             wanted = names[0]
         if wanted not in names:
             given = "holds" if wanted is None else f"has no array {wanted!r}; it holds"
-            raise InputError(
-                f"{path.name} {given} {', '.join(names) or 'no array'}; choose with --array NAME"
-            )
+            found = ", ".join(map(printable, names)) or "no array"
+            raise InputError(f"{path.name} {given} {found}; choose with --array NAME")
         assert wanted is not None
         _check_claim(archive, path, wanted)
         array = archive[wanted]

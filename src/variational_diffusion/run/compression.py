@@ -27,8 +27,10 @@ from variational_diffusion.compression.archive import COMPARED, check_new, class
 from variational_diffusion.compression.needed import model_digest, model_state, with_state
 from variational_diffusion.compression.unpacking import Unpacking
 from variational_diffusion.data import Dataset, Originals, Split, open_originals
+from variational_diffusion.data.memory import in_order
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import printable
 from variational_diffusion.grids import PredictedErrors, fewest_steps
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener
@@ -38,8 +40,7 @@ from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, check_free, chosen_examples, examples_for
 from variational_diffusion.run.noise_errors import expected_errors, reverse_chain, widened
 from variational_diffusion.run.trained import Trained
-from variational_diffusion.storage.files import cached, printable
-from variational_diffusion.storage.tensors import read_tensors, write_tensors
+from variational_diffusion.storage.files import cached, expanded
 
 LOG = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def compress(
     limit: int | None = None,
     steps: int | None = None,
     variance: str | None = None,
-    group: int = GROUP,
+    group_size: int = GROUP,
     fast: bool = False,
     verify: bool = True,
     weights: str = "ema",
@@ -134,7 +135,8 @@ def compress(
             5 % above that of infinitely many.
         variance: Of the reverse steps, an entry of `grids.VARIANCES`; None: "predicted" where the
             run has a variance head, otherwise "position".
-        group: Images that share a stack; smaller groups are decoded on their own, and cost more.
+        group_size: Images that share a stack; smaller groups are decoded on their own, and cost
+            more.
         fast: Compute in float32: about twice as fast, and only the same machine with as many
             threads decodes the file.
         verify: Decode the file and compare before it gets its name.
@@ -159,7 +161,7 @@ def compress(
         >>> bool((back == x).all())
         True
     """
-    path = Path(path)
+    path = expanded(path)
     check_new(path)
     run = run if isinstance(run, Run) else Run.open(run)
     execution = Execution(device, threads)
@@ -190,7 +192,7 @@ def compress(
             originals,
             weights=weights,
             variance=variance,
-            group=group,
+            group=group_size,
             verify=verify,
             progress=progress,
         )
@@ -275,7 +277,7 @@ def decompress(
     run = run if isinstance(run, Run) else Run.open(run)
     execution = Execution(device, threads)
     with ExitStack() as stack:
-        container = stack.enter_context(_opened(Path(file)))
+        container = stack.enter_context(_opened(expanded(file)))
         header = container.header
         portable = header.precision == "portable"
         stack.enter_context(execution.begun(follow=portable))
@@ -320,6 +322,7 @@ def _originals(
     if isinstance(data, Split):
         originals, name = Originals(data), data.description
     else:
+        data = data if isinstance(data, str | Path) else in_order(data)
         config = run.config.data.model_copy(update={"condition": None})
         originals = open_originals(data, config, vdm.shape)
         name = str(data) if isinstance(data, str | Path) else f"array of shape {tuple(data.shape)}"
@@ -358,20 +361,26 @@ def _keep(run: Run, vdm: VDM, digest: str, weights: str, variance: str) -> None:
         about["head"] = json.dumps(head.options)
     with cached("the model, without which the file is not decoded once the run was trained on,"):
         path.parent.mkdir(exist_ok=True)
-        write_tensors(path, model_state(vdm), about)
+        run.write(path, "kept", model_state(vdm), about)
 
 
 def _needed(run: Run, container: Container, execution: Execution) -> VDM:
     """Return the model that a file names: what was kept of it, or else what the run has now."""
     header, kept = container.header, _kept_path(run, container.header.model)
     if kept.exists():
-        tensors, about = read_tensors(kept)
+        tensors, about = run.read(kept, "kept")
         model = run.build().eval().requires_grad_(False).prepare(execution)
         head = None
         if "head" in about:
             head = VarianceHead(run.config.model.shape, **json.loads(about["head"]))
             head = head.eval().requires_grad_(False).to(model.device)
-        return with_state(model, tensors, head)
+        vdm = with_state(model, tensors, head)
+        if model_digest(vdm) != header.model:
+            raise InputError(
+                f"'{kept}' holds another model than its name says: bring back the file that was "
+                "there"
+            )
+        return vdm
     try:
         trained = Trained.open(run, header.weights, execution)
         vdm = widened(trained, header.variance, measure=False)

@@ -45,6 +45,7 @@ from torch import Tensor
 from variational_diffusion.config import DataConfig, Fingerprint, RunConfig, TrainingConfig
 from variational_diffusion.data import Dataset
 from variational_diffusion.errors import DamagedFileError, InputError
+from variational_diffusion.escaping import typed
 from variational_diffusion.grids import NoiseErrors
 from variational_diffusion.json_text import parse
 from variational_diffusion.machine.distributed import (
@@ -69,7 +70,7 @@ from variational_diffusion.run.states import (
 )
 from variational_diffusion.sampling import DEFAULT_STEPS
 from variational_diffusion.storage import json_lines
-from variational_diffusion.storage.files import atomic
+from variational_diffusion.storage.files import atomic, expanded
 from variational_diffusion.storage.tensors import read_shapes, read_tensors, write_tensors
 from variational_diffusion.training import TrainingState
 
@@ -144,14 +145,14 @@ class Run:
             >>> vd.Run.open("runs/digits")  # doctest: +ELLIPSIS
             Run('runs/digits': ... of 1×8×8, data digits)
         """
-        path = Path(path)
+        path = expanded(path)
         own = imported(network) if isinstance(network, str) else network
         try:
             text = (path / "config.json").read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise InputError(
                 f"run = '{path}': no run is there (no readable config.json); "
-                f"train one with: vdm train DATA --run {path}"
+                f"train one with: vdm train DATA --run {typed(path)}"
             ) from error
         try:
             run = cls(path, RunConfig.from_json(text), network=own)
@@ -190,7 +191,7 @@ class Run:
                 once a step of it was saved; the message says which settings differ. And where the
                 data have changed.
         """
-        path = Path(path)
+        path = expanded(path)
         try:
             (path / "state").mkdir(parents=True, exist_ok=True)
             (path / "samples").mkdir(exist_ok=True)
@@ -500,12 +501,12 @@ class Run:
             others = sorted(file.stem for file in self.path.glob("ema-*.safetensors"))
             raise InputError(
                 f"weights = '{weights}': '{self.path}' has {', '.join(['ema', 'raw', *others])}; "
-                f"make others with: vdm ema {self.path} --width 0.07"
+                f"make others with: vdm ema {typed(self.path)} --width 0.07"
             )
         if not path.exists():
             raise InputError(
                 f"run = '{self.path}': no weights are saved yet ({path.name} is missing); "
-                f"train it first: vdm train {self.config.data.source} --run {self.path}"
+                f"train it first: vdm train {typed(self.config.data.source, '--run', self.path)}"
             )
         check_claim(self.config.model, read_shapes(path), network=self.network)
         tensors, _ = self.read(path, weights if weights in _WEIGHT_FILES else "average")

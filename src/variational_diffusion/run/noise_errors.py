@@ -17,6 +17,7 @@ from variational_diffusion.conditions import Batch
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import measuring_batches
 from variational_diffusion.errors import DamagedFileError, GoneError, InputError
+from variational_diffusion.escaping import typed
 from variational_diffusion.grids import (
     MEASURED,
     Gammas,
@@ -203,7 +204,7 @@ def _predicted(trained: Trained, errors: NoiseErrors) -> PredictedErrors:
     if head is None:
         raise InputError(
             f"variance = 'predicted': '{trained.run.path}' has no head for its {trained.weights} "
-            f"weights; train one: vdm variance {trained.run.path}"
+            f"weights; train one: vdm variance {typed(trained.run.path)}"
         )
     return PredictedErrors(errors, head.to(trained.device))
 

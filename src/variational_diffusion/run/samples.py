@@ -14,14 +14,14 @@ from torch import Tensor
 
 from variational_diffusion.conditions import Batch
 from variational_diffusion.decoders import Discretized
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, whole
 from variational_diffusion.grids import Gammas
 from variational_diffusion.images.pictures import (
     animation,
     check_animation,
     is_image,
-    save_image,
     save_sheet,
+    to_pil,
 )
 from variational_diffusion.likelihood import ContinuousBound, evaluate, example_columns
 from variational_diffusion.machine.distributed import here, sum_over_processes
@@ -43,7 +43,7 @@ from variational_diffusion.sampling import (
     named,
 )
 from variational_diffusion.storage.columns import write_columns
-from variational_diffusion.storage.files import atomic
+from variational_diffusion.storage.files import atomic, atomic_folder, check_target, expanded
 
 _BATCH = 250
 
@@ -98,7 +98,7 @@ class Samples:
 
     def write(self, path: str | Path) -> None:
         """Write a .png sheet, with labels if there are any, an .npy array, or single images."""
-        path, levels = Path(path), self.vdm.levels
+        path, levels = expanded(path), self.vdm.levels
         if path.suffix == ".npy":
             with atomic(path) as temporary, temporary.open("wb") as file:
                 np.save(file, _smallest(self.values, levels))
@@ -106,9 +106,9 @@ class Samples:
             labels = None if self.labels is None else self.labels.tolist()
             save_sheet(self.values, levels, path, captions=labels)
         else:
-            path.mkdir(parents=True, exist_ok=True)
-            for i, sample in enumerate(self.values):
-                save_image(sample, levels, path / f"{i:05}.png")
+            with atomic_folder(path) as folder:
+                for i, sample in enumerate(self.values):
+                    to_pil(sample, levels).save(folder / f"{i:05}.png")
 
     def write_labels(self, path: str | Path) -> None:
         """Write the labels as a .csv or .parquet table."""
@@ -125,7 +125,7 @@ class Samples:
 
     def write_animation(self, path: str | Path) -> None:
         """Write the stages of the way as a .gif, .webp or .mp4."""
-        animation(self.frames, self.vdm.levels, Path(path))
+        animation(self.frames, self.vdm.levels, path)
 
 
 def sample(
@@ -148,6 +148,8 @@ def sample(
     frames: how many stages of the way are kept, beside the last. stopped: as of `draw`. sampling:
     for `sampling_of`.
     """
+    whole("n", n)
+    whole("seed", seed, 0)
     labels = () if label is None else (label,) if isinstance(label, str) else tuple(label)
     given = given_by(
         trained.run,
@@ -179,16 +181,13 @@ def sample_run(
         return sample(trained, n, progress=progress, **options)
 
 
-def check_targets(path: Path, animate: str | None, shape: tuple[int, ...]) -> None:
+def check_outputs(path: Path, animate: str | None, shape: tuple[int, ...]) -> None:
     """Refuse before drawing what could not be written after it."""
     if not is_image(shape) and (path.suffix != ".npy" or animate):
         raise InputError(f"out = '{path}': these samples are not images; give --out FILE.npy")
     if path.suffix not in (".png", ".npy", ""):
         raise InputError(f"out = '{path}': give a .png sheet, an .npy array or a folder")
-    if path.suffix and path.exists():
-        raise InputError(f"out = '{path}' exists: give another --out")
-    if path.is_dir() and any(path.iterdir()):
-        raise InputError(f"out = '{path}' is not empty: give another --out")
+    check_target(path, folder=not path.suffix)
     if animate:
         check_animation(animate)
 

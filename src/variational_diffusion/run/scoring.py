@@ -12,12 +12,13 @@ import numpy as np
 from variational_diffusion import anomaly
 from variational_diffusion.anomaly import Scored, calibration_needed, check_reference
 from variational_diffusion.data import Dataset, Split
-from variational_diffusion.errors import GoneError, InputError
+from variational_diffusion.errors import GoneError, InputError, whole
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener, telling
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, check_free, examples_for, own_data
 from variational_diffusion.run.trained import Trained
+from variational_diffusion.storage.files import expanded
 
 LOG = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def score(
         >>> s.p_value.shape, bool((s.p_value > 0).all() and (s.p_value <= 1).all())
         ((5,), True)
     """
+    whole("seed", seed, 0)
     if false_alarms is not None and fdr is not None:
         raise InputError(f"false_alarms = {false_alarms:g}, fdr = {fdr:g}: give one of the two")
     rate = FALSE_ALARMS if false_alarms is None else false_alarms
@@ -147,4 +149,4 @@ def _is_same(data: Data, run: Run) -> bool:
     if not isinstance(data, str | Path):
         return False
     source = run.config.data.source
-    return str(data) == source or Path(data).expanduser().resolve() == Path(source)
+    return str(data) == source or expanded(data).resolve() == Path(source)

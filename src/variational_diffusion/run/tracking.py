@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from variational_diffusion.errors import InputError, needs, to_install
+from variational_diffusion.errors import InputError, needs, one_of, to_install
 
 PROJECT = "variational-diffusion"
 """Under which services that collect the runs of many directories file them."""
@@ -85,9 +85,7 @@ def _accelerates() -> ModuleType:
 
 def _check(name: str) -> None:
     accelerates = _accelerates()
-    if name not in accelerates.LOGGER_TYPE_TO_CLASS:
-        known = ", ".join(sorted(accelerates.LOGGER_TYPE_TO_CLASS))
-        raise InputError(f"track = '{name}': known are {known}")
+    one_of("track", name, sorted(accelerates.LOGGER_TYPE_TO_CLASS))
     if name not in map(str, accelerates.get_available_trackers()):
         package = name.replace("_", "-")
         line = to_install("tracking") if name == "tensorboard" else f"pip install {package}"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
-import shlex
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,7 +29,8 @@ from variational_diffusion.data.loader import (
     ordered_batches,
     training_batches,
 )
-from variational_diffusion.errors import DivergedError, InputError
+from variational_diffusion.errors import DivergedError, InputError, one_of
+from variational_diffusion.escaping import typed
 from variational_diffusion.likelihood import Summary
 from variational_diffusion.machine.distributed import (
     Place,
@@ -50,6 +51,7 @@ from variational_diffusion.run.own_data import opened_own
 from variational_diffusion.run.sheets import write_sheet
 from variational_diffusion.run.tracking import Tracking
 from variational_diffusion.run.upkeep import training_alone
+from variational_diffusion.storage.files import expanded
 from variational_diffusion.training.loop import Means, Validation, follow, validate
 from variational_diffusion.training.overfit import OverfitCheck, overfit
 from variational_diffusion.training.sharding import recompute_activations, shard
@@ -217,8 +219,7 @@ def training_events(
         Validation
         End
     """
-    if sharding not in ("replicated", "sharded"):
-        raise InputError(f"sharding = {sharding!r}: known are replicated, sharded")
+    one_of("sharding", sharding, ("replicated", "sharded"))
     execution = Execution(device, threads, precision, compile, channels_last)
     with execution.begun() as target, processes(target) as place:
         asked = configuration(data, directory, **choices)
@@ -310,7 +311,7 @@ def configuration(
         if value is not None
     }
     there = None
-    if directory is not None and (Path(directory) / "config.json").exists():
+    if directory is not None and os.path.exists(expanded(directory) / "config.json"):
         there = Run.open(directory, network=factory)
     if data is None and config is None:
         if there is None:
@@ -506,7 +507,7 @@ class _Training:
         )
         if self.state.step and spent(self.state, self.config.training) >= 1:
             name, more = next(iter(self.config.budget.items()))
-            further = f"vdm train --run {shlex.quote(str(directory))} --{name} {2 * more:g}"
+            further = f"vdm train --run {typed(directory)} --{name} {2 * more:g}"
             self._say(
                 f"'{directory}' has done {self.state.step} steps, which is the budget; to train "
                 f"it further, give a larger one, as in: {further}"

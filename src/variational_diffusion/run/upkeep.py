@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.storage.files import remove_leftovers
+from variational_diffusion.storage.files import expanded, remove_leftovers
 from variational_diffusion.storage.lock import locked
 
 _LOCK = "training.lock"
@@ -29,7 +29,7 @@ def training_alone(path: str | Path) -> Iterator[None]:
 
     Raises InputError that names who trains there now, and for a directory that cannot be written.
     """
-    path = Path(path)
+    path = expanded(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

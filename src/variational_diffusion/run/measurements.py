@@ -1,4 +1,4 @@
-"""Measurements that a report is made of, kept in the folder `report` of the run.
+"""Measurements of a run that take a while, kept in its folder `report`.
 
 Each is one file, `report/likelihood-ema.safetensors`: arrays, and in the header the figures, the
 options of the measurement, the digest of the weights that were measured, and where it was done. A
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import json_text
 from variational_diffusion.run.directory import Run
 from variational_diffusion.storage.files import cached
 from variational_diffusion.storage.tensors import read_metadata, read_tensors, write_tensors
@@ -66,8 +67,8 @@ def write_section(run: Run, name: str, weights: str, section: Section) -> None:
     header = {
         "layout": str(_LAYOUT),
         "weights": _digest_of_weights(run, weights),
-        "values": json.dumps(section.values),
-        "options": json.dumps(section.options),
+        "values": json_text(section.values),
+        "options": json_text(section.options),
     }
     with cached(f"the measurement '{name}'"):
         path.parent.mkdir(exist_ok=True)
