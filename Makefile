@@ -1,6 +1,7 @@
 # make demo     a model of handwritten digits: trained, evaluated, sampled, in a few minutes
 # make test     style, types and tests
 # make bench    every benchmark, shortened: that they run, not what they measure
+# make notebooks  docs/notebooks, run again, with what they print and show
 # make docs     the site, into site/: a link that dangles is an error
 # make package  wheel and sdist, installed into an empty environment and run there
 # All set up .venv first. Another interpreter: make demo PYTHON=python3.12
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench install wheel package docs clean
+.PHONY: demo test bench install wheel package notebooks docs clean
 
 demo: install
 	@$(BIN)/vdm demo
@@ -68,6 +69,9 @@ package: wheel
 	cd .venv/empty && bin/vdm sample run --n 4 --steps 4 --out sheet.png
 	.venv/empty/bin/python -m pip install -qq --disable-pip-version-check --no-deps --force-reinstall dist/*.tar.gz
 	cd .venv/empty && bin/vdm --version
+
+notebooks: install
+	OMP_NUM_THREADS=1 $(BIN)/python docs/notebooks/execute.py
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean

@@ -128,16 +128,6 @@ def test_sample_takes_every_sampler_and_grid(capsys, trained, tmp_path):
     assert len(set(drawn.values())) == len(drawn)  # every option is felt
 
 
-def test_the_demo_ends_with_its_table(capsys, tmp_path):
-    directory = str(tmp_path / "demo")
-    text = output(capsys, ["demo", "--run", directory, "--minutes", "0.02"]).out
-    for row in ("297 test images", "bound", "prior", "reconstruction", "diffusion"):
-        assert row in text
-    for row in ("order-0 entropy", "xz", "PNG", "WebP", "sheet.png", "reverse-process.gif"):
-        assert row in text
-    assert (tmp_path / "demo" / "samples" / "sheet.png").exists()
-
-
 def test_data_shows_what_will_be_read(capsys, tmp_path):
     sheet = str(tmp_path / "sheet.png")
     text = output(capsys, ["data", "digits", "--out", sheet]).out

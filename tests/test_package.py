@@ -7,13 +7,14 @@ import sys
 import tarfile
 import zipfile
 from email import message_from_bytes
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 
-from variational_diffusion.cli import COMMANDS, run
+import variational_diffusion as vd
+from bare import PROJECT
+from variational_diffusion.cli import run
 from variational_diffusion.machine import environment
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +23,9 @@ SOURCES = sorted(
     for path in (ROOT / "src").rglob("*")
     if path.is_file() and path.suffix != ".pyc"
 )
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,14 @@ def test_the_sdist_can_be_tested(built):
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
-    wanted = ["Makefile", "constraints.txt", "pyproject.toml", "tests/test_package.py"]
+    wanted = [
+        "Makefile",
+        "RELEASING.md",
+        "SECURITY.md",
+        "constraints.txt",
+        "pyproject.toml",
+        "tests/test_package.py",
+    ]
     wanted += [f"src/{name}" for name in SOURCES]
     assert set(wanted) <= names
     for folder in ("docs", "examples", "benchmarks", "experiments", "tests"):
@@ -64,8 +75,13 @@ def test_the_sdist_can_be_tested(built):
 
 def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["version"] == environment.version()
-    assert f"## {environment.version()}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert citation["version"] == environment.version() == vd.__version__ == PROJECT["version"]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", changes, re.MULTILINE)
+    assert re.search(r"^## \[Unreleased\]$", changes, re.MULTILINE)
+    assert released[:1] in ([], [environment.version()])
+    for heading in re.findall(r"^### (.*)$", changes, re.MULTILINE):
+        assert heading in ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")
 
 
 def test_the_forms_ask_for_what_doctor_says():
@@ -88,14 +104,29 @@ def test_links_of_the_contributing_page_lead_somewhere():
         assert f"\n{target}: " in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
-def test_every_extra_says_which_command_or_module_needs_it():
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    section = text.split("[project.optional-dependencies]")[1].split("[project.scripts]")[0]
-    extras = set(re.findall(r"^(\w+) = \[", section, re.MULTILINE))
-    assert extras == set(environment.EXTRAS) | set(environment.DEVELOPMENT)
-    for use in environment.EXTRAS.values():
-        command = re.match(r"vdm ([\w-]+)", use)
-        assert command[1] in COMMANDS if command else find_spec(use) is not None
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_call_what_there_is(path):
+    """Each job checks the sources out, may only read, has a time limit, and names real targets."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert content["permissions"] == {"contents": "read"}
+    for job in content["jobs"].values():
+        assert job["timeout-minutes"] <= 120
+        assert job["steps"][0]["uses"].startswith("actions/checkout@")
+        for step in job["steps"]:
+            for target in re.findall(r"\bmake (\w+)", step.get("run", "")):
+                assert f"\n{target}: " in makefile
+
+
+def test_the_matrix_is_what_the_metadata_promise():
+    content = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
+    promised = {name.rpartition(" ")[2] for name in PROJECT["classifiers"] if "3." in name}
+    matrix = content["jobs"]["tests"]["strategy"]["matrix"]
+    assert set(matrix["python"]) == promised
+    assert PROJECT["requires-python"] == f">={min(promised)}"
+    assert {entry["torch"] for entry in matrix["include"]} == {"lowest"}
+    lowest = re.compile(r'^    "torch>=([0-9.]*)"', re.MULTILINE)  # as sed finds it there
+    assert len(lowest.findall((ROOT / "pyproject.toml").read_text(encoding="utf-8"))) == 1
 
 
 def test_doctor_knows_what_is_there(capsys):
@@ -123,7 +154,8 @@ def test_doctor_says_what_is_missing(capsys, monkeypatch):
     assert "pip install" in printed.err
     assert re.search(r"click >=8.1: missing", printed.out)
     assert re.search(r"rich >=13.9: 1.0", printed.out)
-    assert '"variational-diffusion[tracking]"' in printed.out
+    assert re.search(r"tracking .*vdm train --track .*missing", printed.out)
+    assert "pip install 'variational-diffusion[tracking]'" in printed.out
     assert run(["doctor", "--json"]) == 1
     assert not json.loads(capsys.readouterr().out)["extras"]["tracking"]
 

@@ -1,4 +1,4 @@
-"""What the site does beside rendering pages: the reference, pages from elsewhere, and formulas.
+"""What the site does beside rendering pages: reference, notebooks, pages from elsewhere, formulas.
 
 Pages are written to be read in the repository, too: their links lead to files there. Here a link
 to a source file leads to that module's page of the reference, and $$ … $$ becomes MathML, which
@@ -8,8 +8,11 @@ browsers show without a script.
 from __future__ import annotations
 
 import ast
+import base64
+import json
 import posixpath
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,12 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "variational_diffusion"
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 ELSEWHERE = {
     "CONTRIBUTING.md": "project/contributing.md",
+    "RELEASING.md": "project/releasing.md",
+    "SECURITY.md": "project/security.md",
     "CHANGELOG.md": "project/changelog.md",
     "experiments/LOG.md": "project/log.md",
     "experiments/speedrun.md": "project/speedrun.md",
@@ -61,9 +67,37 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = f"# {name}\n\n::: variational_diffusion.{name}\n"
         files.append(_page(config, f"reference/{name}.md", text))
     files.append(_page(config, "reference/index.md", _overview()))
+    for path in NOTEBOOKS:
+        for file in notebook_files(config, path):
+            files.append(file)
     for source, target in ELSEWHERE.items():
         files.append(_page(config, target, (ROOT / source).read_text(encoding="utf-8")))
     return files
+
+
+def notebook_files(config: MkDocsConfig, path: Path) -> Iterator[File]:
+    """Yield the page of a notebook, with what its cells printed, and the pictures it shows."""
+    blocks: list[str] = []
+    count = 0
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            blocks.append(source)
+            continue
+        blocks.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "image/png" in data:
+                count += 1
+                name = f"notebooks/{path.stem}-{count}.png"
+                picture = base64.b64decode("".join(data["image/png"]))
+                yield File.generated(config, name, content=picture)
+                blocks.append(f"![What the cell above shows]({path.stem}-{count}.png)")
+            else:
+                text = "".join(output.get("text") or data["text/plain"]).rstrip()
+                blocks.append(f'```text title="printed"\n{text}\n```')
+    blocks.insert(1, f"[This page as a notebook]({path.name})")
+    yield _page(config, f"notebooks/{path.stem}.md", "\n\n".join(blocks) + "\n")
 
 
 def _overview() -> str:
@@ -129,7 +163,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     parts = _FENCE.split(markdown)
     for i in range(0, len(parts), 2):
         text = _LINK.sub(lambda m: _link(m, here, page), parts[i])
-        if page.file.src_uri in ("theory.md",):
+        if page.file.src_uri == "theory.md" or page.file.src_uri.startswith("notebooks/"):
             text = _FORMULA.sub(
                 lambda m: f"<div class='formula'>{_mathml(m[1], 'block')}</div>", text
             )

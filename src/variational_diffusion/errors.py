@@ -1,10 +1,16 @@
-"""The exception for what a user can put right, and two kinds of it."""
+"""The exception for what a user can put right, kinds of it, and packages that are not installed."""
+
+from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from operator import index
 from typing import SupportsIndex
+
+DISTRIBUTION = "variational-diffusion"
+"""What pip calls this package."""
 
 _SHOWN = 40
 """Names that a message lists."""
@@ -84,3 +90,23 @@ def meant(value: object, known: Iterable[str]) -> str:
     folded = {name.casefold(): name for name in known}
     close = get_close_matches(str(value).casefold(), folded, 1)
     return f"; did you mean {folded[close[0]]}?" if close else ""
+
+
+def to_install(extra: str) -> str:
+    """Return the line that installs what an extra adds, or several with a comma between them."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Import packages of an extra in this block; where one is missing, say what to type.
+
+    Raises InputError in place of an ImportError. A package that is too old says so in its own
+    words.
+    """
+    try:
+        yield
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        problem = f"{error.name} is not installed" if missing else str(error).partition("\n")[0]
+        raise InputError(f"{problem}; {to_install(extra)}") from error

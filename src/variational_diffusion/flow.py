@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from variational_diffusion.errors import needs
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import randn_like, sum_per_example
 
@@ -110,7 +111,8 @@ def solve(
     def error_norm(state: tuple[Tensor, Tensor]) -> Tensor:
         return torch.stack([part.square().mean().sqrt() for part in state]).max()
 
-    from torchdiffeq import odeint  # noqa: PLC0415 (it imports scipy.integrate: half a second)
+    with needs("ode"):
+        from torchdiffeq import odeint  # noqa: PLC0415 (it imports scipy.integrate: half a second)
 
     span = torch.stack([start, end]).detach().double()
     state = z, z.new_zeros(1 if divergence is None else divergence.estimates, len(z))
@@ -142,7 +144,8 @@ def _solve_in_steps(
     steps: int,
     divergence: Divergence | None,
 ) -> Solution:
-    from torchdiffeq import odeint  # noqa: PLC0415 (as above)
+    with needs("ode"):
+        from torchdiffeq import odeint  # noqa: PLC0415 (as above)
 
     evaluations = 0
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from variational_diffusion.config import ModelConfig, digest_of_json, validated
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, needs
 from variational_diffusion.escaping import code, json_text, markdown
 from variational_diffusion.json_text import parse
 from variational_diffusion.machine import environment
@@ -79,12 +79,13 @@ def fetch(place: str, **download: Any) -> Path:
     """
     if os.path.isdir(expanded(place)):
         return expanded(place)
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415 (a tenth of a second)
-    from huggingface_hub.errors import (  # noqa: PLC0415
-        HFValidationError,
-        HTTPError,
-        LocalEntryNotFoundError,
-    )
+    with needs("hub"):
+        from huggingface_hub import hf_hub_download  # noqa: PLC0415 (a tenth of a second)
+        from huggingface_hub.errors import (  # noqa: PLC0415
+            HFValidationError,
+            HTTPError,
+            LocalEntryNotFoundError,
+        )
 
     try:
         files = [hf_hub_download(place, name, **download) for name in (CONFIG, WEIGHTS)]
@@ -149,7 +150,8 @@ def card(
         evaluations: What was measured of these weights; where there is none, the card says so.
         facts: More rows for its table, such as how it was trained.
     """
-    from huggingface_hub import ModelCard, ModelCardData  # noqa: PLC0415 (a tenth of a second)
+    with needs("hub"):
+        from huggingface_hub import ModelCard, ModelCardData  # noqa: PLC0415 (a tenth of a second)
 
     shape = config.shape if config else ()
     is_image = len(shape) == 3 and shape[0] in (1, 3, 4)

@@ -8,6 +8,7 @@ import click
 
 from variational_diffusion.cli.shared.console import print_json, print_table, say
 from variational_diffusion.cli.shared.options import json_option
+from variational_diffusion.errors import DISTRIBUTION, to_install
 
 if TYPE_CHECKING:
     from variational_diffusion.machine.environment import Package
@@ -50,12 +51,13 @@ def command(as_json: bool) -> None:
         _show(found, here)
     if ailing:
         names = ", ".join(package.name for package in ailing)
-        say(f"vdm: missing or too old: {names}; {_install()}", err=True)
+        line = f"pip install --upgrade {DISTRIBUTION}"
+        say(f"vdm: missing or too old: {names}; {line}", err=True)
         click.get_current_context().exit(1)
 
 
 def _show(found: list[Package], machine: dict[str, Any]) -> None:
-    from variational_diffusion.machine.environment import DISTRIBUTION, EXTRAS
+    from variational_diffusion.machine.environment import EXTRAS
 
     units = "with" if machine["bfloat16"] else "without"
     data = ", ".join(machine["data"])
@@ -78,12 +80,15 @@ def _show(found: list[Package], machine: dict[str, Any]) -> None:
     say(f"{needed - len(missing)} of {needed} packages that every command needs are there.")
     for package in missing:
         say(f"  {package.name} {package.wanted}: {package.installed or 'missing'}")
-    rows = []
-    for extra, use in EXTRAS.items():
-        lacking = [p.name for p in found if p.extra == extra and not p.fits]
-        rows.append((use, _install(extra) if lacking else "ready"))
+    lacking = {package.extra for package in found if not package.fits} - {None}
+    extras = [
+        (extra, use, "missing" if extra in lacking else "ready") for extra, use in EXTRAS.items()
+    ]
     say()
-    print_table("Extras", ["for", "state, or what to type"], rows, numbers=False)
+    print_table("Extras", ["extra", "for", "state"], extras, numbers=False)
+    if lacking:
+        names = ",".join(extra for extra in EXTRAS if extra in lacking)
+        say(f"To add what is missing, or only some of it: {to_install(names)}")
 
 
 def _threads(machine: dict[str, Any]) -> str:
@@ -96,10 +101,3 @@ def _threads(machine: dict[str, Any]) -> str:
         words.append(f"{machine['others_running']} threads of other programs run now")
     words += [f"{name} = {value} is set" for name, value in machine["variables"].items()]
     return "; ".join(words)
-
-
-def _install(extra: str | None = None) -> str:
-    from variational_diffusion.machine.environment import DISTRIBUTION
-
-    name = DISTRIBUTION if extra is None else f"{DISTRIBUTION}[{extra}]"
-    return f'pip install "{name}"'

@@ -47,19 +47,20 @@ def command(run: str, data: str | None, out: str | None, as_json: bool, **option
 
     Example: vdm schedule runs/first --out schedule.png
     """
-    from variational_diffusion.report.figures import FIGURES
     from variational_diffusion.run.learned_schedule import schedule
     from variational_diffusion.storage.files import check_target, unused
+
+    draws = out is not None or not as_json
+    if draws:
+        from variational_diffusion.report.figures import FIGURES, save_figure, schedule_figure
 
     opened = open_run(run)
     found = schedule(opened, data, progress=shown, **options)
     values = found.variances._asdict()
     figures = [] if out is None else [check_target(out, endings=FIGURES)]
-    if out is None and not as_json:
+    if out is None and draws:
         figures = [unused(opened.path / f"schedule{ending}") for ending in (".png", ".svg")]
     if figures:
-        from variational_diffusion.report.figures import save_figure, schedule_figure
-
         figure = schedule_figure(found.vdm.schedule, found.profile, found.variances)
         description = f"The noise schedule of {run}: " + ", ".join(
             f"variance {name} {value:.3g}" for name, value in values.items()

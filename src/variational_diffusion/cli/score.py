@@ -104,12 +104,16 @@ def command(
     from variational_diffusion.anomaly import save_score_sheet
     from variational_diffusion.images.pictures import PICTURES, is_image
     from variational_diffusion.machine.signals import stop_requested
-    from variational_diffusion.report.figures import FIGURES, save_figure, score_figure
     from variational_diffusion.run.scoring import score
     from variational_diffusion.storage.columns import ENDINGS, write_columns
     from variational_diffusion.storage.files import check_targets
 
-    check_targets(table=(table, ENDINGS), figure=(figure, FIGURES), sheet=(sheet, PICTURES))
+    targets = {"table": (table, ENDINGS), "sheet": (sheet, PICTURES)}
+    if figure is not None:
+        from variational_diffusion.report.figures import FIGURES, save_figure, score_figure
+
+        targets["figure"] = (figure, FIGURES)
+    check_targets(**targets)
     opened = open_run(run)
     if sheet is not None and not is_image(opened.config.model.shape):
         raise InputError(f"sheet = '{sheet}': these examples are not images; give --table FILE.csv")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from importlib.util import find_spec
 
 import click
 
 from variational_diffusion.cli.shared.console import say
 from variational_diffusion.cli.shared.options import device_options, open_run, weights_option
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import needs
 
 
 @click.command()
@@ -33,8 +32,8 @@ def command(
 
     Example: vdm serve runs/first
     """
-    if find_spec("gradio") is None:
-        raise InputError("vdm serve needs gradio: pip install 'variational-diffusion[web]'")
+    with needs("web"):
+        import gradio  # noqa: F401 (asked only whether it is there, before the run is opened)
     from variational_diffusion.machine.execution import Execution
     from variational_diffusion.web import Studio
     from variational_diffusion.web.serving import serve

@@ -8,17 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
-import huggingface_hub
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from datasets.exceptions import DatasetsError
 
 from variational_diffusion.data.beside import Asked
 from variational_diffusion.data.stored import Stored
-from variational_diffusion.errors import DamagedError, InputError
+from variational_diffusion.errors import DamagedError, InputError, needs
+
+with needs("data"):
+    import datasets
+    import huggingface_hub
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+    from datasets.exceptions import DatasetsError
 
 _TOGETHER = 64
 """Rows that streaming takes out of a file together."""

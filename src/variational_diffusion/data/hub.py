@@ -12,9 +12,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import datasets
-import huggingface_hub
-
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data.beside import asked, names_of
 from variational_diffusion.data.columns import (
@@ -28,8 +25,12 @@ from variational_diffusion.data.columns import (
 from variational_diffusion.data.dataset import Dataset, stored_dataset, streamed_dataset
 from variational_diffusion.data.folder import SHARDS, kind_of, shard_files
 from variational_diffusion.data.tar import TarShards, TarStore
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, needs
 from variational_diffusion.storage.files import expanded
+
+with needs("data"):
+    import datasets
+    import huggingface_hub
 
 _KINDS = ("parquet", "arrow", "imagefolder", "webdataset")
 _ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}

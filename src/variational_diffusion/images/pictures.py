@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, needs
 from variational_diffusion.storage.files import atomic, check_target, expanded
 
 Range = tuple[float, float]
@@ -228,11 +228,9 @@ def check_animation(path: str | os.PathLike[str], overwrite: bool = False) -> No
         raise InputError(
             f"'{path}': an animation is a {', '.join(ANIMATIONS)}; give a name that ends so"
         )
-    if suffix == ".mp4" and find_spec("av") is None:
-        raise InputError(
-            f"'{path}': an .mp4 needs the package av; pip install 'variational-diffusion[video]', "
-            "or give a .gif or .webp"
-        )
+    if suffix == ".mp4":
+        with needs("video"):
+            import av  # noqa: F401, PLC0415 (asked only whether it is there)
     check_target(path, "animate", overwrite=overwrite)
 
 
@@ -266,10 +264,13 @@ def _caption(text: str, width: int, lines: int) -> Image.Image:
 def _lettered(text: str) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
     """Return a text and a font that has its letters: pillow's for ASCII, else matplotlib's.
 
-    Letters that neither has, such as Chinese ones, become escapes.
+    Letters that neither has, such as Chinese ones, become escapes; without matplotlib, all do.
     """
     if text.isascii():
         return text, ImageFont.load_default(_LETTERS)
+    if find_spec("matplotlib") is None:
+        escaped = text.encode("ascii", "backslashreplace").decode()
+        return escaped, ImageFont.load_default(_LETTERS)
     from matplotlib import ft2font, get_data_path  # noqa: PLC0415 (a tenth of a second)
 
     path = str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))

@@ -16,21 +16,17 @@ from torch import Tensor, nn
 from variational_diffusion import grids, process
 from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.decoders import DECODERS, Discretized
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, needs
 from variational_diffusion.model import VDM
 from variational_diffusion.networks.layers import inputs_per_channel, with_features
 from variational_diffusion.schedules import SCHEDULES
 
-try:
+with needs("diffusers"):
     from diffusers import ConfigMixin, DDPMPipeline, ModelMixin, SchedulerMixin
     from diffusers.configuration_utils import register_to_config
     from diffusers.models.embeddings import LabelEmbedding
     from diffusers.models.unets.unet_2d import UNet2DOutput
     from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
-except ImportError as error:
-    raise InputError(
-        f"{error.name} is not installed; pip install 'variational-diffusion[diffusers]'"
-    ) from error
 
 _TIMES = 1000.0  # their embeddings are made for times of 0 to 1000
 

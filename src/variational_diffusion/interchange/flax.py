@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, needs
 
 _ARRAY = 1
 _TYPES = ("float32", "float64", "int32", "int64")
@@ -31,12 +31,8 @@ def read_tree(path: Path) -> dict[Any, Any]:
     The limits keep a file from asking for more memory than its own size: a map or an array that
     claims more entries than these, or more than there are bytes, is refused before it is made.
     """
-    try:
+    with needs("official"):
         import msgpack  # noqa: PLC0415 (an extra)
-    except ImportError as error:
-        raise InputError(
-            "msgpack is not installed; pip install 'variational-diffusion[official]'"
-        ) from error
     if not path.is_file():
         raise InputError(f"'{path}' is no file: give the checkpoint, such as checkpoints-0.flax")
     content = path.read_bytes()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, needs
 from variational_diffusion.model import VDM
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.storage.files import atomic
@@ -125,14 +125,10 @@ def _metadata(vdm: VDM) -> dict[str, str]:
 
 def _onnxruntime() -> Any:
     """Return a function that opens a file; name what is not installed."""
-    try:
+    with needs("onnx"):
         import onnx  # noqa: F401, PLC0415 (an extra; asked only whether it is there)
         import onnxruntime  # noqa: PLC0415 (as above)
         import onnxscript  # noqa: F401, PLC0415 (as above)
-    except ImportError as error:
-        raise InputError(
-            f"onnx: {error.name} is not installed; pip install 'variational-diffusion[onnx]'"
-        ) from error
     return lambda path: onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 

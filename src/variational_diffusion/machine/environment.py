@@ -7,29 +7,34 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from packaging.requirements import Requirement
-
-DISTRIBUTION = "variational-diffusion"
+from variational_diffusion.errors import DISTRIBUTION
 
 EXTRAS = {
-    "tracking": "vdm train --track tensorboard",
+    "data": "parquet and tar files, hf: data",
+    "hub": "vdm export --hub, vdm push, VDM.from_pretrained of a repository",
+    "ode": "vdm evaluate --estimator ode, vdm edit interpolate, VDMDensity",
+    "report": "vdm report, vdm schedule, vdm score --figure",
+    "tracking": "vdm train --track",
     "heif": "HEIC images",
-    "jxl": "vdm compress, for JPEG XL beside it",
+    "jxl": "vdm compress: JPEG XL as a baseline",
     "onnx": "vdm export --onnx",
     "official": "vdm import-official",
     "diffusers": "variational_diffusion.interchange.diffusers",
     "video": "vdm sample --animate FILE.mp4",
     "web": "vdm serve",
 }
-"""Extra → what needs it; `pip install "variational-diffusion[EXTRA]"` adds it."""
+"""Extra → what needs it; `pip install "variational-diffusion[EXTRA]"` adds it, [all] adds all."""
 
-DEVELOPMENT = ("docs", "dev")
-"""Extras for work on the package itself."""
-
+_REQUIREMENT = re.compile(
+    r"""(?P<name>[\w-]+) (?P<wanted>>=[\d.]+)? (\s*;\s*extra\s*==\s*["'](?P<extra>\w+)["'])?""",
+    re.VERBOSE,
+)
+"""How our metadata write what they ask for: a lower bound, and nothing that needs a parser."""
 
 _GIB = 2**30
 
@@ -50,11 +55,7 @@ class Package:
     @property
     def fits(self) -> bool:
         """Whether it is there in a version that will do."""
-        if self.installed is None:
-            return False
-        return Requirement(f"{self.name}{self.wanted}").specifier.contains(
-            self.installed, prereleases=True
-        )
+        return self.installed is not None and _numbers(self.installed) >= _numbers(self.wanted)
 
 
 def version() -> str:
@@ -98,19 +99,11 @@ def packages() -> list[Package]:
     """Return every package that this one asks for, those of `EXTRAS` last."""
     found = []
     for text in metadata.requires(DISTRIBUTION) or []:
-        requirement = Requirement(text)
-        if requirement.name == DISTRIBUTION:  # an extra that takes in another one
+        asked = _REQUIREMENT.fullmatch(text)
+        if asked is None or asked["extra"] not in (None, *EXTRAS):  # of `all`, or for development
             continue
-        extra = _extra(requirement)
-        if extra not in DEVELOPMENT:
-            found.append(
-                Package(
-                    requirement.name,
-                    str(requirement.specifier),
-                    _installed(requirement.name),
-                    extra,
-                )
-            )
+        name, wanted, extra = asked["name"], asked["wanted"] or "", asked["extra"]
+        found.append(Package(name, wanted, _installed(name), extra))
     return sorted(found, key=lambda package: (package.extra or "", package.name))
 
 
@@ -126,13 +119,9 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _extra(requirement: Requirement) -> str | None:
-    """Return the extra that a requirement belongs to, by asking its marker about each."""
-    marker = requirement.marker
-    if marker is None or marker.evaluate({"extra": ""}):
-        return None
-    extras = (*EXTRAS, *DEVELOPMENT)
-    return next((extra for extra in extras if marker.evaluate({"extra": extra})), None)
+def _numbers(version: str) -> list[int]:
+    """Return the numbers of a version, to compare; a local part such as +cpu does not count."""
+    return [int(number) for number in re.findall(r"\d+", version.partition("+")[0])]
 
 
 def _installed(name: str) -> str | None:

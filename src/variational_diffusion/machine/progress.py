@@ -1,6 +1,6 @@
 """Progress of long work, for whoever wants to show it.
 
-A function that takes time has an argument `progress`: False says nothing, True shows a bar (tqdm's,
+A function that takes time has an argument `progress`: False says nothing, True shows a bar (rich's,
 in a terminal or a notebook), and a callable is given a `Progress` now and then. Remarks of one line
 go to the logger "variational_diffusion", at level INFO.
 """
@@ -34,8 +34,6 @@ Tell = Callable[[float, int, Callable[[], str]], None]
 
 Listener = Callable[[Progress], None]
 
-_BAR = "{desc}: {percentage:3.0f}% |{bar}| {postfix}"
-
 
 def nothing() -> str:
     """Return no note."""
@@ -63,17 +61,19 @@ def telling(progress: bool | Listener, title: str, unit: str) -> Iterator[Tell]:
 
 
 def _bar() -> Listener:
-    from tqdm.auto import tqdm  # noqa: PLC0415 (in a notebook it loads widgets)
+    from rich import progress as bars  # noqa: PLC0415 (a tenth of a second)
+    from rich.console import Console  # noqa: PLC0415 (as above)
 
-    shown: list[tqdm] = []
+    columns = ("{task.description}", bars.BarColumn(), bars.TaskProgressColumn())
+    shown = bars.Progress(*columns, "{task.fields[note]}", console=Console(stderr=True))
+    tasks: list[bars.TaskID] = []
 
     def listener(progress: Progress) -> None:
-        if not shown:
-            shown.append(tqdm(total=1.0, desc=progress.title, bar_format=_BAR))
-        bar = shown[0]
-        bar.update(progress.share - bar.n)
-        bar.set_postfix_str(progress.note(), refresh=False)
+        if not tasks:
+            tasks.append(shown.add_task(progress.title, total=1.0, note=""))
+            shown.start()
+        shown.update(tasks[0], completed=progress.share, note=progress.note())
         if progress.ended:
-            bar.close()
+            shown.stop()
 
     return listener

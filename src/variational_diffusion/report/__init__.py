@@ -4,6 +4,12 @@
 page, without the data, so that it can be made again where they are gone.
 """
 
+from variational_diffusion.errors import needs
+
+with needs("report"):  # all that a module of this folder imports
+    import jinja2  # noqa: F401
+    import matplotlib  # noqa: F401
+
 from variational_diffusion.report.measure import Report as Report
 from variational_diffusion.report.measure import report as report
 from variational_diffusion.report.page import check_replaceable as check_replaceable

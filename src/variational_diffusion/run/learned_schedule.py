@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from variational_diffusion.data import Split
-from variational_diffusion.errors import whole
+from variational_diffusion.errors import needs, whole
 from variational_diffusion.likelihood.loss_profile import (
     GROUPS,
     Errors,
@@ -72,7 +72,8 @@ class LearnedSchedule:
     def plot(self, ax: Any = None) -> Any:
         """Draw γ(t) on matplotlib axes, new ones for None; return the axes."""
         if ax is None:
-            from matplotlib import pyplot  # noqa: PLC0415 (only here)
+            with needs("report"):
+                from matplotlib import pyplot  # noqa: PLC0415 (only here)
 
             _, ax = pyplot.subplots()
         ax.plot(self.t, self.gamma)

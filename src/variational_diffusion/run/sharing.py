@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from variational_diffusion.config import DataConfig, RunConfig, TrainingConfig
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, needs
 from variational_diffusion.escaping import typed
 from variational_diffusion.interchange.official import read_official
 from variational_diffusion.machine.execution import Execution
@@ -97,11 +97,12 @@ def push(run: Run, repository: str, *, weights: str = "ema", private: bool = Fal
     Raises:
         InputError: Where the hub does not take it, with its reason.
     """
-    from huggingface_hub.errors import (  # noqa: PLC0415 (half a second)
-        HFValidationError,
-        HTTPError,
-        LocalTokenNotFoundError,
-    )
+    with needs("hub"):
+        from huggingface_hub.errors import (  # noqa: PLC0415 (half a second)
+            HFValidationError,
+            HTTPError,
+            LocalTokenNotFoundError,
+        )
 
     try:
         return run.load(weights).push_to_hub(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from variational_diffusion.errors import InputError, one_of
+from variational_diffusion.errors import InputError, needs, one_of, to_install
 
 PROJECT = "variational-diffusion"
 """Under which services that collect the runs of many directories file them."""
@@ -77,7 +77,8 @@ class Tracking:
 
 
 def _accelerates() -> ModuleType:
-    from accelerate import tracking  # noqa: PLC0415 (a second)
+    with needs("tracking"):
+        from accelerate import tracking  # noqa: PLC0415 (a second)
 
     return tracking
 
@@ -86,8 +87,9 @@ def _check(name: str) -> None:
     accelerates = _accelerates()
     one_of("track", name, sorted(accelerates.LOGGER_TYPE_TO_CLASS))
     if name not in map(str, accelerates.get_available_trackers()):
-        package = f"'{PROJECT}[tracking]'" if name == "tensorboard" else name.replace("_", "-")
-        raise InputError(f"track = '{name}': not installed; type: pip install {package}")
+        package = name.replace("_", "-")
+        line = to_install("tracking") if name == "tensorboard" else f"pip install {package}"
+        raise InputError(f"track = '{name}': not installed; type: {line}")
 
 
 def _made(name: str, run: Path, step: int) -> Any:

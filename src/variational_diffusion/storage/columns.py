@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from variational_diffusion.errors import needs
 from variational_diffusion.escaping import cell
 from variational_diffusion.storage.files import atomic
 
@@ -17,8 +18,9 @@ def write_columns(path: str | Path, columns: dict[str, np.ndarray]) -> None:
     """Write columns of one length as a .csv or .parquet file, which must not exist."""
     with atomic(path) as temporary:
         if Path(path).suffix == ".parquet":
-            import pyarrow  # noqa: PLC0415  (it takes a third of a second)
-            import pyarrow.parquet  # noqa: PLC0415  (as above)
+            with needs("data"):
+                import pyarrow  # noqa: PLC0415  (it takes a third of a second)
+                import pyarrow.parquet  # noqa: PLC0415  (as above)
 
             pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
             return

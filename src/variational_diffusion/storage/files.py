@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, needs
 from variational_diffusion.escaping import typed
 
 LOG = logging.getLogger(__name__)
@@ -190,6 +190,9 @@ def check_target(
     path = expanded(path)
     if endings and path.suffix.lower() not in endings:
         raise InputError(f"{name} = '{path}': give a name that ends in {' or '.join(endings)}")
+    if path.suffix.lower() == ".parquet":
+        with needs("data"):
+            import pyarrow  # noqa: F401, PLC0415 (asked only whether it is there)
     try:
         if _is_there(path):
             _check_replaceable(path, name, endings, overwrite=overwrite, folder=folder)
