@@ -1,6 +1,7 @@
 # make demo     a model of handwritten digits: trained, evaluated, sampled, in a few minutes
 # make test     style, types and tests
 # make bench    every benchmark, shortened: that they run, not what they measure
+# make pictures the pictures of README and docs, from trained runs: a quarter of an hour, or two
 # make docs     the site, into site/: a link that dangles is an error
 # make package  wheel and sdist, installed into an empty environment and run there
 # All set up .venv first. Another interpreter: make demo PYTHON=python3.12
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench install wheel package docs clean
+.PHONY: demo test bench install wheel package pictures docs clean
 
 demo: install
 	@$(BIN)/vdm demo
@@ -67,6 +68,9 @@ package: wheel
 	cd .venv/empty && bin/vdm sample run --n 4 --steps 4 --out sheet.png
 	.venv/empty/bin/python -m pip install -qq --disable-pip-version-check --no-deps --force-reinstall dist/*.tar.gz
 	cd .venv/empty && bin/vdm --version
+
+pictures: install
+	$(BIN)/python docs/pictures.py
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
