@@ -35,10 +35,10 @@ from variational_diffusion.compression.baselines import code_length
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.arrays import ArraySource
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import printable
 from variational_diffusion.images.pictures import sheet, shortened
 from variational_diffusion.report.figures import score_figure
 from variational_diffusion.run.directory import Run
-from variational_diffusion.storage.files import printable
 
 MEAN, STD, DIMENSIONS = 0.3, 0.5, 64
 

@@ -10,6 +10,7 @@ import torch
 import variational_diffusion as vd
 from commands import output, train_digits
 from variational_diffusion.cli import run as vdm
+from variational_diffusion.run import learned_schedule
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,16 @@ def test_a_schedule_is_that_of_the_command(capsys, path):
     assert found.gamma[0] == pytest.approx(expected["gamma_0"], rel=1e-6)
     assert found.gamma[-1] == pytest.approx(expected["gamma_1"], rel=1e-6)
     assert (np.diff(found.gamma) > 0).all()
+
+
+def test_what_a_schedule_is_measured_by_is_kept_in_the_run(path, monkeypatch):
+    found = vd.schedule(path, evaluations=2000, seed=3)
+    monkeypatch.setattr(learned_schedule, "measure_split", None)
+    again = vd.schedule(path, evaluations=2000, seed=3)
+    assert again.as_json() == found.as_json()
+    for other in ({"seed": 4}, {"evaluations": 2200}, {"limit": 100}, {"weights": "raw"}):
+        with pytest.raises(TypeError, match="not callable"):
+            vd.schedule(path, **{"evaluations": 2000, "seed": 3} | other)
 
 
 def test_everything_in_twelve_lines(tmp_path):

@@ -115,7 +115,7 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(capsys, tmp_path)
     assert config == configuration("digits", path, **OPTIONS).config
     assert not path.exists()
     run = train("digits", path, progress=False, **OPTIONS)
-    assert run.config == config
+    assert run.config == config.begun()
     file = tmp_path / "other.json"
     file.write_text(printed, encoding="utf-8")
     arguments = ["train", "--config", str(file), "--steps", "4", "--dry-run"]

@@ -91,7 +91,8 @@ def test_nothing_saved_yet_is_said(digits, tmp_path):
 
 
 def test_a_run_of_another_configuration_is_not_touched(digits, tmp_path):
-    Run.start(tmp_path / "run", small_config(digits))
+    run = Run.start(tmp_path / "run", small_config(digits))
+    run.save(start(run.config))
     before = (tmp_path / "run" / "config.json").read_bytes()
     other = small_config(digits, **{"training.seed": 7})
     with pytest.raises(InputError, match=r"training.seed: 0 here, 7 asked.*another --run"):
@@ -145,7 +146,7 @@ def test_weights_of_another_model_are_refused(digits, tmp_path):
     (tmp_path / "b" / "ema.safetensors").write_bytes(
         (tmp_path / "a" / "ema.safetensors").read_bytes()
     )
-    with pytest.raises(InputError, match="does not fit the model"):
+    with pytest.raises(InputError, match="belong to different models"):
         second.load()
 
 

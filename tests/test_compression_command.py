@@ -57,7 +57,7 @@ def colour(tmp_path_factory):
     return train(folder, tmp_path_factory.mktemp("runs") / "colour")
 
 
-@pytest.mark.parametrize("options", [[], ["--fast", "--group", "20", "--no-verify"]])
+@pytest.mark.parametrize("options", [[], ["--fast", "--group-size", "20", "--no-verify"]])
 def test_a_run_s_own_examples_come_back(capsys, trained, tmp_path, options):
     file, array = str(tmp_path / "a.vdmz"), str(tmp_path / "a.npy")
     compress = ["compress", trained, "--limit", "50", "--steps", "5", "--out", file, "--json"]
@@ -89,7 +89,7 @@ def test_folders_come_back_with_names_kinds_and_sizes(capsys, colour, tmp_path):
         image.save(path, lossless=True) if name.endswith("webp") else image.save(path)
     image.save(tmp_path / "in" / "c.jpg")
     Image.fromarray(np.full((8, 8, 4), 255, np.uint8)).save(tmp_path / "in" / "opaque.png")
-    back = there_and_back(colour, tmp_path / "in", tmp_path, "--group", "3")
+    back = there_and_back(colour, tmp_path / "in", tmp_path, "--group-size", "3")
     assert "2 images come back under another name" in capsys.readouterr().err
     for name in [*sizes, "opaque.png"]:
         if name != "c.jpg.png":
@@ -168,7 +168,7 @@ def test_damage_is_told_and_the_rest_is_there(capsys, colour, tmp_path):
     np.save(tmp_path / "x.npy", x)
     file = str(tmp_path / "a.vdmz")
     compress = ["compress", colour, str(tmp_path / "x.npy"), "--out", file, *QUICK]
-    assert run([*compress, "--group", "2"]) == 0
+    assert run([*compress, "--group-size", "2"]) == 0
     data = bytearray((tmp_path / "a.vdmz").read_bytes())
     data[data.rindex(b"\xabend") - 5] ^= 1
     (tmp_path / "bad.vdmz").write_bytes(data)
@@ -330,7 +330,7 @@ def test_killed_at_any_moment_no_file_is_under_the_name(capsys, trained, tmp_pat
     for least in (1, 10_000, 30_000):
         child = os.fork()
         if child == 0:
-            os._exit(run([*compress, *QUICK, "--group", "20"]))
+            os._exit(run([*compress, *QUICK, "--group-size", "20"]))
         deadline = time.monotonic() + 60
         left = []
         while time.monotonic() < deadline and not left:
@@ -523,5 +523,5 @@ def test_a_model_is_kept_once_and_a_run_that_cannot_be_written_is_told(trained, 
     (path / "kept").write_text("in the way")
     with caplog.at_level("INFO", "variational_diffusion"):
         vd.compress(path, x, tmp_path / "d.vdmz", steps=4)
-    assert "are not kept" in caplog.text
+    assert "could not be kept: File exists" in caplog.text
     assert np.array_equal(vd.decompress(path, tmp_path / "d.vdmz"), x)

@@ -65,7 +65,7 @@ def test_inpainting_keeps_what_is_known_to_the_level(capsys, trained, mask, digi
     assert (painted[..., 4:] == digits[:, None, :, :, 4:]).all()
     assert (painted[..., :4] != digits[:, None, :, :, :4]).any()
     assert (painted[:, 0] != painted[:, 1]).any()
-    assert "exists: give another --out" in edit(capsys, given, code=2).err
+    assert "exists and is not overwritten; give another name" in edit(capsys, given, code=2).err
 
 
 def test_the_same_seed_gives_the_same_and_another_does_not(capsys, trained, tmp_path):

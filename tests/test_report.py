@@ -23,9 +23,9 @@ from variational_diffusion.report.curves import Curve, settled_range, thinned, t
 from variational_diffusion.report.images import as_colour, heat_maps
 from variational_diffusion.report.measure import PARTS
 from variational_diffusion.report.published import published
-from variational_diffusion.report.stored import Section
 from variational_diffusion.report.svg import COLOURS, inline_svg
 from variational_diffusion.run.directory import Run
+from variational_diffusion.run.measurements import Section
 
 CHROMIUM = shutil.which("chromium")
 FEW = ["--limit", "40", "--n", "16", "--steps", "8", "--evaluations", "2000"]
@@ -242,7 +242,9 @@ def test_other_weights_are_measured_again(capsys, hostile, tmp_path, no_page, mo
     few = ["--limit", "4", "--n", "4", "--steps", "1"]
     run = tmp_path / "run"
     shutil.copytree(hostile, run)
-    shutil.copy(run / "model.safetensors", run / "ema.safetensors")
+    opened = Run.open(run)
+    others, about = opened.read(run / "model.safetensors", "raw")
+    opened.write(run / "ema.safetensors", "ema", others, about)
     assert report(capsys, run, *few)["measured"] == list(parts)
     assert report(capsys, run)["measured"] == []
     assert report(capsys, run, "--refresh", *few)["measured"] == list(parts)

@@ -8,17 +8,38 @@ arguments of the command. This module imports no torch, so that `vdm --help` is 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
+import os
 import tomllib
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, meant
+from variational_diffusion.json_text import parse
 
 Section = TypeVar("Section", bound=BaseModel)
+
+Count = Annotated[int, Field(ge=1, le=65_536)]
+Blocks = Annotated[int, Field(ge=1, le=256)]
+Size = Annotated[int, Field(ge=0, le=2**24)]
+Levels = Annotated[int, Field(ge=2, le=65_536)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+LogNoise = Annotated[float, Field(ge=-80, le=80)]
+"""Annotations of the constructors of parts: what an option of a configuration may be."""
 
 Flip = Literal["none", "horizontal", "vertical", "both"]
 
@@ -30,8 +51,10 @@ the data, and split them by their order."""
 DEFAULT_MINUTES = 10
 """The budget of a run for which none is given."""
 
+_MARKS = ("format", "digest", "identity")
 _LOCATION, _SCALE = "model.decoder.options.location", "model.decoder.options.scale"
-_BUDGET = {"training.steps", "training.minutes"}
+_BUDGETS = ("steps", "minutes")
+_NOT_COMPARED = {"identity", *(f"training.{unit}" for unit in _BUDGETS)}
 _FLOOR = "model.schedule.options.floor"
 _MEASURED = {
     "decoder": ("location", "scale"),
@@ -127,7 +150,7 @@ class DataConfig(_Section):
     """
 
     source: str
-    levels: int | None = Field(None, ge=2, le=65_536)
+    levels: Levels | None = None
     value_range: tuple[float, float] | None = None
     array: str | None = None
     column: str | None = None
@@ -216,7 +239,7 @@ class TrainingConfig(_Section):
     optimizer: Literal["muon", "adamw"] = "muon"
     matrix_learning_rate: float = Field(0.015, gt=0)
     learning_rate: float = Field(4e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Share, Share] = (0.9, 0.99)
     weight_decay: float = Field(0.01, ge=0)
     schedule_learning_rate: float = Field(1e-2, ge=0)
     end_point_learning_rate: float = Field(3e-3, ge=0)
@@ -247,6 +270,8 @@ class RunConfig(_Section):
         model: Network, schedule and decoder.
         training: How, and how long.
         fingerprint: What the data were; None in runs of earlier versions.
+        identity: Digest of the settings that the run was begun with, which every file of tensors of
+            the run carries; empty before a run is begun, and in runs of before there was one.
 
     Examples:
         >>> config = vd.RunConfig.from_json(run.config.to_json())
@@ -257,25 +282,31 @@ class RunConfig(_Section):
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig
+    identity: str = ""
     fingerprint: Fingerprint | None = None
+
+    def begun(self) -> RunConfig:
+        """Return this configuration with the identity of a run that is begun with it."""
+        values = self.model_dump(mode="json", exclude={"identity": True, "training": {*_BUDGETS}})
+        return self.model_copy(update={"identity": digest_of_json(values)[:16]})
 
     def to_json(self) -> str:
         """Return the configuration as indented JSON, with its format version and digest."""
-        values = self.model_dump(mode="json")
-        marks = {"format": FORMAT, "digest": _digest(values)}
+        values = self.model_dump(mode="json", exclude=None if self.identity else {"identity"})
+        marks = {"format": FORMAT, "digest": digest_of_json(values)}
         return json.dumps({**marks, **values}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
         """Read what `to_json` wrote; raise `InputError` that names the field if it is not that."""
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parse(text)
+        except ValueError as error:
             raise InputError(f"config.json is not JSON: {error}") from error
         version = values.pop("format", None) if isinstance(values, dict) else None
         if version not in (1, FORMAT):
             raise InputError(f"config.json: format must be {FORMAT}; update variational-diffusion")
-        if values.pop("digest", None) != _digest(values):
+        if values.pop("digest", None) != digest_of_json(values):
             raise InputError(
                 "config.json does not match its digest: it is damaged or was changed by hand; "
                 "restore it, or train with other settings in another --run"
@@ -291,17 +322,17 @@ class RunConfig(_Section):
         The sections and fields are those of `config.json`; what has a default may be left out.
         Raises InputError that names the file, and the field with what is allowed.
         """
-        path = Path(path)
+        path = Path(os.path.expanduser(path))
         try:
             text = path.read_text(encoding="utf-8")
-            values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        except (OSError, ValueError) as error:
+            values = parse(text) if path.suffix == ".json" else tomllib.loads(text)
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"config = '{path}' cannot be read ({error}): give a file of TOML, or of JSON "
                 "under a name that ends in .json"
             ) from error
         if isinstance(values, dict):
-            values = {k: v for k, v in values.items() if k not in ("format", "digest")}
+            values = {k: v for k, v in values.items() if k not in _MARKS}
             training = values.setdefault("training", {})
             if isinstance(training, dict) and not training.get("steps", training.get("minutes")):
                 values["training"] = {**training, "minutes": DEFAULT_MINUTES}
@@ -365,22 +396,79 @@ class RunConfig(_Section):
         same = known | {name for name in (_LOCATION, _SCALE) if _close(ours, theirs, name, scale)}
         return [
             f"{name}: {ours.get(name)!r} here, {theirs.get(name)!r} asked"
-            for name in sorted((ours.keys() | theirs.keys()) - same - _BUDGET)
+            for name in sorted((ours.keys() | theirs.keys()) - same - _NOT_COMPARED)
             if ours.get(name) != theirs.get(name)
         ]
 
 
-def validated(section: type[Section], values: dict[str, Any]) -> Section:
-    """Return `section(**values)`; raise `InputError` that names the field and what is allowed."""
+_PLAINLY = {"sequence_str": "input should be a list, as in [32, 48]"}
+"""What pydantic says in its own words, by the type of its error."""
+
+
+def validated(section: type[Section], values: Mapping[str, Any], prefix: str = "") -> Section:
+    """Return `section(**values)`; raise `InputError` that names the field and what is allowed.
+
+    prefix: of the names of the fields, as in "network.".
+    """
     try:
         return section.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
+        message = _PLAINLY.get(first["type"], first["msg"].removeprefix("Value error, "))
         if first["loc"]:
-            name = ".".join(str(part) for part in first["loc"])
+            name = prefix + ".".join(str(part) for part in first["loc"])
             message = f"{name} = {first['input']!r}: {message.lower()}"
+            if first["type"] == "extra_forbidden":
+                known = list(_section_at(section, first["loc"][:-1]).model_fields)
+                guess = meant(first["loc"][-1], known)
+                message = f"{name}: no such field; known are {', '.join(known)}{guess}"
         raise InputError(message) from error
+
+
+def check_options(
+    kind: str, constructor: Callable[..., Any] | None, options: Mapping[str, Any]
+) -> None:
+    """Raise `InputError` for an option that a part's constructor is not annotated to take.
+
+    Types are strict: text that reads like a number is none, and neither is true.
+
+    kind: "network", "schedule", …, as the error names the option. constructor: of an entry of a
+        table; what it takes beside "shape" are the options. None: of a network of one's own, which
+        checks them itself.
+    """
+    for name, value in options.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{kind}.{name} = {value!r}: input should be finite numbers, text, or lists of them"
+            ) from error
+    if constructor is not None:
+        validated(_options_of(constructor), options, f"{kind}.")
+
+
+@cache
+def _options_of(constructor: Callable[..., Any]) -> type[BaseModel]:
+    fields: dict[str, Any] = {
+        name: (
+            Any if parameter.annotation is parameter.empty else parameter.annotation,
+            ... if parameter.default is parameter.empty else None,
+        )
+        for name, parameter in inspect.signature(constructor, eval_str=True).parameters.items()
+        if name != "shape"
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }
+    strict = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    return create_model("Options", __config__=strict, **fields)
+
+
+def _section_at(section: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """Return the section inside of a section that has a place in the values."""
+    for name in location:
+        annotation = section.model_fields[str(name)].annotation
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        section = next(kind for kind in kinds if issubclass(kind, BaseModel))
+    return section
 
 
 def _close(ours: dict[str, Any], theirs: dict[str, Any], name: str, scale: Any) -> bool:
@@ -393,7 +481,8 @@ def _close(ours: dict[str, Any], theirs: dict[str, Any], name: str, scale: Any) 
     )
 
 
-def _digest(values: dict[str, Any]) -> str:
+def digest_of_json(values: Mapping[str, Any]) -> str:
+    """Return a SHA-256 digest of what JSON can hold, whatever the order and the spaces."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

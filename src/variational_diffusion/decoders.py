@@ -16,6 +16,7 @@ from jaxtyping import Float, Integer, Shaped
 from torch import Tensor, nn
 
 from variational_diffusion import lattice, process
+from variational_diffusion.config import Levels
 from variational_diffusion.errors import InputError
 from variational_diffusion.machine.cuda_graphs import is_recording
 from variational_diffusion.numerics import Normal, expand, sum_per_example
@@ -50,7 +51,7 @@ class Discretized(nn.Module):
     dtype = torch.int64
     """Of the data that `decode` and `sample` return."""
 
-    def __init__(self, levels: int = 256) -> None:
+    def __init__(self, levels: Levels = 256) -> None:
         super().__init__()
         if not 2 <= levels <= 65_536:
             raise InputError(f"levels = {levels}: discrete data have 2 to 65536 levels")

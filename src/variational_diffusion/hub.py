@@ -11,18 +11,20 @@ of a second for it.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from variational_diffusion.config import ModelConfig, validated
+from variational_diffusion.config import ModelConfig, digest_of_json, validated
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import code, json_text, markdown
+from variational_diffusion.json_text import parse
 from variational_diffusion.machine import environment
-from variational_diffusion.storage.files import atomic
-from variational_diffusion.storage.tensors import read_tensors, write_tensors
+from variational_diffusion.storage.files import atomic_folder, expanded
+from variational_diffusion.storage.tensors import read_metadata, write_tensors
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -40,19 +42,17 @@ Evaluations = Sequence[Mapping[str, Any]]
 def write_folder(
     folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor], card: ModelCard
 ) -> None:
-    """Write `config.json`, `model.safetensors` and the card into a folder, made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `config.json`, `model.safetensors` and the card as a new folder, whole or not."""
     values = {
         "format": FORMAT,
         "library_name": LIBRARY,
         "version": environment.version(),
         "model": config.model_dump(mode="json"),
     }
-    with atomic(folder / CONFIG, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    write_tensors(folder / WEIGHTS, tensors, {})
-    with atomic(folder / CARD, overwrite=True) as temporary:
-        temporary.write_text(card.content, encoding="utf-8")
+    with atomic_folder(folder) as made:
+        (made / CONFIG).write_text(json_text(values, indent=2) + "\n", encoding="utf-8")
+        write_tensors(made / WEIGHTS, tensors, {"config": digest_of_json(values)})
+        (made / CARD).write_text(card.content, encoding="utf-8")
 
 
 def upload(
@@ -77,18 +77,18 @@ def fetch(place: str, **download: Any) -> Path:
     download: arguments of `hf_hub_download`, such as revision; for a repository only.
     Raises InputError when there is neither such a folder nor such a repository.
     """
-    if Path(place).is_dir():
-        return Path(place)
+    if os.path.isdir(expanded(place)):
+        return expanded(place)
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 (a tenth of a second)
     from huggingface_hub.errors import (  # noqa: PLC0415
-        HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
     )
 
     try:
         files = [hf_hub_download(place, name, **download) for name in (CONFIG, WEIGHTS)]
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"'{place}' is no folder, and the hub does not give it ({reason}): give a folder, or "
@@ -97,8 +97,8 @@ def fetch(place: str, **download: Any) -> Path:
     return Path(files[0]).parent
 
 
-def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Return what `write_folder` wrote.
+def read_config(folder: Path) -> ModelConfig:
+    """Return the configuration that `write_folder` wrote.
 
     Raises InputError when a file is missing, damaged, too new, or not of this package.
     """
@@ -107,8 +107,8 @@ def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             raise InputError(f"'{folder}' has no {name}: it is no folder of a pretrained model")
     text = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        values = parse(text)
+    except ValueError as error:
         raise InputError(f"'{folder}': {CONFIG} is not JSON: {error}") from error
     if not isinstance(values, dict) or values.get("library_name") != LIBRARY:
         raise InputError(
@@ -120,17 +120,16 @@ def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             f"'{folder}' has format {values.get('format')!r}, this version reads {FORMAT}: "
             f"update {LIBRARY}"
         )
+    digest = read_metadata(folder / WEIGHTS).get("config")
+    if digest not in (None, digest_of_json(values)):  # earlier versions wrote none
+        raise InputError(
+            f"'{folder}': {CONFIG} does not match the digest in {WEIGHTS}: it is damaged, was "
+            "changed by hand, or belongs to another model; restore the pair"
+        )
     try:
-        config = validated(ModelConfig, values.get("model", {}))
+        return validated(ModelConfig, values.get("model", {}))
     except InputError as error:
         raise InputError(f"'{folder}': {CONFIG}: {error}") from error
-    return config, read_tensors(folder / WEIGHTS)[0]
-
-
-def check_new(folder: Path) -> None:
-    """Raise `InputError` unless a folder can be made, or is there and empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"'{folder}' exists and is not overwritten: give a new folder")
 
 
 def card(
@@ -160,10 +159,11 @@ def card(
         model_name="variational diffusion model" if results else None,
         eval_results=results or None,
     )
-    rows = {"parameters": f"{parameters:,}", **(facts or {})}
+    stated = {name: markdown(value) for name, value in (facts or {}).items()}
+    rows = {"parameters": f"{parameters:,}", **stated}
     if config is not None:
         parts = {
-            name: f"`{part.name}` {_options(part.options)}"
+            name: f"{code(part.name)} {markdown(_options(part.options))}"
             for name, part in (
                 ("decoder", config.decoder),
                 ("noise schedule", config.schedule),
@@ -171,7 +171,7 @@ def card(
             )
         }
         rows = {"shape": "×".join(map(str, shape)), **parts, "predicts": config.prediction} | rows
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    table = "\n".join(f"| {markdown(name)} | {value} |" for name, value in rows.items())
     return ModelCard(
         f"---\n{data.to_yaml()}\n---\n\n"
         "# Variational diffusion model\n\n"
@@ -201,8 +201,8 @@ def _measured(evaluations: Evaluations) -> str:
         figure = f"{measured['bits_per_dim']:.4f}" + (f" ± {error:.4f}" if error else "")
         older = f"{measured['examples']:,} {measured['split']} examples"
         lines.append(
-            f"| {measured['data']} | {measured.get('description', older)} "
-            f"| {measured['estimator']} | {figure} | `{measured['command']}` |"
+            f"| {markdown(measured['data'])} | {markdown(measured.get('description', older))} "
+            f"| {markdown(measured['estimator'])} | {figure} | {code(measured['command'])} |"
         )
     note = (
         "Means over the examples, less is better; ± is one standard error, of the choice of the "

@@ -22,11 +22,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from variational_diffusion import grids, hub, objective, process
+from variational_diffusion.arguments import as_tensor, check_rows
 from variational_diffusion.conditions import CONDITIONS, Arrays, Batch, Labels, parted
 from variational_diffusion.conditions.guidance import EVERYWHERE, Guided
-from variational_diffusion.config import Component, ModelConfig
+from variational_diffusion.config import Component, ModelConfig, check_options
 from variational_diffusion.decoders import DECODERS, UNSEEN, Discretized, Gaussian
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, meant, one_of, whole
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.threads import paced
 from variational_diffusion.modes import in_evaluation_mode
@@ -44,6 +45,8 @@ from variational_diffusion.sampling import (
     named,
 )
 from variational_diffusion.schedules import SCHEDULES, Schedule
+from variational_diffusion.storage.files import check_target
+from variational_diffusion.storage.tensors import read_shapes, read_tensors
 from variational_diffusion.weightings import Weighting
 
 
@@ -90,8 +93,7 @@ class VDM(nn.Module):
         condition: Labels | Arrays | None = None,
     ) -> None:
         super().__init__()
-        if prediction not in ("noise", "velocity"):
-            raise InputError(f"prediction = {prediction!r}: known are 'noise' and 'velocity'")
+        one_of("prediction", prediction, ("noise", "velocity"))
         self.network = network
         self.schedule = schedule
         self.decoder = decoder
@@ -168,12 +170,15 @@ class VDM(nn.Module):
             >>> bool((bound.total == bound.prior + bound.reconstruction + bound.diffusion).all())
             True
         """
-        self._check_shape(x)
+        like = self.schedule.initial_end_points
+        x = as_tensor("x", x, like)
+        check_rows("x", x, self.shape)
         if steps is not None:
             if gammas is not None:
                 raise InputError(f"steps = {steps} and gammas: give one of them")
-            gammas = grids.uniform_in_time(self.schedule, steps)
+            gammas = grids.uniform_in_time(self.schedule, whole("steps", steps, 0))
         elif gammas is not None:
+            gammas = as_tensor("gammas", gammas, like, numbers=True)
             grids.check_falling(gammas)
             grids.check_ends(gammas, self.schedule)
         encoded = self.encode(x)
@@ -222,6 +227,7 @@ class VDM(nn.Module):
             Times, and noise for z_t and for z_0.
         """
         like = self.schedule.initial_end_points
+        count = whole("count", count)
         if times is None:
             times = objective.low_discrepancy_times(count, generator, like=like)
         noise = randn_like(like.new_empty(count, *self.shape), generator)
@@ -308,12 +314,15 @@ class VDM(nn.Module):
             >>> torch.allclose(alpha * x + sigma * noise, z, atol=1e-5)
             True
         """
+        like = self.schedule.initial_end_points
+        z = as_tensor("z", z, like)
         if z.dtype not in (torch.float32, torch.float64):
             raise InputError(
                 f"z has type {z.dtype}: the noise at γ_0 is finer than it resolves. Keep model and "
                 "data in torch.float32 or float64; vdm.in_precision(torch.bfloat16) is faster"
             )
-        gamma = gamma.expand(z.shape[0])
+        check_rows("z", z, self.shape)
+        z, gamma = z.to(like), self._level("gamma", gamma, z).expand(len(z))
         with paced(z.shape, z.dtype, torch.is_grad_enabled()), self._products(z.device):
             output = estimate(self.network, z, gamma, conditioning)
         alpha, sigma = expand(process.alpha(gamma), z), expand(process.sigma(gamma), z)
@@ -358,6 +367,12 @@ class VDM(nn.Module):
             >>> vdm.reverse(z, gamma_t, gamma_s).sample().shape
             torch.Size([4, 1, 8, 8])
         """
+        z_t = as_tensor("z_t", z_t, self.schedule.initial_end_points, numbers=True)
+        check_rows("z_t", z_t, self.shape)
+        gamma_t, gamma_s = (
+            self._level("gamma_t", gamma_t, z_t),
+            self._level("gamma_s", gamma_s, z_t),
+        )
         self._warn_of_times(gamma_t, gamma_s)
         noise, x = self.denoise(z_t, gamma_t)
         posterior = process.q_s_given_t(z_t, x, gamma_s, gamma_t)
@@ -408,8 +423,10 @@ class VDM(nn.Module):
         Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential
         Equations" (2021), eq. 13, with γ as its time.
         """
+        z = as_tensor("z", z, self.schedule.initial_end_points, numbers=True)
+        gamma = self._level("gamma", gamma, z)
         noise = self.denoise(z, gamma).noise
-        sigma = expand(process.sigma(gamma.expand(z.shape[0])), z)
+        sigma = expand(process.sigma(gamma.expand(len(z))), z)
         return 0.5 * sigma * (noise - sigma * z)
 
     def widened(self, errors: grids.NoiseErrors | grids.PredictedErrors | None) -> VDM:
@@ -528,9 +545,12 @@ class VDM(nn.Module):
         if steps is not None and gammas is not None:
             raise InputError(f"steps = {steps} and gammas = {gammas}: give one of them")
         sampler = default_for(self.shape) if sampler is None else sampler
-        carry = named(sampler) if isinstance(sampler, str) else sampler
+        carry = sampler if callable(sampler) else named(sampler)
+        n = whole("n", n)
         if gammas is None:
-            gammas = self.sampling_grid(DEFAULT_STEPS if steps is None else steps)
+            steps = DEFAULT_STEPS if steps is None else whole("steps", steps, 0)
+            gammas = self.sampling_grid(steps)
+        gammas = as_tensor("gammas", gammas, self.schedule.initial_end_points, numbers=True)
         grids.check_falling(gammas)
         shape = (n, *self.shape)
         z = torch.randn(shape, generator=generator, dtype=gammas.dtype, device=gammas.device)
@@ -590,8 +610,7 @@ class VDM(nn.Module):
         Raises:
             InputError: For a folder with files in it, and for a model that `build` did not make.
         """
-        folder = Path(save_directory)
-        hub.check_new(folder)
+        folder = check_target(save_directory, "save_directory", folder=True)
         config = self._known_config()
         parameters = sum(parameter.numel() for parameter in self.parameters())
         card = hub.card(config, parameters, **(model_card_kwargs or {}))
@@ -650,7 +669,9 @@ class VDM(nn.Module):
             InputError: When there is no such model, and when its files are damaged.
         """
         folder = hub.fetch(str(pretrained_model_name_or_path), **options)
-        config, tensors = hub.read_folder(folder)
+        config = hub.read_config(folder)
+        check_claim(config, read_shapes(folder / hub.WEIGHTS), network=network)
+        tensors, _ = read_tensors(folder / hub.WEIGHTS)
         vdm = build(config, network=network)
         try:
             vdm.load_state_dict(tensors)
@@ -669,12 +690,15 @@ class VDM(nn.Module):
             )
         return self.config
 
-    def _check_shape(self, x: Tensor) -> None:
-        if tuple(x.shape[1:]) != self.shape:
+    def _level(self, name: str, gamma: Any, z: Tensor) -> Tensor:
+        """Return a noise level of all rows of z, shape (), or one for each, shape (batch,)."""
+        level = as_tensor(name, gamma, self.schedule.initial_end_points, numbers=True)
+        if level.shape not in ((), (len(z),)):
             raise InputError(
-                f"x has shape {tuple(x.shape)}: the model takes (batch, "
-                f"{', '.join(map(str, self.shape))})"
+                f"{name} has shape {tuple(level.shape)}: give one level, or one for each of "
+                f"{len(z)} examples"
             )
+        return level
 
 
 def build(config: ModelConfig, *, seed: int = 0, network: Factory | None = None) -> VDM:
@@ -713,6 +737,39 @@ def build(config: ModelConfig, *, seed: int = 0, network: Factory | None = None)
         )
     vdm.config = complete(config, network)
     return vdm
+
+
+def check_claim(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], *, network: Factory | None = None
+) -> None:
+    """Compare what a configuration claims with what a file holds, before memory is taken for it.
+
+    The network is built on a device without memory. One of one's own is not: nothing is known of
+    its code.
+
+    shapes: of the tensors in the file, by their names in `VDM.state_dict()`.
+    Raises InputError with both numbers of parameters where the two do not fit.
+    """
+    if network is not None:
+        return
+    table = networks(config.network.name, network)
+    held = {name: shape for name, shape in shapes.items() if name.startswith("network.")}
+    try:
+        with torch.device("meta"):
+            claimed = _construct("network", table, config.network, config.shape)
+    except (
+        RuntimeError,
+        OverflowError,
+        TypeError,
+    ) as error:  # more entries than there are addresses
+        raise InputError(f"network = {config.network.options}: too large to be built") from error
+    needs = {f"network.{name}": tuple(p.shape) for name, p in claimed.state_dict().items()}
+    if needs != held:
+        count = [sum(map(math.prod, found.values())) for found in (needs, held)]
+        raise InputError(
+            f"the configuration describes a network of {count[0]:,} parameters and the weights "
+            f"have {count[1]:,}: the two belong to different models, restore the pair"
+        )
 
 
 def networks(name: str, network: Factory | None) -> Mapping[str, Any]:
@@ -769,8 +826,7 @@ def _construct(kind: str, table: Mapping[str, Any], component: Component, *first
 
 def _constructor(kind: str, table: Mapping[str, Any], component: Component) -> Any:
     """Return the entry of a table; name an unknown name or option, and what is known."""
-    if component.name not in table:
-        raise InputError(f"{kind} = {component.name!r}: known are {', '.join(table)}")
+    one_of(kind, component.name, table)
     constructor = table[component.name]
     parameters = inspect.signature(constructor).parameters
     known = [name for name in parameters if name != "shape"]
@@ -778,5 +834,7 @@ def _constructor(kind: str, table: Mapping[str, Any], component: Component) -> A
         if option not in known and not is_path(component.name):
             raise InputError(
                 f"{kind}.{option}: {component.name} has the options {', '.join(known)}"
+                f"{meant(option, known)}"
             )
+    check_options(kind, None if is_path(component.name) else constructor, component.options)
     return constructor

@@ -26,7 +26,7 @@ from variational_diffusion.config import (
 from variational_diffusion.data import Dataset
 from variational_diffusion.data.reals import constant_columns
 from variational_diffusion.data.source import mean_and_std
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, one_of
 from variational_diffusion.model import complete
 from variational_diffusion.networks import NETWORKS
 from variational_diffusion.networks.own import Factory, path_of
@@ -307,8 +307,7 @@ def _conditioned(network: str, table: Mapping[str, Any], condition: Component) -
 
 
 def _entry(kind: str, table: Mapping[str, Any], name: str) -> Any:
-    if name not in table:
-        raise InputError(f"{kind} = {name!r}: known are {', '.join(table)}")
+    one_of(kind, name, table)
     return table[name]
 
 

@@ -12,13 +12,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from variational_diffusion.config import LogNoise
 from variational_diffusion.errors import InputError
 from variational_diffusion.machine.distributed import sum_over_processes
 from variational_diffusion.weightings import Weighting
@@ -84,8 +86,8 @@ class Schedule(nn.Module, ABC):
 
     def __init__(
         self,
-        gamma_min: float,
-        gamma_max: float,
+        gamma_min: LogNoise,
+        gamma_max: LogNoise,
         *,
         learn_end_points: bool,
         floor: float | None = None,
@@ -286,7 +288,7 @@ class FixedLinear(Schedule):
         tensor([-10.,  -2.,   6.])
     """
 
-    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0) -> None:
+    def __init__(self, gamma_min: LogNoise = -13.3, gamma_max: LogNoise = 5.0) -> None:
         super().__init__(gamma_min, gamma_max, learn_end_points=False)
 
     def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
@@ -312,7 +314,7 @@ class Cosine(Schedule):
         True
     """
 
-    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0) -> None:
+    def __init__(self, gamma_min: LogNoise = -13.3, gamma_max: LogNoise = 5.0) -> None:
         super().__init__(gamma_min, gamma_max, learn_end_points=False)
 
     def shape_and_rate(self, t: Time) -> tuple[Time, Time]:
@@ -341,7 +343,7 @@ class LearnedLinear(Schedule):
     """
 
     def __init__(
-        self, gamma_min: float = -13.3, gamma_max: float = 5.0, *, floor: float | None = None
+        self, gamma_min: LogNoise = -13.3, gamma_max: LogNoise = 5.0, *, floor: float | None = None
     ) -> None:
         super().__init__(gamma_min, gamma_max, learn_end_points=True, floor=floor)
 
@@ -378,10 +380,10 @@ class Monotone(Schedule):
 
     def __init__(
         self,
-        gamma_min: float = -13.3,
-        gamma_max: float = 5.0,
+        gamma_min: LogNoise = -13.3,
+        gamma_max: LogNoise = 5.0,
         *,
-        hidden: int = 1024,
+        hidden: Annotated[int, Field(ge=2, le=1_000_000)] = 1024,
         learn_end_points: bool = True,
         floor: float | None = None,
     ) -> None:
@@ -483,12 +485,12 @@ class Adaptive(Schedule):
 
     def __init__(
         self,
-        gamma_min: float = -13.3,
-        gamma_max: float = 5.0,
+        gamma_min: LogNoise = -13.3,
+        gamma_max: LogNoise = 5.0,
         *,
-        bins: int = 100,
-        memory: float = 3000.0,
-        uniform: float = 0.001,
+        bins: Annotated[int, Field(ge=1, le=1_000_000)] = 100,
+        memory: Annotated[float, Field(ge=1)] = 3000.0,
+        uniform: Annotated[float, Field(gt=0, le=1)] = 0.001,
         learn_end_points: bool = True,
         floor: float | None = None,
     ) -> None:

@@ -24,7 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import one_of
 
 Weighting = Callable[[Tensor], Tensor]
 """γ → w(γ) > 0, of the same shape; it has a derivative."""
@@ -76,6 +76,5 @@ WEIGHTINGS: dict[str, Weighting | None] = {
 
 def weighting_named(name: str) -> Weighting | None:
     """Return an entry of `WEIGHTINGS`; raise `InputError` that lists them for another name."""
-    if name not in WEIGHTINGS:
-        raise InputError(f"weighting = {name!r}: known are {', '.join(WEIGHTINGS)}")
+    one_of("weighting", name, WEIGHTINGS)
     return WEIGHTINGS[name]

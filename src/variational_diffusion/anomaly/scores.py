@@ -33,7 +33,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from variational_diffusion.anomaly.profiles import Profiles
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, one_of
 
 _FLOOR = 1e-7  # of a band's bits, for its logarithm
 _PENALTIES = np.logspace(-2, 4, 13)
@@ -44,8 +44,7 @@ def least_to_fit(name: str, bands: int) -> int:
 
     Raises InputError for an unknown score.
     """
-    if name not in SCORES:
-        raise InputError(f"score = {name!r}: known are {', '.join(SCORES)}")
+    one_of("score", name, SCORES)
     return {"typicality": 5, "profile": 2 * (bands + 3), "combined": 2 * (bands + 3)}.get(name, 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from variational_diffusion.anomaly.profiles import Profiles, measured
 from variational_diffusion.anomaly.reference import Reference, check_reference, is_possible
 from variational_diffusion.anomaly.scores import SCORES
 from variational_diffusion.data import Originals, Split
+from variational_diffusion.escaping import printable
+from variational_diffusion.machine.signals import until
 from variational_diffusion.model import VDM
-from variational_diffusion.storage.files import printable
 
 Progress = Callable[[int, int, float], None]
 """Told how many examples of how many are measured, and the last batch's mean bound in bits/dim."""
@@ -52,6 +54,7 @@ class Scored:
         held_out: Number of examples that fit and calibrate the score.
         false_alarms: Rate of normal examples that are marked.
         fdr: Rate of normal examples among the marked ones, if it was asked for.
+        stopped: Whether the work was ended before every example was reached.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Scored:
     held_out: int
     false_alarms: float
     fdr: float | None
+    stopped: bool = False
 
     def __len__(self) -> int:
         return len(self.p_value)
@@ -227,6 +231,7 @@ def score(
     draws: int = 2,
     seed: int = 0,
     progress: Progress | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Scored:
     """Return anomaly scores of examples, with p-values against held-out examples.
 
@@ -236,23 +241,33 @@ def score(
     scores that take no parameters, without p-values and marks.
     name: of `SCORES`. false_alarms: examples with p-values up to this rate are marked. fdr: mark
     by the procedure of Benjamini and Hochberg at this rate instead. draws: network evaluations in
-    each of 16 bands of γ. seed: of the noise, which all examples share.
-    Raises InputError for an unknown score or rate, and for too few held-out examples.
+    each of 16 bands of γ. seed: of the noise, which all examples share. stopped: asked between two
+    batches; where it is true, the examples that were reached are scored.
+    Raises KeyboardInterrupt where it was stopped before the held-out examples were measured, and
+    InputError for an unknown score or rate, and for too few held-out examples.
     """
     check_rate("false_alarms", false_alarms)
     if fdr is not None:
         check_rate("fdr", fdr)
     parts = {"": examples} if isinstance(examples, Split) else dict(examples)
     if held_out is None:
-        return _without_reference(vdm, parts, name, draws, seed, progress or _silent)
+        return _without_reference(vdm, parts, name, draws, seed, progress or _silent, stopped)
     discrete = held_out.levels is not None
     check_reference(name, len(held_out), discrete=discrete)
     known = {label: _rows_in(part, held_out) for label, part in parts.items()}
     fresh = [replace(part, indices=part.indices[known[label] < 0]) for label, part in parts.items()]
     of = _measured_in_turn(
-        vdm, [held_out, *fresh], draws=draws, seed=seed, progress=progress or _silent
+        vdm,
+        [held_out, *fresh],
+        draws=draws,
+        seed=seed,
+        progress=progress or _silent,
+        stopped=stopped,
     )
     own = np.arange(len(held_out))
+    missing = len(own) + sum(map(len, fresh)) - len(of)
+    if missing:
+        parts, known = _reached(parts, known, len(of) - len(own))
     row = np.concatenate(list(known.values()))
     row[row < 0] = np.arange(len(own), len(of))
     reference = Reference(of.rows(own), false_alarms)
@@ -276,14 +291,46 @@ def score(
         held_out=len(own),
         false_alarms=false_alarms,
         fdr=fdr,
+        stopped=missing > 0,
+    )
+
+
+def _reached(
+    parts: dict[str, Split], known: dict[str, np.ndarray], count: int
+) -> tuple[dict[str, Split], dict[str, np.ndarray]]:
+    """Return the held-out examples of the parts, and `count` of the others, in their order."""
+    if count < 0:
+        raise KeyboardInterrupt
+    rows = {}
+    for label, row in known.items():
+        others = np.cumsum(row < 0)
+        rows[label] = np.flatnonzero((row >= 0) | (others <= count))
+        count -= min(count, int(others[-1])) if len(others) else 0
+    rows = {label: found for label, found in rows.items() if len(found)}
+    if not rows:
+        raise KeyboardInterrupt
+    return (
+        {label: parts[label].reached(found) for label, found in rows.items()},
+        {label: known[label][found] for label, found in rows.items()},
     )
 
 
 def _without_reference(
-    vdm: VDM, parts: dict[str, Split], name: str, draws: int, seed: int, progress: Progress
+    vdm: VDM,
+    parts: dict[str, Split],
+    name: str,
+    draws: int,
+    seed: int,
+    progress: Progress,
+    stopped: Callable[[], bool],
 ) -> Scored:
     """Return scores without p-values."""
-    of = _measured_in_turn(vdm, list(parts.values()), draws=draws, seed=seed, progress=progress)
+    wanted = list(parts.values())
+    of = _measured_in_turn(vdm, wanted, draws=draws, seed=seed, progress=progress, stopped=stopped)
+    missing = sum(map(len, wanted)) - len(of)
+    if missing:
+        nowhere = {label: np.full(len(part), -1) for label, part in parts.items()}
+        parts, _ = _reached(parts, nowhere, len(of))
     discrete = next(iter(parts.values())).levels is not None
     free = [each for each in SCORES if is_possible(each, _NO_FIT, discrete=discrete)]
     check_reference(name, _NO_FIT, discrete=discrete)
@@ -301,6 +348,7 @@ def _without_reference(
         held_out=0,
         false_alarms=0.0,
         fdr=None,
+        stopped=missing > 0,
     )
 
 
@@ -309,15 +357,23 @@ def _silent(done: int, total: int, bits: float) -> None:
 
 
 def _measured_in_turn(
-    vdm: VDM, parts: list[Split], *, draws: int, seed: int, progress: Progress
+    vdm: VDM,
+    parts: list[Split],
+    *,
+    draws: int,
+    seed: int,
+    progress: Progress,
+    stopped: Callable[[], bool],
 ) -> Profiles:
-    """Return the profiles of several splits as one, all with the same noise."""
+    """Return the profiles of several splits as one, all with the same noise, as far as it came."""
     total, done, found = sum(map(len, parts)), 0, []
-    for part in parts:
-        for profile in measured(vdm, part, draws=draws, seed=seed):
-            found.append(profile)
-            done += len(profile)
-            progress(done, total, float(profile.bits.mean()))
+    in_turn = (measured(vdm, part, draws=draws, seed=seed) for part in parts)
+    for profile in until(stopped, chain.from_iterable(in_turn)):
+        found.append(profile)
+        done += len(profile)
+        progress(done, total, float(profile.bits.mean()))
+    if not found:
+        raise KeyboardInterrupt
     return Profiles.joined(found)
 
 

@@ -7,6 +7,7 @@ a command's module is imported when the command runs, so that `vdm --help` is qu
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -16,7 +17,7 @@ from importlib import import_module
 
 import click
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, is_short_of_memory, one_of
 
 GROUPS = {
     "Train": {
@@ -59,6 +60,8 @@ COMMANDS = {name: about for group in GROUPS.values() for name, about in group.it
 
 _COLLECT_AFTER = 50_000  # objects: at 700, collections are a tenth of the time of torch's import
 
+_LOST_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG}
+
 LOG = logging.getLogger("variational_diffusion")
 
 
@@ -79,9 +82,7 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            raise click.UsageError(
-                f"command = '{cmd_name}': known are {', '.join(COMMANDS)}; type: vdm --help"
-            )
+            one_of("command", cmd_name, COMMANDS)
         module = cmd_name.replace("-", "_")
         return import_module(f"variational_diffusion.cli.{module}").command
 
@@ -119,6 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code. Defects of ours are raised as they are."""
+    from variational_diffusion.cli.shared.console import say, set_up_streams
+
+    set_up_streams()
     remarks = _Remarks()
     LOG.addHandler(remarks)
     level = LOG.level
@@ -126,13 +130,27 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = vdm.main(args=arguments, prog_name="vdm", standalone_mode=False)
     except click.ClickException as error:
-        click.echo(f"vdm: {' '.join(error.format_message().split())}", err=True)
+        say(f"vdm: {' '.join(error.format_message().split())}", err=True)
         return 2
     except InputError as error:
-        click.echo(f"vdm: {' '.join(str(error).split())}", err=True)
+        say(f"vdm: {' '.join(str(error).split())}", err=True)
         return 2
     except (KeyboardInterrupt, click.Abort):
-        click.echo("vdm: interrupted", err=True)
+        say("vdm: interrupted", err=True)
+        return 1
+    except (MemoryError, RuntimeError, OSError) as error:
+        if is_short_of_memory(error):
+            say(
+                f"vdm: memory or threads ran out ({str(error).partition(chr(10))[0]}): end other "
+                "programs, raise the limit (ulimit -v, ulimit -u), or ask for less at once",
+                err=True,
+            )
+        elif isinstance(error, OSError) and error.errno in _LOST_OUTPUT and error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python has more for it
+            if error.errno != errno.EPIPE:  # whoever reads has seen enough: vdm data x | head
+                say(f"vdm: standard output cannot be written: {error.strerror}", err=True)
+        else:
+            raise
         return 1
     finally:
         LOG.removeHandler(remarks)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.console import print_json, print_table, say, shown
 from variational_diffusion.cli.shared.examples import condition_option, examples_options
 from variational_diffusion.cli.shared.options import (
     device_options,
@@ -16,6 +16,7 @@ from variational_diffusion.cli.shared.options import (
     speed_options,
     weights_option,
 )
+from variational_diffusion.cli.shared.types import OneOf
 
 
 @click.command()
@@ -28,7 +29,7 @@ from variational_diffusion.cli.shared.options import (
 )
 @click.option(
     "--prior",
-    type=click.Choice(["shares", "even"]),
+    type=OneOf(["shares", "even"]),
     default="shares",
     help="Of the classes: their shares of the training data (default), or all the same.",
 )
@@ -53,13 +54,14 @@ def command(run: str, data: str | None, table: str | None, as_json: bool, **opti
     Example: vdm classify runs/labelled --limit 100
     """
     from variational_diffusion.run.classes import classify
-    from variational_diffusion.storage.columns import ENDINGS, check_target, write_columns
+    from variational_diffusion.storage.columns import ENDINGS, write_columns
+    from variational_diffusion.storage.files import check_targets
 
-    check_target("table", table, ENDINGS)
+    check_targets(table=(table, ENDINGS))
     found = classify(open_run(run), data, progress=shown, **options)
     if table is not None:
         write_columns(table, found.table)
-        click.echo(f"table: {table}", err=True)
+        say(f"table: {table}", err=True)
     if as_json:
         print_json(found.as_json())
         return

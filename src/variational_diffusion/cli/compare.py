@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.console import print_json, print_table, say, shown
 from variational_diffusion.cli.shared.estimators import estimator_options, rounds_options
 from variational_diffusion.cli.shared.examples import choice_options, condition_option
 from variational_diffusion.cli.shared.options import (
@@ -59,9 +59,10 @@ def command(words: tuple[str, ...], table: str | None, as_json: bool, **options:
     """
     from variational_diffusion.machine.signals import stop_requested
     from variational_diffusion.run.comparison import compare
-    from variational_diffusion.storage.columns import ENDINGS, check_target, write_columns
+    from variational_diffusion.storage.columns import ENDINGS, write_columns
+    from variational_diffusion.storage.files import check_targets
 
-    check_target("table", table, ENDINGS)
+    check_targets(table=(table, ENDINGS))
     paths, data = _runs_and_data(words)
     given = [] if data is None else [data]
     with joined(options["device"]) as place, stop_requested() as stopped:
@@ -76,7 +77,7 @@ def command(words: tuple[str, ...], table: str | None, as_json: bool, **options:
         return
     if table is not None:
         write_columns(table, found.table)
-        click.echo(f"table: {table}", err=True)
+        say(f"table: {table}", err=True)
     if as_json:
         names = ("estimator", "steps", "weights", "condition")
         print_json({**{name: options[name] for name in names}, **found.as_json()})
@@ -89,8 +90,10 @@ def command(words: tuple[str, ...], table: str | None, as_json: bool, **options:
 
 def _runs_and_data(words: tuple[str, ...]) -> tuple[list[str], str | None]:
     """Return the runs, and the last word where it is not one of at least three."""
+    from variational_diffusion.storage.files import expanded
+
     paths, data = list(words), None
-    if len(paths) > 2 and not (Path(paths[-1]) / "config.json").exists():
+    if len(paths) > 2 and not os.path.exists(expanded(paths[-1]) / "config.json"):
         data = paths.pop()
     if len(paths) < 2:
         raise InputError(f"'{paths[0]}' alone: give two runs or more; type: vdm compare RUN RUN")
@@ -121,7 +124,7 @@ def _print(found: Comparison, title: str) -> None:
         ],
     )
     for line in (*(pair.verdict(found.names) for pair in found.pairs), *found.notes):
-        click.echo(line)
+        say(line)
 
 
 def _interval(low: float, high: float) -> str:

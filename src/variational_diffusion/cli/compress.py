@@ -15,6 +15,7 @@ from variational_diffusion.cli.shared.options import (
     weights_option,
 )
 from variational_diffusion.cli.shared.sampling import VARIANCES
+from variational_diffusion.cli.shared.types import OneOf
 
 if TYPE_CHECKING:
     from variational_diffusion.run.compression import Compressed
@@ -33,13 +34,13 @@ GROUP, MAX_IMAGES = 10_000, 1 << 20
 )
 @click.option(
     "--variance",
-    type=click.Choice(VARIANCES),
+    type=OneOf(VARIANCES),
     help="Variance of the reverse steps; default: predicted where the run has a head (vdm "
     "variance), "
     "otherwise position.",
 )
 @click.option(
-    "--group",
+    "--group-size",
     type=click.IntRange(1, MAX_IMAGES),
     default=GROUP,
     help="Images that share a stack: smaller groups are decoded on their own, and cost more.",

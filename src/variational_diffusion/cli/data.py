@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.console import print_json, print_table, say, shown
 from variational_diffusion.cli.shared.options import data_config, data_options, json_option
 
 _EXAMPLES = 64
@@ -74,9 +74,9 @@ def command(data: str, out: str | None, as_json: bool, **options: Any) -> None:
         rows.append(("labels", ", ".join(dataset.labels)))
     print_table(dataset.source, ["", ""], rows)
     for note in remarks:
-        click.echo(note)
+        say(note)
     if out is not None:
-        click.echo(f"a sheet of examples: {out}")
+        say(f"a sheet of examples: {out}")
 
 
 def _number(count: int | None) -> str:

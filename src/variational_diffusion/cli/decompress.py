@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, shown
+from variational_diffusion.cli.shared.console import print_json, say, shown
 from variational_diffusion.cli.shared.options import (
     device_options,
     json_option,
@@ -41,4 +41,4 @@ def command(run: str, file: str, out: str, as_json: bool, **execution: Any) -> N
     if as_json:
         print_json({"out": str(written)})
     else:
-        click.echo(written)
+        say(written)

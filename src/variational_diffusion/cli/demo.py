@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, print_table, shown
-from variational_diffusion.cli.shared.options import Duration, device_options, json_option
+from variational_diffusion.cli.shared.console import print_json, print_table, say, shown
+from variational_diffusion.cli.shared.options import device_options, json_option
+from variational_diffusion.cli.shared.types import Duration
+from variational_diffusion.escaping import typed
 
 
 @click.command()
@@ -90,12 +92,11 @@ def command(
             *((name, f"{length:.3f}") for name, length in lengths.items()),
         ],
     )
-    click.echo(
+    say(
         f"{end.step} steps in {end.seconds / 60:.1f} minutes; "
         f"the learned noise schedule runs from γ = {gamma_0:.2f} to {gamma_1:.2f}"
     )
-    click.echo(f"samples:             {sheet}")
-    click.echo(f"the reverse process: {film}")
-    click.echo(
-        f"the run:             {run.path}   (vdm evaluate {directory}, vdm sample {directory})"
-    )
+    say(f"samples:             {sheet}")
+    say(f"the reverse process: {film}")
+    name = typed(directory)
+    say(f"the run:             {run.path}   (vdm evaluate {name}, vdm sample {name})")

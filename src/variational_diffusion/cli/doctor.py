@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, print_table
+from variational_diffusion.cli.shared.console import print_json, print_table, say
 from variational_diffusion.cli.shared.options import json_option
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def command(as_json: bool) -> None:
         _show(found, here)
     if ailing:
         names = ", ".join(package.name for package in ailing)
-        click.echo(f"vdm: missing or too old: {names}; {_install()}", err=True)
+        say(f"vdm: missing or too old: {names}; {_install()}", err=True)
         click.get_current_context().exit(1)
 
 
@@ -74,16 +74,16 @@ def _show(found: list[Package], machine: dict[str, Any]) -> None:
     print_table(f"{DISTRIBUTION} {machine['version']}", ["", ""], rows, numbers=False)
     missing = [package for package in found if package.extra is None and not package.fits]
     needed = sum(package.extra is None for package in found)
-    click.echo(
-        f"\n{needed - len(missing)} of {needed} packages that every command needs are there."
-    )
+    say()
+    say(f"{needed - len(missing)} of {needed} packages that every command needs are there.")
     for package in missing:
-        click.echo(f"  {package.name} {package.wanted}: {package.installed or 'missing'}")
+        say(f"  {package.name} {package.wanted}: {package.installed or 'missing'}")
     rows = []
     for extra, use in EXTRAS.items():
         lacking = [p.name for p in found if p.extra == extra and not p.fits]
         rows.append((use, _install(extra) if lacking else "ready"))
-    print_table("\nExtras", ["for", "state, or what to type"], rows, numbers=False)
+    say()
+    print_table("Extras", ["for", "state, or what to type"], rows, numbers=False)
 
 
 def _threads(machine: dict[str, Any]) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, shown
+from variational_diffusion.cli.shared.console import print_json, say, shown
 from variational_diffusion.cli.shared.examples import examples_options, given_options
 from variational_diffusion.cli.shared.options import (
     device_options,
@@ -18,6 +17,7 @@ from variational_diffusion.cli.shared.options import (
     weights_option,
 )
 from variational_diffusion.cli.shared.sampling import SAMPLERS
+from variational_diffusion.cli.shared.types import Number
 
 MEASUREMENTS = ("mask", "downsample", "blur", "grey")
 """As in `editing.operators`, which imports torch; a test compares them."""
@@ -87,13 +87,13 @@ def inpaint(mask: str, **options: Any) -> None:
 @command.command()
 @click.option("--measurement", required=True, help=f"One of: {', '.join(MEASUREMENTS)}.")
 @click.option("--factor", type=int, help="Of downsample: side of the squares (default 2).")
-@click.option("--width", type=float, help="Standard deviation of blur, in pixels (default 1).")
+@click.option("--width", type=Number(), help="Standard deviation of blur, in pixels (default 1).")
 @click.option(
     "--mask", help="A picture or array for mask, as at vdm edit inpaint; what is white is not seen."
 )
 @click.option(
     "--noise",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=0.02,
     help="Standard deviation of the measurement's noise, where data span 2 (default 0.02).",
 )
@@ -114,7 +114,7 @@ def restore(measurement: str, **options: Any) -> None:
 
 
 @command.command()
-@click.option("--gamma", type=float, required=True, help="The level of noise to go up to.")
+@click.option("--gamma", type=Number(), required=True, help="The level of noise to go up to.")
 @click.option("--sampler", default="ancestral", help=f"One of: {', '.join(SAMPLERS)}.")
 @_steps
 @_draws
@@ -133,7 +133,7 @@ def vary(gamma: float, **options: Any) -> None:
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=1e-4,
     help="Error of the ODE's solver (default 1e-4).",
 )
@@ -161,7 +161,7 @@ def _edit(
     """Do a task of `run.editing`, write its results, and print where they are."""
     from variational_diffusion.images.pictures import is_image
     from variational_diffusion.run import editing
-    from variational_diffusion.storage.files import unused
+    from variational_diffusion.storage.files import expanded, unused
 
     opened = open_run(run)
     shape = opened.config.model.shape
@@ -169,13 +169,13 @@ def _edit(
         name = f"{task}-seed-{options['seed']}{'.png' if is_image(shape) else '.npy'}"
         path = unused(opened.path / "samples" / name)
     else:
-        path = Path(out)
-    editing.check_target(path, shape)
+        path = expanded(out)
+    editing.check_output(path, shape)
     found = getattr(editing, task)(opened, *first, data, progress=shown, **options)
     found.write(path)
     if as_json:
         print_json({**found.as_json(), "out": str(path)})
         return
-    click.echo(path)
+    say(path)
     for name, value in found.figures.items():
-        click.echo(f"{name.replace('_', ' ')}: {value:.4g}")
+        say(f"{name.replace('_', ' ')}: {value:.4g}")

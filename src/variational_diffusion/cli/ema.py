@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.console import print_json, print_table, say, shown
 from variational_diffusion.cli.shared.options import (
     device_options,
     json_option,
@@ -15,7 +15,9 @@ from variational_diffusion.cli.shared.options import (
     place_option,
     seed_option,
 )
+from variational_diffusion.cli.shared.types import Number
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import typed
 
 if TYPE_CHECKING:
     from variational_diffusion.run.averages import WidthBound
@@ -33,8 +35,8 @@ class Widths(click.ParamType):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[float]:
         try:
-            return [float(part) for part in str(value).split(",")]
-        except ValueError:
+            return [Number().convert(part, param, ctx) for part in str(value).split(",")]
+        except click.BadParameter:
             self.fail(f"{value!r} is no list of widths: give one as {WIDTHS}")
 
 
@@ -43,7 +45,7 @@ class Widths(click.ParamType):
 @click.argument("data", type=click.Path(), required=False)
 @click.option(
     "--width",
-    type=float,
+    type=Number(),
     help="Standard deviation of the average to write, 0.02 to 0.25 of the run.",
 )
 @click.option("--name", help="Name of that average for --weights; default: ema-WIDTH.")
@@ -89,8 +91,8 @@ def command(
             print_json(made.as_json())
             return
         rest = f"{100 * made.rest:.1g} %"
-        click.echo(f"{made.path}   (after step {made.step}, profile to {rest})")
-        click.echo(f"next: vdm evaluate {run} --weights {made.name}", err=True)
+        say(f"{made.path}   (after step {made.step}, profile to {rest})")
+        say(f"next: vdm evaluate {typed(run)} --weights {typed(made.name)}", err=True)
         return
     if name is not None:
         raise InputError(f"name = '{name}' goes with --width; give --width 0.07 --name {name}")
@@ -107,7 +109,7 @@ def command(
         ["width", "bits/dim", "above ema", "rest of the profile"],
         rows,
     )
-    click.echo(f"next: vdm ema {run} --width {found.best:g}", err=True)
+    say(f"next: vdm ema {typed(run)} --width {found.best:g}", err=True)
 
 
 def _cells(bound: WidthBound) -> tuple[str, str]:

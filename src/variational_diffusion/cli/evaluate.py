@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.console import print_json, print_table, say, shown
 from variational_diffusion.cli.shared.estimators import estimator_options, rounds_options
 from variational_diffusion.cli.shared.examples import condition_option, examples_options
 from variational_diffusion.cli.shared.options import (
@@ -72,13 +72,14 @@ def command(
 
     Example: vdm evaluate runs/first --limit 1000 --estimator ode
     """
+    from variational_diffusion.images.pictures import PICTURES
     from variational_diffusion.machine.signals import stop_requested
     from variational_diffusion.run import evaluations
     from variational_diffusion.run.evaluation import evaluate, save_maps
-    from variational_diffusion.storage.columns import ENDINGS, check_target, write_columns
+    from variational_diffusion.storage.columns import ENDINGS, write_columns
+    from variational_diffusion.storage.files import check_targets
 
-    check_target("table", table, ENDINGS)
-    check_target("maps", maps, (".png", ".webp"))
+    check_targets(table=(table, ENDINGS), maps=(maps, PICTURES))
     opened = open_run(run)
     with joined(options["device"]) as place, stop_requested() as stopped:
         found = evaluate(
@@ -86,21 +87,7 @@ def command(
         )
     if not place.leads:
         return
-    if table is not None:
-        write_columns(table, found.table)
-        click.echo(f"table: {table}", err=True)
     values = found.as_json()
-    if not found.stopped:
-        if maps is not None:
-            save_maps(opened, data, maps, **options)
-            click.echo(f"maps: {maps}", err=True)
-        evaluations.record(
-            opened,
-            options["weights"],
-            values,
-            data=data or opened.config.data.source,
-            command=command_line("evaluate", _NOT_OF_THE_FIGURES),
-        )
     if as_json:
         print_json(values)
     else:
@@ -110,6 +97,20 @@ def command(
         title = f"{run}: {options['weights']} weights, {found.estimator}{chain}"
         print_table(title, ["", ""], found.rows())
         for note in found.notes:
-            click.echo(note)
+            say(note)
+    if table is not None:
+        write_columns(table, found.table)
+        say(f"table: {table}", err=True)
+    if not found.stopped:
+        if maps is not None:
+            save_maps(opened, data, maps, **options)
+            say(f"maps: {maps}", err=True)
+        evaluations.record(
+            opened,
+            options["weights"],
+            values,
+            data=data or opened.config.data.source,
+            command=command_line("evaluate", _NOT_OF_THE_FIGURES),
+        )
     if found.stopped:
         raise KeyboardInterrupt

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json
+from variational_diffusion.cli.shared.console import print_json, say
 from variational_diffusion.cli.shared.options import json_option, open_run, weights_option
 from variational_diffusion.errors import InputError
 
@@ -42,6 +42,6 @@ def command(
         print_json(written)
         return
     if hub is not None:
-        click.echo(hub)
+        say(hub)
     if onnx is not None:
-        click.echo(f"{onnx}   (differs from torch by at most {difference:.1e} in ε̂)")
+        say(f"{onnx}   (differs from torch by at most {difference:.1e} in ε̂)")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json
-from variational_diffusion.cli.shared.options import Size, json_option
+from variational_diffusion.cli.shared.console import print_json, say
+from variational_diffusion.cli.shared.options import json_option
+from variational_diffusion.cli.shared.types import Size
+from variational_diffusion.escaping import typed
 
 
 @click.command()
@@ -16,7 +18,7 @@ from variational_diffusion.cli.shared.options import Size, json_option
 @click.option(
     "--data",
     default="hf:uoft-cs/cifar10",
-    help="What it was trained on, for vdm evaluate (default hf:uoft-cs/cifar10).",
+    help="Where the data are that it was trained on (default hf:uoft-cs/cifar10).",
 )
 @click.option("--size", type=Size(), default="32", help="Of the images (default 32).")
 @json_option
@@ -37,8 +39,8 @@ def command(file: str, run: str, data: str, size: tuple[int, int], as_json: bool
         ends = {"gamma_0": gamma_0, "gamma_1": gamma_1}
         print_json({"run": run, "parameters": parameters, "step": step, **ends})
         return
-    click.echo(
+    say(
         f"{run}: {parameters:,} parameters after step {step:,}, "
         f"schedule {made.config.model.schedule.name} from γ = {gamma_0:.2f} to {gamma_1:.2f}"
     )
-    click.echo(f"next: vdm evaluate {run}, or vdm sample {run}", err=True)
+    say(f"next: vdm evaluate {typed(run)}, or vdm sample {typed(run)}", err=True)

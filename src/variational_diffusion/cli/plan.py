@@ -9,7 +9,6 @@ import click
 
 from variational_diffusion.cli.shared.console import print_json, print_table
 from variational_diffusion.cli.shared.options import (
-    Shape,
     accumulate_option,
     checkpointing_option,
     data_config,
@@ -20,6 +19,7 @@ from variational_diffusion.cli.shared.options import (
     precision_option,
     settings_option,
 )
+from variational_diffusion.cli.shared.types import OneOf, Shape
 from variational_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _HERE = "this machine"
     "--hardware",
     "names",
     multiple=True,
-    type=click.Choice(HARDWARE),
+    type=OneOf(HARDWARE),
     help="Devices to plan for; default: all of these.",
 )
 @click.option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json
+from variational_diffusion.cli.shared.console import print_json, say
 from variational_diffusion.cli.shared.options import json_option, open_run, weights_option
 
 
@@ -28,4 +28,4 @@ def command(run: str, repository: str, private: bool, as_json: bool, weights: st
     if as_json:
         print_json({"url": str(url)})
     else:
-        click.echo(url)
+        say(url)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.console import print_json, print_table, say, shown
 from variational_diffusion.cli.shared.options import (
     device_options,
     json_option,
@@ -53,12 +53,10 @@ def command(run: str, data: str | None, nearest: str | None, as_json: bool, **op
     Example: vdm quality runs/first --n 2000
     """
     from variational_diffusion.run.sample_quality import quality
-    from variational_diffusion.storage.columns import check_target
 
-    check_target("nearest", nearest, (".png", ".webp"))
     found = quality(open_run(run), data, nearest=nearest, progress=shown, **options)
     if nearest is not None:
-        click.echo(f"nearest training images: {nearest}", err=True)
+        say(f"nearest training images: {nearest}", err=True)
     if as_json:
         print_json(found.as_json())
         return
@@ -74,7 +72,7 @@ def command(run: str, data: str | None, nearest: str | None, as_json: bool, **op
     )
     copies = found.nearest
     if copies is not None:
-        click.echo(
+        say(
             f"median distance to the nearest training image: samples {copies['samples']:.3f}, test "
             f"images {copies['test']:.3f}; nearer than 1 % of the test images: "
             f"{copies['share']:.1%} of the samples"

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, shown
+from variational_diffusion.cli.shared.console import print_json, say, shown
 from variational_diffusion.cli.shared.options import (
     device_options,
     json_option,
@@ -69,4 +69,4 @@ def command(run: str, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json(found.as_json())
     else:
-        click.echo(found.path)
+        say(found.path)

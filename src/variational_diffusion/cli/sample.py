@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, shown
+from variational_diffusion.cli.shared.console import print_json, say, shown
 from variational_diffusion.cli.shared.examples import given_options
 from variational_diffusion.cli.shared.options import (
     device_options,
@@ -65,10 +64,11 @@ def command(
     Example: vdm sample runs/first --n 16 --out samples.png
     """
     from variational_diffusion.images.pictures import is_image
-    from variational_diffusion.run.samples import check_targets, sample_run
+    from variational_diffusion.machine.signals import stop_requested
+    from variational_diffusion.run.samples import check_outputs, sample_run
     from variational_diffusion.sampling import default_for
-    from variational_diffusion.storage.columns import ENDINGS, check_target, write_columns
-    from variational_diffusion.storage.files import unused
+    from variational_diffusion.storage.columns import ENDINGS, write_columns
+    from variational_diffusion.storage.files import check_target, check_targets, expanded, unused
 
     opened = open_run(run)
     shape = opened.config.model.shape
@@ -78,16 +78,17 @@ def command(
         name = f"{by}-{options['steps']}-seed-{options['seed']}{ending}"
         path = unused(opened.path / "samples" / name)
     else:
-        path = Path(out)
-    check_targets(path, animate, shape)
-    check_target("table", table, ENDINGS)
+        path = expanded(out)
+    check_outputs(path, animate, shape)
+    check_targets(table=(table, ENDINGS))
     labels = path.with_suffix(".labels.csv") if path.suffix else path / "labels.csv"
     if opened.config.model.condition is not None:
-        check_target("out", str(labels), ENDINGS)
-    with joined(options["device"]) as place:
+        check_target(labels)
+    with joined(options["device"]) as place, stop_requested() as stopped:
         found = sample_run(
             opened,
             n,
+            stopped=stopped,
             frames=_FRAMES if animate else 0,
             progress=shown if place.leads else False,
             **options,
@@ -101,11 +102,11 @@ def command(
         write_columns(table, found.table)
     if found.given.drawn:
         found.write_labels(labels)
-        click.echo(f"labels drawn by their shares of the training data: {labels}", err=True)
+        say(f"labels drawn by their shares of the training data: {labels}", err=True)
     if as_json:
         print_json(
             {
-                "samples": n,
+                "samples": len(found.values),
                 "shape": list(shape),
                 "out": str(path),
                 "animation": animate,
@@ -113,10 +114,14 @@ def command(
                 "labels": None if found.labels is None else found.labels.tolist(),
             }
         )
-        return
-    click.echo(path)
-    if animate:
-        click.echo(animate)
-    if table is not None:
-        bits = found.bits["bits_per_dim"]
-        click.echo(f"{table}   (mean {bits.mean():.3f}, from {bits.min():.3f} to {bits.max():.3f})")
+    else:
+        say(path)
+        if animate:
+            say(animate)
+        if table is not None:
+            bits = found.bits["bits_per_dim"]
+            span = f"from {bits.min():.3f} to {bits.max():.3f}"
+            say(f"{table}   (mean {bits.mean():.3f}, {span})")
+    if found.stopped:
+        say(f"stopped: {len(found.values):,} of {n:,} samples are drawn", err=True)
+        raise KeyboardInterrupt

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.console import print_json, print_table, say, shown
 from variational_diffusion.cli.shared.examples import examples_options
 from variational_diffusion.cli.shared.options import (
     device_options,
@@ -48,13 +47,14 @@ def command(run: str, data: str | None, out: str | None, as_json: bool, **option
 
     Example: vdm schedule runs/first --out schedule.png
     """
+    from variational_diffusion.report.figures import FIGURES
     from variational_diffusion.run.learned_schedule import schedule
-    from variational_diffusion.storage.files import unused
+    from variational_diffusion.storage.files import check_target, unused
 
     opened = open_run(run)
     found = schedule(opened, data, progress=shown, **options)
     values = found.variances._asdict()
-    figures = [] if out is None else [Path(out)]
+    figures = [] if out is None else [check_target(out, endings=FIGURES)]
     if out is None and not as_json:
         figures = [unused(opened.path / f"schedule{ending}") for ending in (".png", ".svg")]
     if figures:
@@ -93,4 +93,4 @@ def command(run: str, data: str | None, out: str | None, as_json: bool, **option
         ],
     )
     for path in figures:
-        click.echo(f"figure: {path}")
+        say(f"figure: {path}")

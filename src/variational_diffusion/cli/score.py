@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.console import print_json, print_table, say, shown
 from variational_diffusion.cli.shared.examples import SPLITS, condition_option
 from variational_diffusion.cli.shared.options import (
     device_options,
@@ -15,6 +15,7 @@ from variational_diffusion.cli.shared.options import (
     seed_option,
     weights_option,
 )
+from variational_diffusion.cli.shared.types import Number, OneOf
 from variational_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,25 +32,25 @@ REFERENCE, FALSE_ALARMS = 1000, 0.01
 @click.argument("data", type=click.Path(), required=False)
 @click.option(
     "--split",
-    type=click.Choice(SPLITS),
+    type=OneOf(SPLITS),
     help="Which examples (default: all of the run's own data, or of DATA).",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only so many, drawn at random with seed 0.")
 @click.option(
     "--score",
-    type=click.Choice(SCORES),
+    type=OneOf(SCORES),
     default="combined",
     help="The score that examples are ranked by (default combined); --table has all of them.",
 )
 @click.option(
     "--false-alarms",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     help="Mark examples with p-values up to this: the share of normal examples that is marked by "
     f"mistake (default {FALSE_ALARMS}).",
 )
 @click.option(
     "--fdr",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     help="Mark by Benjamini and Hochberg instead, so that at most this share of the marked "
     "examples is normal.",
 )
@@ -101,36 +102,39 @@ def command(
     Example: vdm score runs/first photos --false-alarms 0.01 --sheet outliers.png
     """
     from variational_diffusion.anomaly import save_score_sheet
-    from variational_diffusion.images.pictures import is_image
-    from variational_diffusion.report.figures import save_figure, score_figure
+    from variational_diffusion.images.pictures import PICTURES, is_image
+    from variational_diffusion.machine.signals import stop_requested
+    from variational_diffusion.report.figures import FIGURES, save_figure, score_figure
     from variational_diffusion.run.scoring import score
-    from variational_diffusion.storage.columns import ENDINGS, check_target, write_columns
+    from variational_diffusion.storage.columns import ENDINGS, write_columns
+    from variational_diffusion.storage.files import check_targets
 
-    check_target("table", table, ENDINGS)
-    check_target("figure", figure, (".png", ".svg"))
-    check_target("sheet", sheet, (".png", ".webp"))
+    check_targets(table=(table, ENDINGS), figure=(figure, FIGURES), sheet=(sheet, PICTURES))
     opened = open_run(run)
     if sheet is not None and not is_image(opened.config.model.shape):
         raise InputError(f"sheet = '{sheet}': these examples are not images; give --table FILE.csv")
-    found = score(opened, data, progress=shown, **options)
+    with stop_requested() as stopped:
+        found = score(opened, data, progress=shown, stopped=stopped, **options)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print_table(found.title, *_table(found))
+        for line in found.notes():
+            say(line)
     if table is not None:
         write_columns(table, found.columns())
-        click.echo(f"table: {table}", err=True)
+        say(f"table: {table}", err=True)
     if figure is not None:
         histogram = score_figure(found.name, found.calibration, found.score, found.threshold)
         save_figure(
             histogram, figure, f"Histogram of the score {found.name} of {len(found)} examples"
         )
-        click.echo(f"figure: {figure}", err=True)
+        say(f"figure: {figure}", err=True)
     if sheet is not None:
         save_score_sheet(found, sheet)
-        click.echo(f"sheet: {sheet}", err=True)
-    if as_json:
-        print_json(found.as_json())
-        return
-    print_table(found.title, *_table(found))
-    for line in found.notes():
-        click.echo(line)
+        say(f"sheet: {sheet}", err=True)
+    if found.stopped:
+        raise KeyboardInterrupt
 
 
 def _table(found: Scored) -> tuple[list[str], list[tuple[str, ...]]]:

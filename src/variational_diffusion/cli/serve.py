@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from importlib.util import find_spec
 
 import click
 
+from variational_diffusion.cli.shared.console import say
 from variational_diffusion.cli.shared.options import device_options, open_run, weights_option
 from variational_diffusion.errors import InputError
 
@@ -18,15 +19,17 @@ from variational_diffusion.errors import InputError
     type=click.IntRange(1024, 65_535),
     help="Of 127.0.0.1 (default: the first free one from 7860 on).",
 )
+@click.option("--no-token", is_flag=True, help="Let every user of this machine open the page.")
 @weights_option
 @device_options
 def command(
-    run: str, port: int | None, weights: str, device: str, threads: int | None, **options: object
+    run: str, port: int | None, no_token: bool, weights: str, device: str, threads: int | None
 ) -> None:
     """Show the model in RUN, of images, in the browser: until Ctrl-C.
 
-    Sample and watch, put noise on an image, its likelihood, inpaint, compress. Only this machine
-    can open the page.
+    Sample and watch, put noise on an image, its likelihood, inpaint, compress. Open the address
+    that is printed: its token keeps the other users of this machine out. No other machine and no
+    other page can use it.
 
     Example: vdm serve runs/first
     """
@@ -34,12 +37,8 @@ def command(
         raise InputError("vdm serve needs gradio: pip install 'variational-diffusion[web]'")
     from variational_diffusion.machine.execution import Execution
     from variational_diffusion.web import Studio
+    from variational_diffusion.web.serving import serve
 
     with Execution(device, threads).begun() as target:
         studio = Studio(open_run(run), weights, target)
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        from variational_diffusion.web.page import serve
-
-        page = serve(studio, port)
-        click.echo(page.local_url)
-        page.block_thread()
+        serve(studio, port, None if no_token else secrets.token_urlsafe(24), ready=say)

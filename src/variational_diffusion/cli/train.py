@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, print_table, shown
+from variational_diffusion.cli.shared.console import print_json, print_table, say, shown
 from variational_diffusion.cli.shared.options import (
-    Duration,
     accumulate_option,
     checkpointing_option,
     data_options,
@@ -19,6 +18,8 @@ from variational_diffusion.cli.shared.options import (
     training_speed_options,
     typed_options,
 )
+from variational_diffusion.cli.shared.types import Duration, Number, OneOf
+from variational_diffusion.escaping import typed
 
 if TYPE_CHECKING:
     from variational_diffusion.run.training import End
@@ -66,7 +67,7 @@ _HOW = (
 )
 @click.option(
     "--end-points",
-    type=click.Choice(["fixed", "learned"]),
+    type=OneOf(["fixed", "learned"]),
     help="Whether γ_0 and γ_1 are learned, for the schedules adaptive and monotone.",
 )
 @click.option(
@@ -79,7 +80,7 @@ _HOW = (
     help="Network: unet, transformer, paper-unet, mlp, or one's own as MODULE:NAME.",
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Examples in one step.")
-@click.option("--learning-rate", type=float, help="Of the network.")
+@click.option("--learning-rate", type=Number(), help="Of the network.")
 @settings_option
 @click.option(
     "--every",
@@ -115,7 +116,7 @@ _HOW = (
 @checkpointing_option
 @click.option(
     "--sharding",
-    type=click.Choice(["replicated", "sharded"]),
+    type=OneOf(["replicated", "sharded"]),
     default="replicated",
     help="With several processes (torchrun): each has the whole model, or a share of its weights.",
 )
@@ -159,7 +160,9 @@ def command(
     how = {name: options.pop(name) for name in _HOW}
     choices = {"settings": chosen, **typed_options(options)}
     if dry_run:
-        click.echo(training.configuration(data, directory, **choices).config.to_json(), nl=False)
+        asked = training.configuration(data, directory, **choices)
+        for line in asked.config.to_json().splitlines():
+            say(line)
     elif overfit:
         where = {name: how[name] for name in ("device", "threads")}
         found = training.overfit_check(data, progress=shown, **where, **choices)
@@ -195,8 +198,9 @@ def _report(end: End, directory: str, as_json: bool) -> None:
         summary_rows(summary),
     )
     if limited:
-        click.echo(limited)
-    click.echo(f"next: vdm evaluate {directory}   or: vdm sample {directory}", err=True)
+        say(limited)
+    name = typed(directory)
+    say(f"next: vdm evaluate {name}   or: vdm sample {name}", err=True)
 
 
 def _report_overfit(found: OverfitCheck, *, as_json: bool) -> None:
@@ -226,6 +230,6 @@ def _report_overfit(found: OverfitCheck, *, as_json: bool) -> None:
             [(name, f"{value:.3f}") for name, value in rows.items()],
         )
         for cause in found.causes:
-            click.echo(f"perhaps: {cause}")
+            say(f"perhaps: {cause}")
     if not found.passed:
         click.get_current_context().exit(1)

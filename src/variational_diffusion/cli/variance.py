@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from variational_diffusion.cli.shared.console import print_json, shown
+from variational_diffusion.cli.shared.console import print_json, say, shown
 from variational_diffusion.cli.shared.options import (
     device_options,
     json_option,
@@ -14,6 +14,7 @@ from variational_diffusion.cli.shared.options import (
     seed_option,
     weights_option,
 )
+from variational_diffusion.escaping import typed
 
 
 @click.command()
@@ -39,9 +40,9 @@ def command(run: str, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json({"run": run, "steps": options["steps"], "first_loss": begin, "last_loss": end})
         return
-    click.echo(f"the head's loss fell from {begin:.4f} to {end:.4f} nats an entry")
-    click.echo(
-        f"next: vdm evaluate {run} --estimator discrete --steps 20 --grid optimal "
+    say(f"the head's loss fell from {begin:.4f} to {end:.4f} nats an entry")
+    say(
+        f"next: vdm evaluate {typed(run)} --estimator discrete --steps 20 --grid optimal "
         "--variance predicted --exact",
         err=True,
     )

@@ -28,7 +28,7 @@ from variational_diffusion.compression.tiles import number_of_tiles
 from variational_diffusion.data import Originals
 from variational_diffusion.errors import InputError
 from variational_diffusion.machine.progress import Listener, nothing, telling
-from variational_diffusion.storage.files import atomic
+from variational_diffusion.storage.files import atomic, check_target
 
 ENDING = ".vdmz"
 COMPARED = 1000
@@ -103,8 +103,7 @@ def check_new(path: Path) -> None:
         raise InputError(
             f"out = '{path}': the name of the file ends in .vdmz; give --out FILE.vdmz"
         )
-    if path.exists():
-        raise InputError(f"out = '{path}' exists: give another --out")
+    check_target(path)
 
 
 def pack(

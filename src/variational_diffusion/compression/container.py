@@ -75,7 +75,7 @@ class Writer:
         packed = table.packed()
         if table.names and not fits(packed, _MAX_TABLE, images):
             raise InputError(
-                f"the names of {images} images in a group are too long; give a smaller --group"
+                f"the names of {images} images in a group are too long; give a smaller --group-size"
             )
         sums = digest(self._identity, packed), digest(self._identity, payload)
         head = _GROUP.pack(

@@ -12,7 +12,7 @@ from variational_diffusion.compression.container import Container, Image
 from variational_diffusion.errors import InputError
 from variational_diffusion.images.pictures import is_image, keeps_pixels, save_pixels
 from variational_diffusion.machine.progress import Listener, nothing, telling
-from variational_diffusion.storage.files import FULL, atomic, atomic_folder, unused
+from variational_diffusion.storage.files import FULL, atomic, atomic_folder, check_target, unused
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -36,16 +36,15 @@ class Unpacking:
         elif path.suffix == ".npy":
             if self._shape is None:
                 raise InputError(f"out = '{path}': the images have several sizes; give a folder")
-            if path.exists():
-                raise InputError(f"out = '{path}' exists: give another --out")
+            check_target(path)
         elif path.suffix:
             raise InputError(f"out = '{path}': give an .npy array or a folder")
         elif self._mode is None:
             raise InputError(
                 f"out = '{path}': these examples are no images of 256 levels; give --out FILE.npy"
             )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"out = '{path}' exists and is not empty: give another --out")
+        else:
+            check_target(path, folder=True)
 
     def array(self, coder: ChainCoder, progress: bool | Listener = False) -> np.ndarray:
         """Return all examples, with the type and the axes that they came from.

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Integer, Shaped
 from torch import Tensor, nn
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, one_of
 from variational_diffusion.units import Standardised
 
 Batch = Tensor | tuple[Tensor, Tensor]
@@ -98,12 +98,11 @@ class Labels(nn.Module):
         return torch.multinomial(self.shares.cpu(), n, replacement=True, generator=generator)
 
     def _number(self, name: str) -> int:
-        if name in self.names:
-            return self.names.index(name)
         folded = [known.casefold() for known in self.names]
-        if folded.count(name.casefold()) == 1:
+        if name not in self.names and folded.count(name.casefold()) == 1:
             return folded.index(name.casefold())
-        raise InputError(f"label = '{name}': known are {', '.join(self.names)}")
+        one_of("label", name, self.names)
+        return self.names.index(name)
 
 
 class Arrays(Standardised):

@@ -27,6 +27,7 @@ from variational_diffusion.data.source import (
 )
 from variational_diffusion.data.splits import splits_of
 from variational_diffusion.errors import InputError
+from variational_diffusion.storage.files import expanded
 
 _CHUNK = 2**24
 """Bytes that a scan looks at together."""
@@ -150,7 +151,7 @@ def array_source(config: DataConfig) -> ArraySource:
 
 
 def _path(config: DataConfig) -> Path:
-    return Path(config.source).expanduser().resolve()
+    return expanded(config.source).resolve()
 
 
 def _is_npz(config: DataConfig) -> bool:

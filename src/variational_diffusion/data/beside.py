@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from variational_diffusion.config import DataConfig
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, one_of
 
 KINDS = ("label", "vector", "image")
 
@@ -75,7 +75,7 @@ def labels_of(values: Iterable[Any], names: Sequence[str]) -> np.ndarray:
     found = [str(value) for value in values]
     missing = sorted(set(found) - number.keys(), key=_natural)
     if missing:
-        raise InputError(f"label = '{missing[0]}': known are {', '.join(names)}")
+        one_of("label", missing[0], names)
     return np.array([number[name] for name in found], np.int64)
 
 

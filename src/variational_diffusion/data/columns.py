@@ -319,6 +319,11 @@ def asking(label: str) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, DatasetsError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.filename and not os.path.exists(error.filename):
+            raise InputError(
+                f"data = '{label}': '{error.filename}' cannot be made ({error.strerror}), where "
+                "data sets are kept; set HF_HOME to a folder that can be written to"
+            ) from error
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__

@@ -64,7 +64,7 @@ def near_copies(
     of 64 places is brighter than its neighbour. As other images may have it too, the thumbnails
     have to be alike as well. small: from `thumbnails`, with keys, shape (n,), and places.
     """
-    alone = np.unique(keys, return_index=True)[1]
+    alone = np.sort(np.unique(keys, return_index=True)[1])
     alone = alone[(small[alone].std((1, 2)) > _FLAT).numpy()]
     few, at = small[alone], [where[i] for i in alone]
     bits = torch.where(few[:, 1:] > few[:, :-1], 1.0, -1.0).flatten(1)

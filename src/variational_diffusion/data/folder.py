@@ -20,6 +20,7 @@ from variational_diffusion.data.images import check_file, pictures_in
 from variational_diffusion.data.stored import Stored
 from variational_diffusion.data.walk import walk
 from variational_diffusion.errors import DamagedError, InputError
+from variational_diffusion.storage.files import expanded
 
 SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 """Extensions of files that hold many examples, and what `datasets` calls their kind."""
@@ -81,7 +82,7 @@ def open_folder(config: DataConfig) -> Dataset:
 
 def image_files(config: DataConfig) -> tuple[Files, tuple[str, ...]]:
     """Return the pictures of what `open_folder` opens, and remarks on the other files."""
-    folder = Path(config.source).expanduser().resolve()
+    folder = expanded(config.source).resolve()
     names, notes = files_below(folder, formats.extensions())
     if not names:
         raise InputError(

@@ -10,7 +10,6 @@ import glob
 import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -30,6 +29,7 @@ from variational_diffusion.data.dataset import Dataset, stored_dataset, streamed
 from variational_diffusion.data.folder import SHARDS, kind_of, shard_files
 from variational_diffusion.data.tar import TarShards, TarStore
 from variational_diffusion.errors import InputError
+from variational_diffusion.storage.files import expanded
 
 _KINDS = ("parquet", "arrow", "imagefolder", "webdataset")
 _ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
@@ -42,7 +42,7 @@ def open_hub(config: DataConfig) -> Dataset:
     `open_files` does.
     """
     name, _, subset = config.source.removeprefix("hf:").partition(":")
-    folder = Path(config.source.removeprefix("hf:")).expanduser()
+    folder = expanded(config.source.removeprefix("hf:"))
     if name and folder.is_dir():
         name, subset = str(folder.resolve()), ""
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
@@ -64,7 +64,7 @@ def open_files(config: DataConfig) -> Dataset:
     InputError for damaged files, for a column that is none or cannot be chosen without --column,
     and for examples that do not fit together.
     """
-    path = Path(config.source).expanduser().resolve()
+    path = expanded(config.source).resolve()
     kind = kind_of(path)
     found, notes = shard_files(path, kind)
     if "::" in str(path):

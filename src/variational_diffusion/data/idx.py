@@ -25,6 +25,7 @@ from variational_diffusion.data.dataset import Dataset
 from variational_diffusion.data.source import Split
 from variational_diffusion.data.splits import IN_ORDER, splits_of
 from variational_diffusion.errors import InputError
+from variational_diffusion.storage.files import expanded
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
@@ -62,7 +63,7 @@ def open_idx_folder(config: DataConfig) -> Dataset:
     Raises InputError when one is missing, is no IDX file of images, or is not as long as its
     header says.
     """
-    folder = Path(config.source).expanduser().resolve()
+    folder = expanded(config.source).resolve()
     return _open(folder, str(folder), config)
 
 

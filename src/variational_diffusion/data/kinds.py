@@ -28,6 +28,7 @@ from variational_diffusion.data.originals import Originals
 from variational_diffusion.data.source import Split
 from variational_diffusion.data.survey import survey
 from variational_diffusion.errors import InputError
+from variational_diffusion.storage.files import expanded
 
 Opener = Callable[[DataConfig], Dataset]
 
@@ -142,7 +143,7 @@ def kind_named(source: str) -> Kind:
             f"data = '{source}' were given in memory, and a run does not keep them: pass "
             "them again as data, as in evaluate(run, data)"
         )
-    path = Path(source).expanduser()
+    path = expanded(source)
     for kind in KINDS.values():
         if kind.fits(source, path):
             return kind
@@ -162,7 +163,7 @@ def kind_named(source: str) -> Kind:
 def is_there(source: str) -> bool:
     """Tell whether data of a name or a path are there; of the hub's it is not known before."""
     known = source in DATASETS or source.startswith("hf:")
-    return known or os.path.exists(Path(source).expanduser())
+    return known or os.path.exists(expanded(source))
 
 
 def at_hand() -> list[str]:

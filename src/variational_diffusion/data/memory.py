@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import IterableDataset
 
 from variational_diffusion.conditions import as_batch, parted
 from variational_diffusion.config import DataConfig, validated
@@ -84,8 +84,7 @@ def in_memory(values: Any, *, group: Any = None, **options: Any) -> Dataset:
     kept = (x,) if conditions is None else (x, conditions)
     name = MEMORY + _digest(*kept)
     config = config.model_copy(update={"source": name})
-    notes = (*notes, *source.notes)
-    return Dataset.of(name, parts, notes, labels).read_as(config)
+    return Dataset.of(name, parts, (*notes, *source.notes), labels).read_as(config)
 
 
 def _groups(values: Any, n: int) -> np.ndarray:
@@ -117,6 +116,19 @@ def _read(values: Any) -> tuple[np.ndarray, np.ndarray | None]:
         x, beside = _joined(as_batch(made) for made in values)
     order = _order(x, beside)
     return x[order], None if beside is None else beside[order]
+
+
+def in_order(values: Any) -> np.ndarray | Tensor:
+    """Return examples in memory as an array, in the order in which they are given.
+
+    values: an array or tensor, a torch data set, or a loader, of which what stands beside the
+    examples is left out.
+    """
+    if isinstance(values, TorchDataset) and not isinstance(values, IterableDataset):
+        return _joined(_numbered(values))[0]
+    if isinstance(values, DataLoader | IterableDataset):
+        return _joined(as_batch(made) for made in values)[0]
+    return values if isinstance(values, Tensor) else np.asarray(values)
 
 
 def _numbered(values: Any) -> Iterator[Any]:

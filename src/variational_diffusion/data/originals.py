@@ -13,7 +13,7 @@ from variational_diffusion.data.decoding import Decoded, Pictures
 from variational_diffusion.data.source import Joined, Source, Split
 from variational_diffusion.data.stored import Stored
 from variational_diffusion.errors import InputError
-from variational_diffusion.storage.files import printable
+from variational_diffusion.escaping import printable
 
 _LOOKED_AT = 64
 """Examples whose headers are read together."""

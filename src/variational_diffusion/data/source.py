@@ -97,12 +97,13 @@ class Joined:
 class Drawn(NamedTuple):
     """How examples were drawn out of more.
 
-    positions: of the examples among them all, shape (n,). of: how many these are.
+    positions: of the examples among them all, shape (n,). of: how many these are. seed: of the
+    draw; None: they are those that were reached before the work was stopped.
     """
 
     positions: np.ndarray
     of: int
-    seed: int
+    seed: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +215,12 @@ class Split:
         drawn = Drawn(self.positions[chosen], of, seed)
         return replace(self, indices=self.indices[chosen], drawn=drawn)
 
+    def reached(self, rows: np.ndarray) -> Split:
+        """Return the examples that were reached before the work was stopped; rows: shape (n,)."""
+        of = len(self) if self.drawn is None else self.drawn.of
+        drawn = Drawn(self.positions[rows], of, None)
+        return replace(self, indices=self.indices[rows], drawn=drawn)
+
     @property
     def positions(self) -> np.ndarray:
         """The number of each example among those it was drawn out of, shape (n,)."""
@@ -235,7 +242,9 @@ class Split:
         what = f"{name} examples".lstrip()
         if self.drawn is None:
             return f"{len(self):,} {what}" if len(self) != 1 else f"1 {what[:-1]}"
-        return f"{len(self):,} of {self.drawn.of:,} {what}, drawn with seed {self.drawn.seed}"
+        seed = self.drawn.seed
+        how = "where it was stopped" if seed is None else f"drawn with seed {seed}"
+        return f"{len(self):,} of {self.drawn.of:,} {what}, {how}"
 
     def as_json(self) -> dict[str, Any]:
         """Return what the examples are, for a JSON object."""

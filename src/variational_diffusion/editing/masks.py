@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from variational_diffusion.errors import InputError
 from variational_diffusion.images.pictures import is_image
+from variational_diffusion.storage.files import expanded
 
 Mask = str | Path | np.ndarray | Tensor
 """Booleans of an example's shape; or a file: such an .npy array, or a picture of that size."""
@@ -25,9 +27,10 @@ def mask_of(mask: Mask, shape: tuple[int, ...]) -> Tensor:
     """
     if isinstance(mask, np.ndarray | Tensor):
         return _checked(torch.as_tensor(mask), "the array", shape)
-    if not Path(mask).is_file():
+    mask = expanded(mask)
+    if not os.path.isfile(mask):
         raise InputError(f"mask = '{mask}': there is no such file")
-    if Path(mask).suffix == ".npy":
+    if mask.suffix == ".npy":
         return _checked(torch.from_numpy(np.load(mask, allow_pickle=False)), f"'{mask}'", shape)
     if not is_image(shape):
         raise InputError(f"mask = '{mask}': these data are no images; give booleans in an .npy")

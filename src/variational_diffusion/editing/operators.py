@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, pad
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, one_of
 from variational_diffusion.numerics import randn_like
 
 Function = Callable[[Tensor], Tensor]
@@ -112,8 +112,7 @@ def measurement_named(name: str, shape: Shape, **options: Any) -> Function:
     Raises InputError for an unknown name, for options that are not its own, and without a mask
     where it takes one.
     """
-    if name not in MEASUREMENTS:
-        raise InputError(f"measurement = {name!r}: known are {', '.join(MEASUREMENTS)}")
+    one_of("measurement", name, MEASUREMENTS)
     own = list(inspect.signature(MEASUREMENTS[name]).parameters)[1:]
     given = {option: value for option, value in options.items() if value is not None}
     for option in given.keys() - set(own):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, one_of
 from variational_diffusion.grids.errors import VARIANCES as VARIANCES
 from variational_diffusion.grids.errors import NoiseErrors as NoiseErrors
 from variational_diffusion.grids.errors import PredictedErrors as PredictedErrors
@@ -59,8 +59,7 @@ def step_grid(
     stop: where given, the first T − 1 steps are laid between γ_1 and this γ, and the last goes from
         there to γ_0: x̂ ends the way where only noise that nobody sees is left. T ≥ 2.
     """
-    if name not in GRIDS:
-        raise InputError(f"grid = {name!r}: known are {', '.join(GRIDS)}")
+    one_of("grid", name, GRIDS)
     if name in MEASURED and errors is None:
         raise InputError(f"grid = {name!r} needs measured errors; give them, or take 'gamma'")
     if stop is not None and steps < 2:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from variational_diffusion import process
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, one_of
 
 _LARGEST_LOG = 8.0
 _SMOOTH_MEAN, _SMOOTH_POSITION = 1.5, 3.0  # bins
@@ -114,8 +114,7 @@ predicts from z."""
 
 def variance_named(name: str) -> ReverseVariance:
     """Return an entry of `VARIANCES`; raise InputError for an unknown name."""
-    if name not in VARIANCES:
-        raise InputError(f"variance = {name!r}: known are {', '.join(VARIANCES)}")
+    one_of("variance", name, VARIANCES)
     return VARIANCES[name]
 
 

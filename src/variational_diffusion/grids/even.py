@@ -132,6 +132,8 @@ def check_steps(steps: int) -> None:
 
 def check_falling(gammas: Gammas) -> None:
     """Raise `InputError` unless a grid has a step or more, and every one of them goes down."""
+    if gammas.ndim != 1:
+        raise InputError(f"gammas has shape {tuple(gammas.shape)}: a grid is a list of levels γ")
     check_steps(len(gammas) - 1)
     rising = (~(gammas.diff() < 0)).nonzero()
     if len(rising):

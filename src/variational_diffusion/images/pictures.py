@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.storage.files import atomic
+from variational_diffusion.storage.files import atomic, check_target, expanded
 
 Range = tuple[float, float]
 
@@ -29,6 +29,8 @@ _FORMATS: dict[str, tuple[str, dict[str, bool]]] = {
     ".png": ("PNG", {}),
     ".webp": ("WEBP", {"lossless": True, "exact": True}),
 }
+PICTURES = tuple(_FORMATS)
+"""Endings of the names of sheets."""
 _PIXELS: dict[str, tuple[str, frozenset[str], dict[str, bool]]] = {
     ".png": ("PNG", frozenset({"1", "L", "I;16", "RGB", "RGBA"}), {}),
     ".webp": ("WEBP", frozenset({"RGB", "RGBA"}), {"lossless": True, "exact": True}),
@@ -193,7 +195,7 @@ def animation(
     256 colours, an .mp4 is smaller than both.
     Raises InputError without frames, and as `check_animation` does.
     """
-    path = Path(path)
+    path = expanded(path)
     check_animation(path, overwrite)
     pages = [_opaque(beside(frame, levels, value_range)) for frame in frames]
     if not pages:
@@ -221,8 +223,7 @@ def check_animation(path: str | os.PathLike[str], overwrite: bool = False) -> No
     Raises InputError for another extension, for an .mp4 without the package that writes it, and
     when the file exists.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
+    suffix = expanded(path).suffix.lower()
     if suffix not in ANIMATIONS:
         raise InputError(
             f"'{path}': an animation is a {', '.join(ANIMATIONS)}; give a name that ends so"
@@ -232,8 +233,7 @@ def check_animation(path: str | os.PathLike[str], overwrite: bool = False) -> No
             f"'{path}': an .mp4 needs the package av; pip install 'variational-diffusion[video]', "
             "or give a .gif or .webp"
         )
-    if path.exists() and not overwrite:
-        raise InputError(f"'{path}' exists and is not overwritten; give another name")
+    check_target(path, "animate", overwrite=overwrite)
 
 
 def beside(
@@ -311,7 +311,7 @@ def _write_mp4(pages: list[Image.Image], path: Path) -> None:
 def _save(
     picture: Image.Image, path: str | os.PathLike[str], overwrite: bool, **marks: Any
 ) -> None:
-    path = Path(path)
+    path = expanded(path)
     if path.suffix.lower() not in _FORMATS:
         raise InputError(
             f"'{path}' is no name of a lossless picture; give one that ends in "

@@ -28,7 +28,7 @@ from torch import Tensor
 from variational_diffusion import flow
 from variational_diffusion.conditions import Batch
 from variational_diffusion.decoders import Discretized
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, one_of
 from variational_diffusion.grids import (
     GRIDS,
     MEASURED,
@@ -144,9 +144,7 @@ class DiscreteBound:
         if self.draws is not None:
             at_least_one("draws", self.draws)
         for name, known in (("grid", GRIDS), ("variance", VARIANCES)):
-            if getattr(self, name) not in known:
-                value = getattr(self, name)
-                raise InputError(f"{name} = {value!r}: known are {', '.join(known)}")
+            one_of(name, getattr(self, name), known)
 
     def __call__(self, vdm: VDM, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         gammas = self.gammas if self.gammas is not None else self.own_grid(vdm)
@@ -203,10 +201,8 @@ class ODELikelihood:
     def __post_init__(self) -> None:
         if self.probes is not None:
             at_least_one("probes", self.probes)
-        if self.dequantisation is not None and self.dequantisation not in DEQUANTISATIONS:
-            raise InputError(
-                f"dequantisation = {self.dequantisation!r}: known are {', '.join(DEQUANTISATIONS)}"
-            )
+        if self.dequantisation is not None:
+            one_of("dequantisation", self.dequantisation, DEQUANTISATIONS)
         if not 0 < self.tolerance <= LOOSEST:
             raise InputError(
                 f"tolerance = {self.tolerance:g}: more than 0 and at most {LOOSEST:g}; a looser "

@@ -12,6 +12,7 @@ from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood.estimators import ContinuousBound, Estimate, Estimator
 from variational_diffusion.likelihood.summary import LEAST_DEGREES, Summary, summarize
 from variational_diffusion.machine.distributed import ALONE, Place, sum_over_processes
+from variational_diffusion.machine.signals import until
 from variational_diffusion.model import VDM
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.numerics import derived_seed
@@ -115,13 +116,12 @@ def evaluate_rounds(
     while not done.stopped:
         number = first + len(done.rounds)
         own: dict[int, Estimate] = {}
-        for batch, b in zip(
+        batches = zip(
             ordered_batches(split, batch_size, part=place),
             range(place.rank, len(sizes), place.processes),
             strict=True,
-        ):
-            if stopped():
-                break
+        )
+        for batch, b in until(stopped, batches):
             generator = torch.Generator(device).manual_seed(derived_seed(seed, number, b))
             model, x = vdm.given_in(batch)
             own[b] = estimator(model, x, generator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, one_of
 from variational_diffusion.likelihood.estimators import (
     ContinuousBound,
     DiscreteBound,
@@ -72,8 +72,7 @@ def estimator_named(name: str, dimensions: int, **options: Any) -> Estimator:
 
     Raises InputError for an unknown name, and for an option of another estimator.
     """
-    if name not in ESTIMATORS:
-        raise InputError(f"estimator = {name!r}: known are {', '.join(ESTIMATORS)}")
+    one_of("estimator", name, ESTIMATORS)
     entry = ESTIMATORS[name]
     given = {
         key: value for key, value in options.items() if value is not None and value is not False

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, one_of, whole
 from variational_diffusion.machine.distributed import launched, local_device
 from variational_diffusion.machine.memory import keep_freed_memory
 from variational_diffusion.machine.threads import computing_with
@@ -48,10 +48,9 @@ class Execution:
     def __post_init__(self) -> None:
         for name, known in (("precision", PRECISIONS), ("compile", COMPILE_MODES)):
             value = getattr(self, name)
-            if value not in known:
-                raise InputError(f"{name} = {value!r}: known are {', '.join(known)}")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads = {self.threads}: give one or more")
+            one_of(name, value, known)
+        if self.threads is not None:
+            whole("threads", self.threads)
 
     def target(self) -> torch.device:
         """Return the device; raise `InputError` where it is not at hand."""

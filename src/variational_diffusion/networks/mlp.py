@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from variational_diffusion.config import Blocks, Count, Levels, LogNoise, Share, Size
 from variational_diffusion.networks.dropout import Dropout
 from variational_diffusion.networks.layers import (
     NoiseLevelEmbedding,
@@ -42,13 +43,13 @@ class MLP(nn.Module):
         self,
         shape: tuple[int, ...],
         *,
-        gamma_min: float = -13.3,
-        gamma_max: float = 5.0,
-        levels: int | None = None,
-        width: int = 128,
-        blocks: int = 4,
-        dropout: float = 0.0,
-        conditioning_size: int = 0,
+        gamma_min: LogNoise = -13.3,
+        gamma_max: LogNoise = 5.0,
+        levels: Levels | None = None,
+        width: Count = 128,
+        blocks: Blocks = 4,
+        dropout: Share = 0.0,
+        conditioning_size: Size = 0,
     ) -> None:
         super().__init__()
         size = math.prod(shape)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from variational_diffusion.config import Blocks, Count, LogNoise, Share
 from variational_diffusion.errors import InputError
 from variational_diffusion.networks.layers import (
     AttentionBlock,
@@ -20,6 +23,8 @@ from variational_diffusion.networks.layers import (
     image_channels,
     zero_initialised,
 )
+
+FourierExponent = Annotated[int, Field(ge=-64, le=64)]
 
 
 class PaperUNet(nn.Module):
@@ -55,13 +60,13 @@ class PaperUNet(nn.Module):
         self,
         shape: tuple[int, ...],
         *,
-        gamma_min: float = -13.3,
-        gamma_max: float = 5.0,
-        width: int = 128,
-        blocks: int = 32,
-        groups: int | None = None,
-        dropout: float = 0.1,
-        fourier_exponents: Sequence[int] = (6, 7),
+        gamma_min: LogNoise = -13.3,
+        gamma_max: LogNoise = 5.0,
+        width: Count = 128,
+        blocks: Blocks = 32,
+        groups: Count | None = None,
+        dropout: Share = 0.1,
+        fourier_exponents: Sequence[FourierExponent] = (6, 7),
     ) -> None:
         super().__init__()
         channels = image_channels(shape)

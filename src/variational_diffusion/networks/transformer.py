@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad, pixel_shuffle, scaled_dot_product_attention, silu
 
+from variational_diffusion.config import Blocks, Count, Levels, LogNoise, Share, Size
 from variational_diffusion.errors import InputError
 from variational_diffusion.networks.dropout import Dropout
 from variational_diffusion.networks.layers import (
@@ -64,18 +65,18 @@ class Transformer(nn.Module):
         self,
         shape: tuple[int, ...],
         *,
-        gamma_min: float = -13.3,
-        gamma_max: float = 5.0,
-        levels: int | None = None,
-        patch: int = 4,
-        width: int = 96,
-        depth: int = 6,
-        heads: int = 3,
-        channels: int = 32,
-        blocks: int = 1,
-        dropout: float = 0.0,
-        conditioning_size: int = 0,
-        conditioning_channels: int = 0,
+        gamma_min: LogNoise = -13.3,
+        gamma_max: LogNoise = 5.0,
+        levels: Levels | None = None,
+        patch: Count = 4,
+        width: Count = 96,
+        depth: Blocks = 6,
+        heads: Count = 3,
+        channels: Count = 32,
+        blocks: Blocks = 1,
+        dropout: Share = 0.0,
+        conditioning_size: Size = 0,
+        conditioning_channels: Size = 0,
     ) -> None:
         super().__init__()
         in_channels = image_channels(shape)

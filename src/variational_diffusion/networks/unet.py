@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, silu
 
+from variational_diffusion.config import Blocks, Count, Levels, LogNoise, Share, Size
 from variational_diffusion.errors import InputError
 from variational_diffusion.networks.layers import (
     AttentionBlock,
@@ -58,15 +61,15 @@ class UNet(nn.Module):
         self,
         shape: tuple[int, ...],
         *,
-        gamma_min: float = -13.3,
-        gamma_max: float = 5.0,
-        levels: int | None = None,
-        widths: Sequence[int] = (32, 48, 64),
-        blocks: int = 1,
+        gamma_min: LogNoise = -13.3,
+        gamma_max: LogNoise = 5.0,
+        levels: Levels | None = None,
+        widths: Annotated[Sequence[Count], Field(min_length=1)] = (32, 48, 64),
+        blocks: Blocks = 1,
         attention: bool = False,
-        dropout: float = 0.0,
-        conditioning_size: int = 0,
-        conditioning_channels: int = 0,
+        dropout: Share = 0.0,
+        conditioning_size: Size = 0,
+        conditioning_channels: Size = 0,
     ) -> None:
         super().__init__()
         channels = image_channels(shape)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from variational_diffusion.config import Blocks, Count, Levels, LogNoise
 from variational_diffusion.networks.layers import (
     NoiseLevelEmbedding,
     Stage,
@@ -36,11 +37,11 @@ class VarianceHead(nn.Module):
         self,
         shape: tuple[int, ...],
         *,
-        gamma_min: float,
-        gamma_max: float,
-        levels: int | None = None,
-        width: int = 16,
-        blocks: int = 2,
+        gamma_min: LogNoise,
+        gamma_max: LogNoise,
+        levels: Levels | None = None,
+        width: Count = 16,
+        blocks: Blocks = 2,
     ) -> None:
         super().__init__()
         channels = image_channels(shape)

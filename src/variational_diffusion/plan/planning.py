@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from variational_diffusion.config import ModelConfig, TrainingConfig
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, one_of
 from variational_diffusion.machine.execution import PRECISIONS, Execution, multiplies_bfloat16
 from variational_diffusion.plan.counting import Footprint, footprint
 from variational_diffusion.plan.estimates import Estimate, estimate, memory
@@ -134,8 +134,7 @@ def _check(hardware: Sequence[str], precision: str) -> None:
         *(("hardware", each, HARDWARE) for each in hardware),
         ("precision", precision, PRECISIONS),
     ):
-        if value not in known:
-            raise InputError(f"{name} = {value!r}: known are {', '.join(known)}")
+        one_of(name, value, known)
 
 
 def _by_batch(step: Footprint, twice: Footprint, passes: int) -> list[dict[str, Any]]:

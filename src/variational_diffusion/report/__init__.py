@@ -1,6 +1,5 @@
-"""A run as one HTML page: what was measured, stored beside the run, and the page made of it.
+"""A run as one HTML page: what was measured, kept in the run, and the page made of it.
 
-`stored` keeps the measurements, each a file of tensors that knows which weights it belongs to;
 `measure` measures what is missing; `views` turns it into what the page shows; `page` writes the
 page, without the data, so that it can be made again where they are gone.
 """
@@ -10,6 +9,6 @@ from variational_diffusion.report.measure import report as report
 from variational_diffusion.report.page import check_replaceable as check_replaceable
 from variational_diffusion.report.page import render as render
 from variational_diffusion.report.page import write_page as write_page
-from variational_diffusion.report.stored import Section as Section
-from variational_diffusion.report.stored import read_section as read_section
-from variational_diffusion.report.stored import write_section as write_section
+from variational_diffusion.run.measurements import Section as Section
+from variational_diffusion.run.measurements import read_section as read_section
+from variational_diffusion.run.measurements import write_section as write_section

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import Any
 
 from variational_diffusion.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import typed
 from variational_diffusion.presets import PRESETS, default_preset, parts
 
 _SHORTHANDS = ("steps", "minutes", "seed", "batch_size", "learning_rate")
@@ -23,7 +23,7 @@ def training_command(config: RunConfig, run: str) -> str | None:
     if not found:
         return None
     first = ["vdm", "train", config.data.source, "--run", run]
-    return shlex.join([*first, *_data_options(config.data), *min(found, key=len)])
+    return typed(*first, *_data_options(config.data), *min(found, key=len))
 
 
 def _words(config: RunConfig, preset: str) -> list[str] | None:

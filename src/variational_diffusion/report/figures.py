@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -15,9 +14,10 @@ from variational_diffusion import process
 from variational_diffusion.errors import InputError
 from variational_diffusion.likelihood.loss_profile import Profile, Variances
 from variational_diffusion.schedules import Cosine, FixedLinear, Schedule
-from variational_diffusion.storage.files import atomic
+from variational_diffusion.storage.files import atomic, expanded
 
-_FORMATS = (".png", ".svg")
+FIGURES = (".png", ".svg")
+"""Endings of their names."""
 _COLOURS = {"learned": "#0072B2", "optimum": "#D55E00", "linear": "#767676", "cosine": "#009E73"}
 _STYLES = {"learned": "-", "optimum": "--", "linear": "-", "cosine": "-."}
 
@@ -30,9 +30,9 @@ def save_figure(
     The same figure gives the same bytes. Raises InputError for another extension, and when the file
     exists, as `files.atomic` does.
     """
-    path = Path(path)
+    path = expanded(path)
     kind = path.suffix.lower()
-    if kind not in _FORMATS:
+    if kind not in FIGURES:
         raise InputError(f"'{path}' is no figure's name; give one that ends in .png or .svg")
     metadata: dict[str, str | None] = {"Description": description}
     if kind == ".svg":

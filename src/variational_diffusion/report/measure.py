@@ -28,16 +28,17 @@ from variational_diffusion.machine.progress import Listener, nothing, telling
 from variational_diffusion.model import VDM
 from variational_diffusion.quality import nearest
 from variational_diffusion.report.page import check_replaceable, render, write_page
-from variational_diffusion.report.stored import Section, read_section, write_section
 from variational_diffusion.run import evaluations as run_evaluations
 from variational_diffusion.run.comparison import compare
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.evaluation import evaluate
 from variational_diffusion.run.examples import own_data
 from variational_diffusion.run.learned_schedule import BINS, measure_split
+from variational_diffusion.run.measurements import Section, read_section, write_section
 from variational_diffusion.run.samples import sample
 from variational_diffusion.run.trained import Trained
 from variational_diffusion.sampling import DEFAULT_STEPS, default_for, named
+from variational_diffusion.storage.files import expanded
 from variational_diffusion.storage.tensors import read_metadata
 
 LOG = logging.getLogger(__name__)
@@ -437,7 +438,7 @@ def report(
     """
     start = time.monotonic()
     run = run if isinstance(run, Run) else Run.open(run)
-    path = run.path / "report.html" if out is None else Path(out)
+    path = run.path / "report.html" if out is None else expanded(out)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"out = '{path}': give a name that ends in .html")
     check_replaceable(path)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import page_text, typed
 from variational_diffusion.report import views
 from variational_diffusion.report.commands import training_command
 from variational_diffusion.report.curves import training_curves
-from variational_diffusion.report.stored import Section
 from variational_diffusion.run.directory import Run
-from variational_diffusion.storage.files import atomic
+from variational_diffusion.run.measurements import Section
+from variational_diffusion.storage.files import atomic, check_target
 from variational_diffusion.storage.tensors import read_metadata
 
 _GENERATOR = "variational-diffusion report"
@@ -42,6 +43,7 @@ def render(
     environment = Environment(
         loader=PackageLoader("variational_diffusion.report", "."),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -55,14 +57,18 @@ def render(
     )
 
 
+def _shown(value: Any) -> Any:
+    """Return what the template shows of a value; pictures are markup, and are as they are."""
+    return page_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def check_replaceable(path: Path) -> None:
-    """Raise InputError when a file is there that is no report."""
+    """Raise InputError when a file is there that is no report, or none can be written there."""
+    check_target(path, overwrite=True)
     if not path.exists():
         return
-    start = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            start = file.read(_HEAD)
+    with path.open("rb") as file:
+        start = file.read(_HEAD)
     if f'content="{_GENERATOR}"'.encode() not in start:
         raise InputError(
             f"out = '{path}' exists and is no report: move it, or give another --out FILE.html"
@@ -119,7 +125,7 @@ def _context(run: Run, weights: str, sections: dict[str, Section]) -> dict[str, 
         "cards": views.neighbour_cards(neighbours, look) if neighbours and images else [],
         "distances": views.neighbour_plot(neighbours, look) if neighbours else None,
         "extremes": views.extreme_pictures(examples, look) if examples and images else [],
-        "settings": json.dumps(json.loads(config.to_json()), indent=2),
+        "settings": config.to_json().rstrip(),
         "progress": _progress(run, weights),
         "places": _places(sections),
         "commands": _commands(run, weights, sections),
@@ -188,6 +194,6 @@ def _commands(run: Run, weights: str, sections: dict[str, Section]) -> list[tupl
         words = ["sample", path, "--n", str(options["samples"]), *how]
         commands.append(("the samples", words))
     commands.append(("this page, measured again", ["report", path, "--refresh"]))
-    lines = [(what, shlex.join(["vdm", *words, *of_weights])) for what, words in commands]
+    lines = [(what, typed("vdm", *words, *of_weights)) for what, words in commands]
     train = training_command(run.config, path + "-again")
     return [("a run of this configuration", train), *lines] if train else lines

@@ -23,8 +23,8 @@ from variational_diffusion.report.images import (
     heat_maps,
 )
 from variational_diffusion.report.published import published
-from variational_diffusion.report.stored import Section
 from variational_diffusion.report.svg import inline_svg
+from variational_diffusion.run.measurements import Section
 from variational_diffusion.schedules import Cosine, FixedLinear, floor_note
 
 _SHEET_WIDTH = 1200

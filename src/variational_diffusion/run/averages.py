@@ -29,7 +29,6 @@ from variational_diffusion.machine.progress import Listener, telling
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import chosen_examples
-from variational_diffusion.storage.tensors import read_tensors, write_tensors
 from variational_diffusion.training import TrainingState
 from variational_diffusion.training.posthoc import NARROWEST, WIDEST, WIDTHS, Profile, mixture
 
@@ -91,7 +90,7 @@ def keep(run: Run, state: TrainingState, *, last: bool) -> None:
     folder = run.path / _FOLDER
     folder.mkdir(exist_ok=True)
     path = folder / f"{state.step:08}.safetensors"
-    write_tensors(path, averages | buffers, {"step": str(state.step)})
+    run.write(path, "snapshot", averages | buffers, {"step": str(state.step)})
     for step, path in stored(run).items():
         if step % every and step != state.step:
             path.unlink()
@@ -135,7 +134,7 @@ def reconstruct(run: Run, width: float) -> Reconstruction:
     sums = {name: p.detach().double().zero_() for name, p in vdm.named_parameters()}
     for path, shares in zip(files.values(), coefficients.reshape(len(files), -1), strict=True):
         try:
-            tensors, _ = read_tensors(path)
+            tensors, _ = run.read(path, "snapshot")
         except InputError as error:
             raise InputError(f"{error}; or remove this snapshot: the others do without") from error
         for kept, share in zip(WIDTHS, shares.tolist(), strict=True):

@@ -14,7 +14,7 @@ from variational_diffusion.conditions import parted
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.data.originals import file_column
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import one_of, whole
 from variational_diffusion.likelihood import ContinuousBound
 from variational_diffusion.likelihood.classification import (
     Accuracy,
@@ -124,8 +124,8 @@ def classify(
         >>> found.predicted.shape, int(found.confusion.sum())
         (torch.Size([20]), 20)
     """
-    if prior not in PRIORS:
-        raise InputError(f"prior = {prior!r}: known are {', '.join(PRIORS)}")
+    whole("seed", seed, 0)
+    one_of("prior", prior, PRIORS)
     run = run if isinstance(run, Run) else Run.open(run)
     carried = Execution(**execution)
     with carried.begun() as device:

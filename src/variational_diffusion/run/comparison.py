@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from variational_diffusion.data import Split
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, whole
+from variational_diffusion.escaping import typed
 from variational_diffusion.likelihood import (
     Comparison,
     Estimator,
@@ -102,6 +103,7 @@ def compare(
         >>> c.difference < 0, c.interval[1] < 0  # training helped, beyond doubt
         (True, True)
     """
+    whole("seed", seed, 0)
     execution, options = execution_of(options)
     subjects, data = _parted(models)
     runs = [each for each in subjects if isinstance(each, Run)]
@@ -214,7 +216,8 @@ def common_examples(
         )
         raise InputError(
             f"'{name}' has other {split or 'test'} examples than '{names[0]}'{seen}: give data "
-            f"that none of them was trained on, as in: vdm compare {runs[0].path} {run.path} DATA"
+            "that none of them was trained on, as in: "
+            f"vdm compare {typed(runs[0].path, run.path)} DATA"
         )
     notes = list(_seen(runs, first)) if data is not None else []
     return splits, notes

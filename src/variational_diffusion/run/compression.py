@@ -27,8 +27,10 @@ from variational_diffusion.compression.archive import COMPARED, check_new, class
 from variational_diffusion.compression.needed import model_digest, model_state, with_state
 from variational_diffusion.compression.unpacking import Unpacking
 from variational_diffusion.data import Dataset, Originals, Split, open_originals
+from variational_diffusion.data.memory import in_order
 from variational_diffusion.decoders import Discretized
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import printable
 from variational_diffusion.grids import PredictedErrors, fewest_steps
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener
@@ -38,7 +40,7 @@ from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, check_free, chosen_examples, examples_for
 from variational_diffusion.run.noise_errors import expected_errors, reverse_chain, widened
 from variational_diffusion.run.trained import Trained
-from variational_diffusion.storage.files import printable
+from variational_diffusion.storage.files import cached, expanded
 from variational_diffusion.storage.tensors import read_tensors, write_tensors
 
 LOG = logging.getLogger(__name__)
@@ -108,7 +110,7 @@ def compress(
     limit: int | None = None,
     steps: int | None = None,
     variance: str | None = None,
-    group: int = GROUP,
+    group_size: int = GROUP,
     fast: bool = False,
     verify: bool = True,
     weights: str = "ema",
@@ -134,7 +136,8 @@ def compress(
             5 % above that of infinitely many.
         variance: Of the reverse steps, an entry of `grids.VARIANCES`; None: "predicted" where the
             run has a variance head, otherwise "position".
-        group: Images that share a stack; smaller groups are decoded on their own, and cost more.
+        group_size: Images that share a stack; smaller groups are decoded on their own, and cost
+            more.
         fast: Compute in float32: about twice as fast, and only the same machine with as many
             threads decodes the file.
         verify: Decode the file and compare before it gets its name.
@@ -159,7 +162,7 @@ def compress(
         >>> bool((back == x).all())
         True
     """
-    path = Path(path)
+    path = expanded(path)
     check_new(path)
     run = run if isinstance(run, Run) else Run.open(run)
     execution = Execution(device, threads)
@@ -190,7 +193,7 @@ def compress(
             originals,
             weights=weights,
             variance=variance,
-            group=group,
+            group=group_size,
             verify=verify,
             progress=progress,
         )
@@ -275,7 +278,7 @@ def decompress(
     run = run if isinstance(run, Run) else Run.open(run)
     execution = Execution(device, threads)
     with ExitStack() as stack:
-        container = stack.enter_context(_opened(Path(file)))
+        container = stack.enter_context(_opened(expanded(file)))
         header = container.header
         portable = header.precision == "portable"
         stack.enter_context(execution.begun(follow=portable))
@@ -320,6 +323,7 @@ def _originals(
     if isinstance(data, Split):
         originals, name = Originals(data), data.description
     else:
+        data = data if isinstance(data, str | Path) else in_order(data)
         config = run.config.data.model_copy(update={"condition": None})
         originals = open_originals(data, config, vdm.shape)
         name = str(data) if isinstance(data, str | Path) else f"array of shape {tuple(data.shape)}"
@@ -356,15 +360,9 @@ def _keep(run: Run, vdm: VDM, digest: str, weights: str, variance: str) -> None:
     about = {"weights": weights, "variance": variance}
     if isinstance(head, VarianceHead):
         about["head"] = json.dumps(head.options)
-    try:
+    with cached("the model, without which the file is not decoded once the run was trained on,"):
         path.parent.mkdir(exist_ok=True)
         write_tensors(path, model_state(vdm), about)
-    except (InputError, OSError):
-        LOG.info(
-            "'%s' cannot be written, so these weights are not kept: once the run was trained on, "
-            "the file is not decoded any more",
-            run.path,
-        )
 
 
 def _needed(run: Run, container: Container, execution: Execution) -> VDM:

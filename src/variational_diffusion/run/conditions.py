@@ -19,6 +19,7 @@ from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import check_free, own_data
+from variational_diffusion.storage.files import expanded
 
 _DRAW = 3  # of the seeds derived from --seed
 
@@ -123,7 +124,7 @@ def _values(
             f"{condition.value_shape}; give --conditions FILE.npy"
         )
     if file is not None:
-        array = file if isinstance(file, np.ndarray | Tensor) else read_npy(Path(file))
+        array = file if isinstance(file, np.ndarray | Tensor) else read_npy(expanded(file))
         values = as_tensor(np.array(array))
         if tuple(values.shape[1:]) != condition.value_shape or not len(values):
             raise InputError(

@@ -15,20 +15,24 @@
     kept/DIGEST.safetensors  what a compressed file needs of the model; see `compression`
     report/, report.html  what `vdm report` measured, and its page
     samples/
+    training.lock         who trains here now; see `upkeep`
 
 Every file is written under a temporary name and then renamed, so it is the old one or the new one
 and never a part. Training goes on from a state alone: one file, one rename, one step. The last few
 states are kept, and where the newest is damaged, the one before is taken. The state of a sharded
 run is one file for each process, state/00001200-1-of-4.safetensors, of its rows of every sharded
-tensor, and counts when all of them are there; any number of processes can go on with it.
+tensor, and counts when all of them are there, of one save; any number of processes can go on with
+it. Where no state is left, training goes on from the weights.
 
 Every file knows when it is damaged: tensors and configuration have a digest, lines of metrics a
-checksum. Nothing is pickled.
+checksum. Every file of tensors knows its run, by the identity of the configuration, and what it is,
+so that one that was copied from elsewhere is not taken for the run's own. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,8 +44,10 @@ from torch import Tensor
 
 from variational_diffusion.config import DataConfig, Fingerprint, RunConfig, TrainingConfig
 from variational_diffusion.data import Dataset
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import DamagedFileError, InputError
+from variational_diffusion.escaping import typed
 from variational_diffusion.grids import NoiseErrors
+from variational_diffusion.json_text import parse
 from variational_diffusion.machine.distributed import (
     Place,
     gathered,
@@ -51,15 +57,24 @@ from variational_diffusion.machine.distributed import (
 )
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener
-from variational_diffusion.model import VDM, build
+from variational_diffusion.model import VDM, build, check_claim
 from variational_diffusion.networks import VarianceHead
 from variational_diffusion.networks.own import Factory, imported
-from variational_diffusion.run.states import joined, load_into, progress_of, restore, tensors_of
+from variational_diffusion.run.states import (
+    joined,
+    load_into,
+    progress_of,
+    restore,
+    take_progress,
+    tensors_of,
+)
 from variational_diffusion.sampling import DEFAULT_STEPS
 from variational_diffusion.storage import json_lines
-from variational_diffusion.storage.files import atomic
-from variational_diffusion.storage.tensors import read_metadata, read_tensors, write_tensors
+from variational_diffusion.storage.files import atomic, expanded
+from variational_diffusion.storage.tensors import read_shapes, read_tensors, write_tensors
 from variational_diffusion.training import TrainingState
+
+LOG = logging.getLogger(__name__)
 
 _WEIGHT_FILES = {
     "ema": "ema.safetensors",
@@ -130,14 +145,14 @@ class Run:
             >>> vd.Run.open("runs/digits")  # doctest: +ELLIPSIS
             Run('runs/digits': ... of 1×8×8, data digits)
         """
-        path = Path(path)
+        path = expanded(path)
         own = imported(network) if isinstance(network, str) else network
         try:
             text = (path / "config.json").read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise InputError(
                 f"run = '{path}': no run is there (no readable config.json); "
-                f"train one with: vdm train DATA --run {path}"
+                f"train one with: vdm train DATA --run {typed(path)}"
             ) from error
         try:
             run = cls(path, RunConfig.from_json(text), network=own)
@@ -172,28 +187,11 @@ class Run:
             The run.
 
         Raises:
-            InputError: For a directory with a run of another configuration, which is never touched;
-                the message says which settings differ. And where the data have changed.
+            InputError: For a directory with a run of another configuration, which is never touched
+                once a step of it was saved; the message says which settings differ. And where the
+                data have changed.
         """
-        path = Path(path)
-        if (path / "config.json").exists():
-            run = cls.open(path, network=network)
-            run.data = data
-            differences = run.config.differences(config)
-            change = run.config.change(config.fingerprint)
-            if change and not changed_data and run.config.data.source == config.data.source:
-                raise InputError(
-                    f"run = '{path}': its data '{config.data.source}' have changed since it was "
-                    f"trained ({change}): bring them back as they were, or go on with them as they "
-                    "are now with --changed-data, or train another --run"
-                )
-            if differences:
-                raise InputError(
-                    f"run = '{path}' holds a run of another configuration "
-                    f"({'; '.join(differences)}): give the same settings, or another --run"
-                )
-            run.set_data(config.data, config.fingerprint)
-            return run
+        path = expanded(path)
         try:
             (path / "state").mkdir(parents=True, exist_ok=True)
             (path / "samples").mkdir(exist_ok=True)
@@ -201,9 +199,39 @@ class Run:
             raise InputError(
                 f"run = '{path}': cannot be written ({error.strerror}); give another --run"
             ) from error
-        run = cls(path, config, network=network, data=data)
+        if (path / "config.json").exists():
+            run = cls.open(path, network=network)
+            run.data = data
+            differences = run.config.differences(config)
+            change = run.config.change(config.fingerprint)
+            begun = run.has_weights()
+            if (
+                begun
+                and change
+                and not changed_data
+                and run.config.data.source == config.data.source
+            ):
+                raise InputError(
+                    f"run = '{path}': its data '{config.data.source}' have changed since it was "
+                    f"trained ({change}): bring them back as they were, or go on with them as they "
+                    "are now with --changed-data, or train another --run"
+                )
+            if begun and differences:
+                raise InputError(
+                    f"run = '{path}' holds a run of another configuration "
+                    f"({'; '.join(differences)}): give the same settings, or another --run"
+                )
+            if begun or not (differences or change):
+                run.set_data(config.data, config.fingerprint)
+                return run
+        run = cls(path, config.begun(), network=network, data=data)
         run._write_config()
         return run
+
+    def has_weights(self) -> bool:
+        """Return whether anything of a step was saved, whole or damaged."""
+        found = [*self.path.glob("*.safetensors"), *(self.path / "state").glob("*.safetensors")]
+        return any(not path.name.startswith(".") for path in found)
 
     def set_budget(self, training: TrainingConfig) -> None:
         """Let the run go on with the budget of `training`; the leading process writes it down."""
@@ -238,6 +266,7 @@ class Run:
         position: Mapping[str, Any] | None = None,
         keep: int = 2,
         place: Place | None = None,
+        token: str = "",
     ) -> None:
         """Write the state of training and both sets of weights; drop old states.
 
@@ -247,12 +276,13 @@ class Run:
             keep: Number of states that stay, beside the one before the learning rate falls.
             place: Of this process in a run whose state is sharded, where every process calls this
                 and writes what it holds; the weights are then left to `write_weights`.
+            token: Of this save, the same in all processes and another at each save: parts of two
+                saves do not make a state.
         """
         tensors = tensors_of(state)
-        progress = progress_of(state)
-        header = {**progress, "position": json.dumps(position or {})}
+        header = {**progress_of(state), "position": json.dumps(position or {}), "save": token}
         if place is None:
-            write_tensors(self._state_path(state.step), tensors, header)
+            self.write(self._state_path(state.step), "state", tensors, header)
             self.write_weights(state)
         else:
             own = {
@@ -260,7 +290,7 @@ class Run:
                 for name, value in tensors.items()
                 if is_share(value) or place.leads
             }
-            write_tensors(self._state_path(state.step, place), own, header)
+            self.write(self._state_path(state.step, place), "state", own, header)
         if place is None or place.leads:
             self._forget_states({*self.states()[keep:]} - {state.before_tail})
 
@@ -270,8 +300,10 @@ class Run:
 
     def _forget_states(self, steps: Iterable[int]) -> None:
         for step in steps:
-            for path in self._parts(step):
-                path.unlink(missing_ok=True)
+            for path in (self.path / "state").glob(f"{step:08}*.safetensors"):
+                match = _STATE.fullmatch(path.name)
+                if match and int(match[1]) == step:
+                    path.unlink(missing_ok=True)
 
     def write_weights(self, state: TrainingState) -> None:
         """Write the weights and their average, each as one file.
@@ -281,6 +313,46 @@ class Run:
         for weights, module in (("raw", state.vdm), ("ema", state.average.module)):
             self._write_whole(weights, module, progress_of(state))
 
+    def repair_weights(self, state: TrainingState) -> None:
+        """Write the weights if a kill, or damage, left none or those of an earlier step.
+
+        Args:
+            state: The newest.
+        """
+        for weights in ("raw", "ema"):
+            try:
+                step = int(self.read(self.weights_path(weights), weights)[1]["step"])
+            except (DamagedFileError, KeyError):
+                step = -1
+            if step < state.step:
+                self.write_weights(state)
+                return
+
+    def write(
+        self, path: Path, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    ) -> None:
+        """Write a file of tensors that says that it is of this run, and what it is."""
+        own = {"run": self.config.identity} if self.config.identity else {}
+        write_tensors(path, tensors, {**metadata, "kind": kind, **own})
+
+    def read(self, path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return what `write` wrote.
+
+        Raises `DamagedFileError` for a damaged file, for one of another run or of another kind.
+        """
+        tensors, metadata = read_tensors(path)
+        if metadata.get("run", "") != self.config.identity:
+            raise DamagedFileError(
+                f"'{path}' belongs to another run than config.json beside it: restore the file "
+                "from a copy of this run, or remove it"
+            )
+        if metadata.get("kind", kind) != kind:  # earlier versions did not say
+            raise DamagedFileError(
+                f"'{path}' holds '{metadata['kind']}' of this run where '{kind}' belongs: restore "
+                "the file from a copy, or remove it"
+            )
+        return tensors, metadata
+
     def save_best(self, state: TrainingState, bits_per_dim: float) -> bool:
         """Write the average as the best if it is, as `write_weights` does.
 
@@ -289,11 +361,14 @@ class Run:
             bits_per_dim: Of its validation.
 
         Returns:
-            Whether it is the best so far.
+            Whether it is the best so far. One that is damaged is replaced, and named.
         """
-        before = read_metadata(self.path / _WEIGHT_FILES["best"]).get("bits_per_dim")
-        if before is not None and float(before) <= bits_per_dim:
-            return False
+        path = self.path / _WEIGHT_FILES["best"]
+        try:
+            if path.exists() and float(self.read(path, "best")[1]["bits_per_dim"]) <= bits_per_dim:
+                return False
+        except DamagedFileError as error:
+            LOG.warning("%s; it is replaced", error)
         header = {**progress_of(state), "bits_per_dim": repr(bits_per_dim)}
         self._write_whole("best", state.average.module, header)
         return True
@@ -301,18 +376,26 @@ class Run:
     def _write_whole(self, weights: str, module: VDM, header: Mapping[str, str]) -> None:
         tensors = gathered(module.state_dict())
         if here().leads:
-            write_tensors(self.path / _WEIGHT_FILES[weights], tensors, header)
+            self.write(self.path / _WEIGHT_FILES[weights], weights, tensors, header)
 
     def states(self) -> list[int]:
         """Return the steps whose states are there with all their parts, the newest first."""
+        whole = (step for step, parts in self._saved_parts().items() if _is_whole(parts))
+        return sorted(whole, reverse=True)
+
+    def forget_parts(self) -> None:
+        """Remove the parts of states that were never whole, of saves that were killed."""
+        whole = self.states()
+        self._forget_states(self._saved_parts().keys() - whole)
+
+    def _saved_parts(self) -> dict[int, set[Part]]:
         found: dict[int, set[Part]] = {}
         for path in (self.path / "state").glob("*.safetensors"):
             match = _STATE.fullmatch(path.name)
             if match:
                 step, number, count = match.groups(default="1")
                 found.setdefault(int(step), set()).add(Part(int(number), int(count)))
-        whole = (step for step, parts in found.items() if _is_whole(parts))
-        return sorted(whole, reverse=True)
+        return found
 
     def resume(
         self,
@@ -322,6 +405,9 @@ class Run:
         step: int | None = None,
     ) -> Resumed | None:
         """Return the newest state of training that is not damaged; None if nothing was saved yet.
+
+        Where there is no state at all, what is left are the weights: they go on with new
+        optimizers.
 
         Args:
             device: To put the model on.
@@ -338,27 +424,57 @@ class Run:
         for saved in (saved for saved in self.states() if step is None or saved <= step):
             try:
                 state, position = self._state(saved, device, distribute)
-            except InputError as error:
+            except DamagedFileError as error:
                 damaged.append(str(error))
             else:
                 return Resumed(state, position, damaged)
         if damaged:
             raise InputError(f"run = '{self.path}': every state is damaged: {damaged[0]}")
-        return None
+        return self._from_weights(device, distribute)
+
+    def _from_weights(
+        self, device: torch.device | str, distribute: Callable[[VDM], object] | None
+    ) -> Resumed | None:
+        """Return a state of the weights alone; None where there are none either."""
+        paths = {name: self.weights_path(name) for name in ("raw", "ema", "best")}
+        found = {name: self.read(path, name) for name, path in paths.items() if path.exists()}
+        if not found:
+            return None
+        name, (weights, metadata) = next(iter(found.items()))
+        average, _ = found.get("ema", found[name])
+        state = TrainingState.start(
+            self.build().to(device), self.config.training, distribute=distribute
+        )
+        load_into(state.vdm, weights, paths[name])
+        load_into(state.average.module, average, paths["ema"])
+        take_progress(state, metadata)
+        state.power_averages, state.before_tail = None, 0
+        lost = (
+            f"'{self.path}' has no state of training any more, only weights: without those of its "
+            "optimizers, it goes on less smoothly"
+        )
+        return Resumed(state, {}, [lost])
 
     def _state(
         self, step: int, device: torch.device | str, distribute: Callable[[VDM], object] | None
     ) -> tuple[TrainingState, dict[str, Any]]:
         path = self._parts(step)[0]
-        parts = [read_tensors(part) for part in self._parts(step)]
-        tensors = joined([tensors for tensors, _ in parts])
-        positions = [json.loads(metadata["position"]) for _, metadata in parts]
+        parts = [self.read(part, "state") for part in self._parts(step)]
         metadata = parts[0][1]
+        saves = {(about.get("step"), about.get("save", "")) for _, about in parts}
+        if saves != {(str(step), metadata.get("save", ""))}:
+            raise DamagedFileError(
+                f"'{path}' and its other parts are not of one save of step {step}"
+            )
         state = TrainingState.start(
             self.build().to(device), self.config.training, distribute=distribute
         )
-        restore(state, tensors, metadata, path)
-        return state, positions[0]
+        try:
+            restore(state, joined([tensors for tensors, _ in parts]), metadata, path)
+            position = parse(metadata["position"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise DamagedFileError(f"'{path}' holds no state of training of this run") from error
+        return state, position
 
     def _state_path(self, step: int, place: Place | None = None) -> Path:
         part = "" if place is None else f"-{place.rank + 1}-of-{place.processes}"
@@ -385,15 +501,17 @@ class Run:
             others = sorted(file.stem for file in self.path.glob("ema-*.safetensors"))
             raise InputError(
                 f"weights = '{weights}': '{self.path}' has {', '.join(['ema', 'raw', *others])}; "
-                f"make others with: vdm ema {self.path} --width 0.07"
+                f"make others with: vdm ema {typed(self.path)} --width 0.07"
             )
         if not path.exists():
             raise InputError(
                 f"run = '{self.path}': no weights are saved yet ({path.name} is missing); "
-                f"train it first: vdm train {self.config.data.source} --run {self.path}"
+                f"train it first: vdm train {typed(self.config.data.source, '--run', self.path)}"
             )
+        check_claim(self.config.model, read_shapes(path), network=self.network)
+        tensors, _ = self.read(path, weights if weights in _WEIGHT_FILES else "average")
         vdm = self.build()
-        load_into(vdm, read_tensors(path)[0], path)
+        load_into(vdm, tensors, path)
         return vdm.eval().requires_grad_(False)
 
     def model(self, weights: str = "ema", **execution: Any) -> VDM:
@@ -494,7 +612,7 @@ class Run:
         path = self.weights_path(name)
         if name in _WEIGHT_FILES:
             raise InputError(f"name = '{name}' is what training writes; give a name as ema-{name}")
-        write_tensors(path, vdm.state_dict(), metadata)
+        self.write(path, "average", vdm.state_dict(), metadata)
         return path
 
     def weights_path(self, weights: str) -> Path:
@@ -513,8 +631,9 @@ class Run:
             errors: From `grids.measured_errors` or a command.
             weights: Their name.
         """
-        write_tensors(
+        self.write(
             self.errors_path(weights),
+            "errors",
             {"gamma": errors.gamma, "error": errors.error},
             {"weights": self._weights_digest(weights)},
         )
@@ -536,8 +655,9 @@ class Run:
             weights: Their name.
         """
         (self.path / f"predictions-{weights}.safetensors").unlink(missing_ok=True)
-        write_tensors(
+        self.write(
             self.path / f"variance-{weights}.safetensors",
+            "variance",
             head.state_dict(),
             {"weights": self._weights_digest(weights), "options": json.dumps(head.options)},
         )
@@ -562,8 +682,9 @@ class Run:
             predicted: By the head.
             weights: Their name.
         """
-        write_tensors(
+        self.write(
             self.path / f"predictions-{weights}.safetensors",
+            "predictions",
             {"gamma": errors.gamma, "error": errors.error, "predicted": predicted.error},
             {"weights": self._weights_digest(weights)},
         )
@@ -583,7 +704,7 @@ class Run:
         path = self.path / f"{name}-{weights}.safetensors"
         if not path.exists():
             return None
-        tensors, metadata = read_tensors(path)
+        tensors, metadata = self.read(path, name)
         return (
             (tensors, metadata)
             if metadata.get("weights") == self._weights_digest(weights)
@@ -598,12 +719,12 @@ class Run:
         json_lines.append(self.path / "metrics.jsonl", values)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of `metrics.jsonl`; raise `InputError` that names a damaged one."""
+        """Return the whole lines of `metrics.jsonl`; a remark names damaged ones."""
         return json_lines.read(self.path / "metrics.jsonl")
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that were not saved and will be done again, and damaged ones."""
-        json_lines.keep(self.path / "metrics.jsonl", lambda values: values["step"] <= step)
+        """Drop the lines of steps that were not saved; set damaged ones aside."""
+        json_lines.keep(self.path / "metrics.jsonl", lambda line: line.get("step", 0) <= step)
 
 
 class Part(NamedTuple):

@@ -31,7 +31,7 @@ from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, examples_for, other_examples
 from variational_diffusion.run.trained import Trained
 from variational_diffusion.sampling import Sampler, named
-from variational_diffusion.storage.files import atomic
+from variational_diffusion.storage.files import atomic, check_target, expanded
 
 EXAMPLES = 8
 """Examples that are changed if nothing else is asked for."""
@@ -69,8 +69,8 @@ class Edited:
 
     def write(self, path: str | Path) -> Path:
         """Write the results as an .npy array, or as a .png sheet, a row for each example."""
-        path = Path(path)
-        check_target(path, self.results.shape[2:])
+        path = expanded(path)
+        check_output(path, self.results.shape[2:])
         if path.suffix == ".npy":
             small = None if self.levels is None else np.min_scalar_type(self.levels - 1)
             with atomic(path) as temporary, temporary.open("wb") as file:
@@ -87,14 +87,13 @@ class Edited:
         return {"task": self.task, "examples": examples, "results": results, **self.figures}
 
 
-def check_target(path: Path, shape: tuple[int, ...]) -> None:
+def check_output(path: Path, shape: tuple[int, ...]) -> None:
     """Raise `InputError` where results of this shape cannot be written."""
     if path.suffix not in _ENDINGS:
         raise InputError(f"out = '{path}': give a .png sheet or an .npy array")
     if path.suffix == ".png" and not is_image(shape):
         raise InputError(f"out = '{path}': these data are no images; give --out FILE.npy")
-    if path.exists():
-        raise InputError(f"out = '{path}' exists: give another --out")
+    check_target(path)
 
 
 def inpaint(

@@ -14,7 +14,7 @@ import torch
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import ordered_batches
 from variational_diffusion.data.originals import file_column
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, whole
 from variational_diffusion.images.pictures import save_sheet
 from variational_diffusion.likelihood import (
     ContinuousBound,
@@ -106,6 +106,7 @@ def evaluate(
         >>> r.bits_per_dim == vd.evaluate("runs/digits", limit=50, rounds=2).bits_per_dim
         True
     """
+    whole("seed", seed, 0)
     execution, options = execution_of(options)
     if isinstance(subject, str | Path):
         subject = Run.open(subject)

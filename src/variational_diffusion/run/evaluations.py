@@ -13,25 +13,27 @@ from typing import Any
 
 from variational_diffusion.run.directory import Run
 from variational_diffusion.storage import json_lines
+from variational_diffusion.storage.files import cached
 from variational_diffusion.storage.tensors import read_metadata
 
 _FILE = "evaluations.jsonl"
 
 
 def record(run: Run, weights: str, values: Mapping[str, Any], *, data: str, command: str) -> None:
-    """Append what was measured of these weights.
+    """Append what was measured of these weights, if the run can be written.
 
     values: what `vdm evaluate --json` prints. data: the examples' source. command: what to type for
         the same figures, with RUN in the place of the directory.
     """
     entry = {**values, "data": _name(data), "command": command, "digest": _digest(run, weights)}
-    json_lines.append(run.path / _FILE, entry)
+    with cached("the record of these figures, for the model card and reports,"):
+        json_lines.append(run.path / _FILE, entry)
 
 
 def of_weights(run: Run, weights: str = "ema") -> list[dict[str, Any]]:
     """Return what was recorded of these weights as they are now, the last of each command."""
     digest = _digest(run, weights)
-    found = [entry for entry in json_lines.read(run.path / _FILE) if entry["digest"] == digest]
+    found = [entry for entry in json_lines.read(run.path / _FILE) if entry.get("digest") == digest]
     return list({entry["command"]: entry for entry in found}.values())
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Dataset, Split, open_dataset
+from variational_diffusion.data.memory import in_order
 from variational_diffusion.data.values import examples_of
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import VDM
@@ -101,7 +102,7 @@ def in_memory(
     elif split is not None:
         raise InputError(f"split = '{split}': these examples are one split; leave it out")
     if not isinstance(data, Split):
-        return examples_of(data, shape, levels)
+        return examples_of(in_order(data), shape, levels)
     if data.shape != shape or data.levels != levels:
         raise InputError(
             f"data has shape {data.shape} and levels {data.levels}: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from variational_diffusion.data import Split
+from variational_diffusion.errors import whole
 from variational_diffusion.likelihood.loss_profile import (
     GROUPS,
     Errors,
@@ -24,7 +26,8 @@ from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener
 from variational_diffusion.model import VDM
 from variational_diffusion.run.directory import Run
-from variational_diffusion.run.examples import Data, examples_for
+from variational_diffusion.run.examples import Data, examples_for, own_data
+from variational_diffusion.run.measurements import Section, read_section, write_section
 from variational_diffusion.run.noise_errors import to_measure
 from variational_diffusion.run.trained import Trained
 
@@ -112,7 +115,8 @@ def schedule(
 ) -> LearnedSchedule:
     """Measure the loss m(γ) of a run's model, and what its noise schedule makes of it.
 
-    `vdm schedule` gives the same figures.
+    `vdm schedule` gives the same figures. What is measured on a run's own examples is kept in the
+    run, in its folder `report`.
 
     Args:
         run: A run, or its directory.
@@ -136,12 +140,14 @@ def schedule(
         >>> bool((np.diff(s.gamma) > 0).all()), s.variances.learned > 0
         (True, True)
     """
+    whole("seed", seed, 0)
     run = run if isinstance(run, Run) else Run.open(run)
     carried = Execution(**execution)
     with carried.begun():
-        vdm = Trained.open(run, weights, carried).vdm
-        examples = examples_for(run, data, split, limit)
-        found = measure_split(vdm, examples, evaluations=evaluations, seed=seed, progress=progress)
+        trained = Trained.open(run, weights, carried)
+        vdm, examples = trained.vdm, examples_for(run, data, split, limit)
+        measuring = measure_split if data is not None else partial(_kept, trained)
+        found = measuring(vdm, examples, evaluations=evaluations, seed=seed, progress=progress)
         gamma_0, gamma_1 = vdm.schedule.end_points.tolist()
         measured = measured_variances(found, (gamma_0, gamma_1), vdm.schedule, bins=BINS)
         t = torch.linspace(0, 1, _TIMES, dtype=vdm.dtype, device=vdm.device)
@@ -156,6 +162,35 @@ def schedule(
         vdm=vdm,
         weights=weights,
     )
+
+
+def _kept(
+    trained: Trained,
+    vdm: VDM,
+    split: Split,
+    *,
+    evaluations: int,
+    seed: int,
+    progress: bool | Listener,
+) -> list[Errors]:
+    """Return what `measure_split` measures on a run's own examples: kept in the run, or now."""
+    run = trained.run
+    known = own_data(run).fingerprint
+    options = {
+        "evaluations": evaluations,
+        "seed": seed,
+        **split.as_json(),
+        "data": None if known is None else known.digest,
+        "arithmetic": f"{vdm.device.type} {vdm.autocast or vdm.dtype}",
+    }
+    section = read_section(run, "loss", trained.weights, options)
+    if section is None:
+        found = measure_split(vdm, split, evaluations=evaluations, seed=seed, progress=progress)
+        arrays = dict(zip(Errors._fields, map(torch.stack, zip(*found, strict=True)), strict=True))
+        section = Section(arrays, {}, options)
+        write_section(run, "loss", trained.weights, section)
+    batches = (section.arrays[name] for name in Errors._fields)
+    return [Errors(*batch) for batch in zip(*batches, strict=True)]
 
 
 def measure_split(

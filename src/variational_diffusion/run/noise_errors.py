@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from variational_diffusion.conditions import Batch
 from variational_diffusion.data import Split
 from variational_diffusion.data.loader import measuring_batches
-from variational_diffusion.errors import GoneError, InputError
+from variational_diffusion.errors import DamagedFileError, GoneError, InputError
+from variational_diffusion.escaping import typed
 from variational_diffusion.grids import (
     MEASURED,
     Gammas,
@@ -31,6 +32,9 @@ from variational_diffusion.machine.progress import Listener, nothing, telling
 from variational_diffusion.model import VDM
 from variational_diffusion.run.examples import own_data
 from variational_diffusion.run.trained import Trained
+from variational_diffusion.storage.files import cached
+
+Kept = TypeVar("Kept")
 
 LOG = logging.getLogger(__name__)
 
@@ -106,7 +110,7 @@ def predicted_errors(
 ) -> tuple[NoiseErrors, NoiseErrors]:
     """Return errors sorted by what the run's head predicts: kept in the run, or measured now."""
     run, weights = trained.run, trained.weights
-    kept = trained.measured.get("predictions") or run.predictions(weights)
+    kept = trained.measured.get("predictions") or _kept(run.predictions, weights)
     if kept is not None:
         return kept
     head = _predicted(trained, measured_errors(trained, progress=progress))
@@ -117,7 +121,8 @@ def predicted_errors(
     generator = torch.Generator(trained.device).manual_seed(0)
     found = predictions(trained.vdm, head, batches, generator=generator)
     if own:
-        run.save_predictions(*found, weights)
+        with cached("the predicted errors of the model"):
+            run.save_predictions(*found, weights)
     trained.measured["predictions"] = found
     return found
 
@@ -130,7 +135,9 @@ def measured_errors(
     measure: whether they may be measured; otherwise `InputError` where there are none.
     """
     run, weights = trained.run, trained.weights
-    errors = trained.measured.get("errors") or run.errors(weights)
+    errors = trained.measured.get("errors")
+    if errors is None:
+        errors = _kept(run.errors, weights) if measure else run.errors(weights)
     if errors is not None and bool(errors.error.isfinite().all()):  # once, few examples left gaps
         return errors
     if not measure:
@@ -150,9 +157,19 @@ def measured_errors(
     *_, errors = noise_errors(trained.vdm, batches, generator=generator)
     errors = errors.smoothed()
     if own:
-        run.save_errors(errors, weights)
+        with cached("the measured errors of the model"):
+            run.save_errors(errors, weights)
     trained.measured["errors"] = errors
     return errors
+
+
+def _kept(read: Callable[[str], Kept | None], weights: str) -> Kept | None:
+    """Return what was measured before; None where that is damaged, since it can be done again."""
+    try:
+        return read(weights)
+    except DamagedFileError as error:
+        LOG.warning("%s; it is measured again", error)
+        return None
 
 
 def to_measure(
@@ -187,7 +204,7 @@ def _predicted(trained: Trained, errors: NoiseErrors) -> PredictedErrors:
     if head is None:
         raise InputError(
             f"variance = 'predicted': '{trained.run.path}' has no head for its {trained.weights} "
-            f"weights; train one: vdm variance {trained.run.path}"
+            f"weights; train one: vdm variance {typed(trained.run.path)}"
         )
     return PredictedErrors(errors, head.to(trained.device))
 

@@ -14,8 +14,8 @@ import torch
 from variational_diffusion.config import DataConfig
 from variational_diffusion.data import Split, open_dataset
 from variational_diffusion.data.source import Standardised, standardised
-from variational_diffusion.errors import GoneError, InputError
-from variational_diffusion.images.pictures import is_image, save_sheet
+from variational_diffusion.errors import GoneError, InputError, whole
+from variational_diffusion.images.pictures import PICTURES, is_image, save_sheet
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener, nothing, telling
 from variational_diffusion.quality import (
@@ -38,6 +38,7 @@ from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, examples_for, own_data
 from variational_diffusion.run.samples import draw, sampling_of, sampling_options
 from variational_diffusion.run.trained import Trained
+from variational_diffusion.storage.files import check_targets, expanded
 
 LOG = logging.getLogger(__name__)
 
@@ -126,6 +127,8 @@ def quality(
     Raises:
         InputError: For samples or features that are not of the model's kind.
     """
+    whole("seed", seed, 0)
+    check_targets(nearest=(nearest, PICTURES))
     how = sampling_options(options)
     execution = Execution(**options)
     run = run if isinstance(run, Run) else Run.open(run)
@@ -160,7 +163,9 @@ def quality(
         every = {"samples": values} | sets
         copies = None
         if nearest is not None:
-            copies = _write_nearest(Path(nearest), values, test, splits["train"], levels, progress)
+            copies = _write_nearest(
+                expanded(nearest), values, test, splits["train"], levels, progress
+            )
         return Quality(
             source=what,
             samples=len(values),
@@ -204,7 +209,7 @@ def features_for(
     if wanted == "inception":
         return Inception(levels)
     if wanted != "classifier":
-        path = Path(wanted)
+        path = expanded(wanted)
         if not path.is_file():
             raise InputError(
                 f"features = '{wanted}': known are classifier, inception, pixels and the file "

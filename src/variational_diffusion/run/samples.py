@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from variational_diffusion.conditions import Batch
 from variational_diffusion.decoders import Discretized
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, whole
 from variational_diffusion.grids import Gammas
 from variational_diffusion.images.pictures import (
     animation,
@@ -27,6 +27,7 @@ from variational_diffusion.likelihood import ContinuousBound, evaluate, example_
 from variational_diffusion.machine.distributed import here, sum_over_processes
 from variational_diffusion.machine.execution import execution_of
 from variational_diffusion.machine.progress import Listener, telling
+from variational_diffusion.machine.signals import until
 from variational_diffusion.model import VDM
 from variational_diffusion.numerics import derived_seed
 from variational_diffusion.run.conditions import NOTHING, Given, given_by
@@ -42,7 +43,7 @@ from variational_diffusion.sampling import (
     named,
 )
 from variational_diffusion.storage.columns import write_columns
-from variational_diffusion.storage.files import atomic
+from variational_diffusion.storage.files import atomic, check_target, expanded
 
 _BATCH = 250
 
@@ -64,6 +65,7 @@ class Samples:
         values: the samples in the data's own domain, shape (n, *shape).
         frames: stages of the way, shape (stages, 2, n, *shape): z, and beside it x̂(z).
         given: what they were conditioned on. vdm: the model. seed: of the draw.
+        stopped: whether the work was ended before all were drawn.
     """
 
     values: np.ndarray
@@ -71,6 +73,7 @@ class Samples:
     given: Given
     vdm: VDM
     seed: int
+    stopped: bool = False
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -95,7 +98,7 @@ class Samples:
 
     def write(self, path: str | Path) -> None:
         """Write a .png sheet, with labels if there are any, an .npy array, or single images."""
-        path, levels = Path(path), self.vdm.levels
+        path, levels = expanded(path), self.vdm.levels
         if path.suffix == ".npy":
             with atomic(path) as temporary, temporary.open("wb") as file:
                 np.save(file, _smallest(self.values, levels))
@@ -122,7 +125,7 @@ class Samples:
 
     def write_animation(self, path: str | Path) -> None:
         """Write the stages of the way as a .gif, .webp or .mp4."""
-        animation(self.frames, self.vdm.levels, Path(path))
+        animation(self.frames, self.vdm.levels, path)
 
 
 def sample(
@@ -137,12 +140,16 @@ def sample(
     seed: int = 0,
     frames: int = 0,
     progress: bool | Listener = False,
+    stopped: Callable[[], bool] = lambda: False,
     **sampling: Any,
 ) -> Samples:
     """Draw samples of a run's model; see `Run.sample`.
 
-    frames: how many stages of the way are kept, beside the last. sampling: for `sampling_of`.
+    frames: how many stages of the way are kept, beside the last. stopped: as of `draw`. sampling:
+    for `sampling_of`.
     """
+    whole("n", n)
+    whole("seed", seed, 0)
     labels = () if label is None else (label,) if isinstance(label, str) else tuple(label)
     given = given_by(
         trained.run,
@@ -156,8 +163,12 @@ def sample(
         guidance_interval=guidance_interval,
     )
     by = sampling_of(trained, progress=progress, **sampling)
-    values, stages = draw(by, n, seed=seed, frames=frames, given=given, progress=progress)
-    return Samples(values, stages, given, trained.vdm, seed)
+    values, stages = draw(
+        by, n, seed=seed, frames=frames, given=given, progress=progress, stopped=stopped
+    )
+    if len(values) < n and given.values is not None:
+        given = replace(given, values=given.values[: len(values)])
+    return Samples(values, stages, given, trained.vdm, seed, stopped=len(values) < n)
 
 
 def sample_run(
@@ -170,16 +181,13 @@ def sample_run(
         return sample(trained, n, progress=progress, **options)
 
 
-def check_targets(path: Path, animate: str | None, shape: tuple[int, ...]) -> None:
+def check_outputs(path: Path, animate: str | None, shape: tuple[int, ...]) -> None:
     """Refuse before drawing what could not be written after it."""
     if not is_image(shape) and (path.suffix != ".npy" or animate):
         raise InputError(f"out = '{path}': these samples are not images; give --out FILE.npy")
     if path.suffix not in (".png", ".npy", ""):
         raise InputError(f"out = '{path}': give a .png sheet, an .npy array or a folder")
-    if path.suffix and path.exists():
-        raise InputError(f"out = '{path}' exists: give another --out")
-    if path.is_dir() and any(path.iterdir()):
-        raise InputError(f"out = '{path}' is not empty: give another --out")
+    check_target(path, folder=not path.suffix)
     if animate:
         check_animation(animate)
 
@@ -222,6 +230,7 @@ def draw(
     frames: int = 0,
     given: Given = NOTHING,
     progress: bool | Listener = False,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw examples; return them and up to `frames` + 1 stages of the way.
 
@@ -230,6 +239,9 @@ def draw(
 
     They are drawn in parts of 250, each with its own generator, which several processes share out;
     all of them get all examples. The stages are those of the first part, in the leading process.
+
+    stopped: asked between two steps; where it is true, the parts that are done are the result.
+    Raises KeyboardInterrupt where there are none, or several processes share them.
     """
     vdm, place = by.model, here()
     steps = len(by.gammas) - 1
@@ -246,13 +258,18 @@ def draw(
             path = model.trajectory(
                 sizes[part], gammas=by.gammas, sampler=by.sampler, generator=generator
             )
-            for step, (gamma, z) in enumerate(path):
+            for step, (gamma, z) in until(stopped, enumerate(path)):
                 if frames and part == 0 and step * frames // steps > (step - 1) * frames // steps:
                     estimate = model.denoise(z, gamma).x
                     shown_now = [vdm.decoder.decode(values) for values in (z, estimate)]
                     kept.append(torch.stack(shown_now))
                 share = (done + step / steps) / len(own)
                 tell(share, done * steps + step, partial("γ = {:.1f}".format, float(gamma)))
+            if stopped():
+                if not done or place.processes > 1:
+                    raise KeyboardInterrupt
+                whole = whole[: rows.start]
+                break
             whole[rows] = vdm.decoder.sample(z, gamma, generator)
     samples = sum_over_processes(whole).cpu().numpy()
     stages = [stage.cpu().numpy() for stage in kept]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 from variational_diffusion import anomaly
 from variational_diffusion.anomaly import Scored, calibration_needed, check_reference
 from variational_diffusion.data import Dataset, Split
-from variational_diffusion.errors import GoneError, InputError
+from variational_diffusion.errors import GoneError, InputError, whole
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.progress import Listener, telling
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.examples import Data, check_free, examples_for, own_data
 from variational_diffusion.run.trained import Trained
+from variational_diffusion.storage.files import expanded
 
 LOG = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def score(
     weights: str = "ema",
     seed: int = 0,
     progress: bool | Listener = False,
+    stopped: Callable[[], bool] = lambda: False,
     **execution: Any,
 ) -> Scored:
     """Score how anomalous examples are to a run's model, with p-values.
@@ -63,6 +65,7 @@ def score(
         weights: As at `evaluate`.
         seed: As at `evaluate`.
         progress: As at `evaluate`.
+        stopped: As at `evaluate`.
         **execution: Those of `Execution`, as at `evaluate`.
 
     Returns:
@@ -78,6 +81,7 @@ def score(
         >>> s.p_value.shape, bool((s.p_value > 0).all() and (s.p_value <= 1).all())
         ((5,), True)
     """
+    whole("seed", seed, 0)
     if false_alarms is not None and fdr is not None:
         raise InputError(f"false_alarms = {false_alarms:g}, fdr = {fdr:g}: give one of the two")
     rate = FALSE_ALARMS if false_alarms is None else false_alarms
@@ -109,6 +113,7 @@ def score(
                 fdr=fdr,
                 draws=draws,
                 seed=seed,
+                stopped=stopped,
                 progress=lambda done, total, bits: tell(
                     done / total, done, lambda: f"{bits:.3f} bits/dim"
                 ),
@@ -144,4 +149,4 @@ def _is_same(data: Data, run: Run) -> bool:
     if not isinstance(data, str | Path):
         return False
     source = run.config.data.source
-    return str(data) == source or Path(data).expanduser().resolve() == Path(source)
+    return str(data) == source or expanded(data).resolve() == Path(source)

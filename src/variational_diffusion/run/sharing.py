@@ -6,14 +6,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from variational_diffusion import hub
 from variational_diffusion.config import DataConfig, RunConfig, TrainingConfig
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import typed
 from variational_diffusion.interchange.official import read_official
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.model import build
 from variational_diffusion.run import evaluations
 from variational_diffusion.run.directory import Run
+from variational_diffusion.storage.files import check_target, expanded
 from variational_diffusion.training import TrainingState
 
 LOG = logging.getLogger(__name__)
@@ -46,13 +47,15 @@ def export_pretrained(run: Run, folder: str | Path, *, weights: str = "ema") -> 
     Raises:
         InputError: For a folder with files in it.
     """
+    folder = check_target(folder, "hub", folder=True)
     entries = _card_entries(run, weights)
     run.load(weights).save_pretrained(str(folder), model_card_kwargs=entries)
     if not entries["evaluations"]:
         LOG.info(
-            "the card says that nothing was measured: vdm evaluate %s, then export again", run.path
+            "the card says that nothing was measured: vdm evaluate %s, then export again",
+            typed(run.path),
         )
-    return Path(folder)
+    return folder
 
 
 def export_onnx(
@@ -74,8 +77,9 @@ def export_onnx(
     """
     from variational_diffusion.interchange.onnx import export_denoiser  # noqa: PLC0415 (an extra)
 
+    file = check_target(file, "onnx", (".onnx",))
     with Execution("cpu", threads).begun():
-        return export_denoiser(run.load(weights), Path(file))
+        return export_denoiser(run.load(weights), file)
 
 
 def push(run: Run, repository: str, *, weights: str = "ema", private: bool = False) -> str:
@@ -94,8 +98,8 @@ def push(run: Run, repository: str, *, weights: str = "ema", private: bool = Fal
         InputError: Where the hub does not take it, with its reason.
     """
     from huggingface_hub.errors import (  # noqa: PLC0415 (half a second)
-        HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalTokenNotFoundError,
     )
 
@@ -106,7 +110,7 @@ def push(run: Run, repository: str, *, weights: str = "ema", private: bool = Fal
             commit_message="Upload a variational diffusion model",
             model_card_kwargs=_card_entries(run, weights),
         )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"repository = '{repository}': the hub does not take it ({reason}): give OWNER/NAME of "
@@ -137,9 +141,8 @@ def import_official(
     Raises:
         InputError: For a file that is no such checkpoint, and for a directory with files in it.
     """
-    folder = Path(run)
-    hub.check_new(folder)
-    found = read_official(Path(file), size)
+    folder = check_target(run, "run", folder=True)
+    found = read_official(expanded(file), size)
     model = found.average.config
     assert model is not None
     config = RunConfig(

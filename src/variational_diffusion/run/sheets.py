@@ -9,6 +9,7 @@ from variational_diffusion.images.pictures import is_image, save_sheet, sheet
 from variational_diffusion.machine.distributed import here
 from variational_diffusion.run.directory import Run
 from variational_diffusion.run.tracking import Tracking
+from variational_diffusion.storage.files import cached
 from variational_diffusion.training import TrainingState
 
 _COUNT, _SEED = 36, 0
@@ -32,5 +33,6 @@ def write_sheet(run: Run, state: TrainingState, tracking: Tracking, split: Split
         return
     levels = run.config.data.levels
     path = run.path / "samples" / f"step-{state.step:08}.png"
-    save_sheet(samples, levels, path, overwrite=True)
+    with cached("the sheet of samples"):
+        save_sheet(samples, levels, path, overwrite=True)
     tracking.image(state.step, "samples", sheet(samples, levels))

@@ -59,10 +59,7 @@ def restore(
             for name, value in of_parameter.items():
                 of_parameter[name] = _distributed_as(ordered[number], value)
         optimizer.load_state_dict({"state": values, "param_groups": groups})
-    state.step, state.seconds = int(metadata["step"]), float(metadata["seconds"])
-    state.skipped, state.rate = int(metadata["skipped"]), float(metadata["rate"])
-    state.before_tail = int(metadata.get("before_tail", "0"))
-    state.average.updates = state.step
+    take_progress(state, metadata)
     power_averages = _without_prefix("power", tensors)
     if not power_averages:
         state.power_averages = None
@@ -70,6 +67,14 @@ def restore(
         kept = state.power_averages.state_dict()
         placed = {k: _distributed_as(kept[k], v) for k, v in power_averages.items()}
         state.power_averages.load_state_dict(placed, updates=state.step)
+
+
+def take_progress(state: TrainingState, metadata: Mapping[str, str]) -> None:
+    """Set the numbers of a state to what `progress_of` said of it."""
+    state.step, state.seconds = int(metadata["step"]), float(metadata["seconds"])
+    state.skipped, state.rate = int(metadata["skipped"]), float(metadata["rate"])
+    state.before_tail = int(metadata.get("before_tail", "0"))
+    state.average.updates = state.step
 
 
 def joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

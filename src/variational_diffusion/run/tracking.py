@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, one_of
 
 PROJECT = "variational-diffusion"
 """Under which services that collect the runs of many directories file them."""
@@ -84,9 +84,7 @@ def _accelerates() -> ModuleType:
 
 def _check(name: str) -> None:
     accelerates = _accelerates()
-    if name not in accelerates.LOGGER_TYPE_TO_CLASS:
-        known = ", ".join(sorted(accelerates.LOGGER_TYPE_TO_CLASS))
-        raise InputError(f"track = '{name}': known are {known}")
+    one_of("track", name, sorted(accelerates.LOGGER_TYPE_TO_CLASS))
     if name not in map(str, accelerates.get_available_trackers()):
         package = f"'{PROJECT}[tracking]'" if name == "tensorboard" else name.replace("_", "-")
         raise InputError(f"track = '{name}': not installed; type: pip install {package}")

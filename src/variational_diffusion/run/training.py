@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
+import os
+import secrets
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +29,8 @@ from variational_diffusion.data.loader import (
     ordered_batches,
     training_batches,
 )
-from variational_diffusion.errors import DivergedError, InputError
+from variational_diffusion.errors import DivergedError, InputError, one_of
+from variational_diffusion.escaping import typed
 from variational_diffusion.likelihood import Summary
 from variational_diffusion.machine.distributed import (
     Place,
@@ -47,6 +50,8 @@ from variational_diffusion.run.directory import Run
 from variational_diffusion.run.own_data import opened_own
 from variational_diffusion.run.sheets import write_sheet
 from variational_diffusion.run.tracking import Tracking
+from variational_diffusion.run.upkeep import training_alone
+from variational_diffusion.storage.files import expanded
 from variational_diffusion.training.loop import Means, Validation, follow, validate
 from variational_diffusion.training.overfit import OverfitCheck, overfit
 from variational_diffusion.training.sharding import recompute_activations, shard
@@ -214,14 +219,13 @@ def training_events(
         Validation
         End
     """
-    if sharding not in ("replicated", "sharded"):
-        raise InputError(f"sharding = {sharding!r}: known are replicated, sharded")
+    one_of("sharding", sharding, ("replicated", "sharded"))
     execution = Execution(device, threads, precision, compile, channels_last)
     with execution.begun() as target, processes(target) as place:
         asked = configuration(data, directory, **choices)
         for remark in asked.dataset.remarks if place.leads else ():
             LOG.info(remark)
-        with Tracking(track if place.leads else ()) as tracking:
+        with Tracking(track if place.leads else ()) as tracking, ExitStack() as stack:
             yield from _Training(
                 asked,
                 directory,
@@ -229,6 +233,7 @@ def training_events(
                 place,
                 execution,
                 tracking,
+                stack,
                 every=every,
                 sheets_every=sheets_every,
                 log_every=log_every,
@@ -306,7 +311,7 @@ def configuration(
         if value is not None
     }
     there = None
-    if directory is not None and (Path(directory) / "config.json").exists():
+    if directory is not None and os.path.exists(expanded(directory) / "config.json"):
         there = Run.open(directory, network=factory)
     if data is None and config is None:
         if there is None:
@@ -419,6 +424,16 @@ def overfit_check(
             )
 
 
+class Reached(NamedTuple):
+    """How far training has come: the number of the last step, and the position in a stream.
+
+    One value, so that an interrupt never finds the one without the other.
+    """
+
+    step: int
+    position: dict[str, Any]
+
+
 class _Training:
     """A run in training, in one process or in each of several.
 
@@ -434,6 +449,7 @@ class _Training:
         place: Place,
         execution: Execution,
         tracking: Tracking,
+        stack: ExitStack,
         *,
         every: float,
         sheets_every: float,
@@ -471,8 +487,10 @@ class _Training:
             one = None if first.condition is None else torch.zeros(first.condition.shape)
             check(first.network, model.network.name, model.shape, one)
         self._batches(0, {})
-        self.position: dict[str, Any] = {}
-        if not place.leads:
+        self.reached = Reached(0, {})
+        if place.leads:
+            stack.enter_context(training_alone(directory))
+        else:
             wait_for_all()
         self.run = Run.start(
             directory,
@@ -482,13 +500,14 @@ class _Training:
             changed_data=asked.changed_data,
         )
         if place.leads:
+            self.run.forget_parts()
             wait_for_all()
         self.state = self._resumed() or TrainingState.start(
             first.to(device), self.config.training, distribute=self._distribute
         )
         if self.state.step and spent(self.state, self.config.training) >= 1:
             name, more = next(iter(self.config.budget.items()))
-            further = f"vdm train --run {shlex.quote(str(directory))} --{name} {2 * more:g}"
+            further = f"vdm train --run {typed(directory)} --{name} {2 * more:g}"
             self._say(
                 f"'{directory}' has done {self.state.step} steps, which is the budget; to train "
                 f"it further, give a larger one, as in: {further}"
@@ -496,6 +515,8 @@ class _Training:
         else:
             self._leave_tail()
             self.run.set_budget(self.config.training)
+        if self.state.step and place.leads and not sharded:
+            self.run.repair_weights(self.state)
 
     def events(self) -> Iterator[Event]:
         """Train until the budget is spent.
@@ -526,7 +547,7 @@ class _Training:
     def _until_stopped(self) -> Generator[Event, None, bool]:
         """Train; return whether a signal ended it before the budget was spent."""
         state = self.state
-        self.stream = self._batches(state.step, self.position)
+        self.stream = self._batches(state.step, self.reached.position)
         execution = replace(self.execution, device=str(self.device))
         state.vdm.prepare(execution)
         graphs = execution.compile == "cuda-graphs"
@@ -548,7 +569,8 @@ class _Training:
                 ):
                     due = isinstance(event, Validation)
                     if isinstance(event, StepRecord):
-                        self.position, before = self.stream.position(), progress
+                        self.reached = Reached(event.step, self.stream.position())
+                        before = progress
                         progress = event.progress
                         if before < tail <= progress < 1 and not event.skipped:
                             state.before_tail, due = state.step, True
@@ -569,7 +591,8 @@ class _Training:
                 raise  # what comes before a number that is not finite is no good either
             except BaseException:
                 # others may not come here, and in the middle of a change there is nothing to save
-                if self.place.processes == 1 and state.whole and state.step > self.saved_step:
+                whole = state.whole and state.step == self.reached.step > self.saved_step
+                if self.place.processes == 1 and whole:
                     self._save()
                 raise
             if state.step > self.saved_step:
@@ -582,12 +605,12 @@ class _Training:
 
     def _resumed(self, step: int | None = None) -> TrainingState | None:
         resumed = self.run.resume(self.device, distribute=self._distribute, step=step)
-        self.position = {}
         if resumed is None:
+            self.reached = Reached(0, {})
             return None
         for line in resumed.damaged:
             self._say(f"{line}; going on from step {resumed.state.step}")
-        self.position = resumed.position
+        self.reached = Reached(resumed.state.step, resumed.position)
         return resumed.state
 
     def _leave_tail(self) -> None:
@@ -631,8 +654,11 @@ class _Training:
 
     def _forget_later_steps(self) -> None:
         """Drop what was logged of steps that were not saved and will be done again."""
+        self.validated: set[int] = set()
         if self.place.leads:
             self.run.forget_metrics_after(self.state.step)
+            logged = self.run.metrics()
+            self.validated = {line["step"] for line in logged if "validation" in line}
             averages.forget_after(self.run, self.state.step)
         wait_for_all()
 
@@ -651,10 +677,17 @@ class _Training:
 
     def _save(self) -> Save:
         """Write the state; with several processes, all of them come here after the same step."""
-        texts = texts_of_processes(json.dumps(self.position), self.device)
-        position = joined_positions(json.loads(text) for text in texts)
+        own = json.dumps([secrets.token_hex(8), self.reached.position])
+        told = list(map(json.loads, texts_of_processes(own, self.device)))
+        position = joined_positions(position for _, position in told)
         if self.sharded:
-            self.run.save(self.state, position=position, keep=self.keep, place=self.place)
+            self.run.save(
+                self.state,
+                position=position,
+                keep=self.keep,
+                place=self.place,
+                token=told[0][0],
+            )
             wait_for_all()
         elif self.place.leads:
             self.run.save(self.state, position=position, keep=self.keep)
@@ -662,9 +695,10 @@ class _Training:
         return Save(self.state.step)
 
     def _noted(self, found: Validation) -> Validation:
-        """Log a validation, and keep the weights if they are the best."""
-        values = {"step": found.step, "seconds": found.seconds}
-        self._log(found.step, {**values, "validation": found.summary.as_json()})
+        """Log a validation, once where a run ends again, and keep the weights if they are best."""
+        if found.step not in self.validated:
+            values = {"step": found.step, "seconds": found.seconds}
+            self._log(found.step, {**values, "validation": found.summary.as_json()})
         if self.sharded or self.place.leads:
             self.run.save_best(self.state, found.summary.bits_per_dim)
         return found

@@ -9,7 +9,7 @@ itself: a batch is what its examples are one by one, from the same z. The others
 batch, and `adaptive` chooses its steps for it.
 """
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import one_of
 from variational_diffusion.sampling.clipping import Clipped as Clipped
 from variational_diffusion.sampling.contract import Denoised as Denoised
 from variational_diffusion.sampling.contract import ReverseProcess as ReverseProcess
@@ -45,6 +45,5 @@ def default_for(shape: tuple[int, ...]) -> str:
 
 def named(sampler: str) -> Sampler:
     """Return the sampler with a name of `SAMPLERS`."""
-    if sampler not in SAMPLERS:
-        raise InputError(f"sampler = {sampler!r}: known are {', '.join(SAMPLERS)}")
+    one_of("sampler", sampler, SAMPLERS)
     return SAMPLERS[sampler]

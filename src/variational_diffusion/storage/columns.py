@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import cell
 from variational_diffusion.storage.files import atomic
 
 ENDINGS = (".csv", ".parquet")
@@ -24,15 +24,6 @@ def write_columns(path: str | Path, columns: dict[str, np.ndarray]) -> None:
             return
         with temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
-
-
-def check_target(name: str, path: str | None, endings: tuple[str, ...]) -> None:
-    """Refuse before the work a file that could not be written after it."""
-    if path is None:
-        return
-    if Path(path).suffix not in endings:
-        raise InputError(f"{name} = '{path}': give a name that ends in {' or '.join(endings)}")
-    if Path(path).exists():
-        raise InputError(f"{name} = '{path}' exists and is not overwritten; give another name")
+            rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+            for row in ([*columns], *rows):
+                writer.writerow([cell(value) if isinstance(value, str) else value for value in row])

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import typed
+
+LOG = logging.getLogger(__name__)
 
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """Numbers of system errors that say that a disk is full."""
@@ -29,18 +35,15 @@ def atomic(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Pa
     Raises InputError when `path` exists or is no regular file, when its folder is missing or may
     not be written to, and when the disk is full.
     """
-    path = Path(path)
-    _check_free(path, overwrite)
-    temporary = path.with_name(f".{path.stem[:80]}.{secrets.token_hex(4)}{path.suffix}")
-    try:
+    path = check_target(path, overwrite=overwrite)
+    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}{path.suffix}")
+    with reported(path):
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except OSError as error:
-        raise InputError(_why_not(path, error)) from error
     try:
         with _told_when_full(path):
             yield temporary
             _flush(temporary)
-            _check_free(path, overwrite)
+            check_target(path, overwrite=overwrite)
             os.replace(temporary, path)
             _flush(path.parent)
     finally:
@@ -54,18 +57,11 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     When the block raises, the folder is removed with all that is in it. Raises InputError when
     `path` exists and is no empty folder, and when it cannot be made.
     """
-    path = Path(path)
-    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(
-            f"'{path}' exists and is no empty folder; give another name, for example "
-            f"--out {unused(path)}"
-        )
-    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}")
-    try:
+    path = check_target(path, folder=True)
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
+    with reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
-    except OSError as error:
-        raise InputError(_why_not(path, error)) from error
     try:
         with _told_when_full(path):
             yield temporary
@@ -78,6 +74,50 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Turn what the system says while `path` is being made or appended to into an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(_why_not(path, error)) from error
+
+
+@contextmanager
+def cached(what: str) -> Iterator[None]:
+    """Write what is only a cache: where that fails, a remark says so and the work goes on.
+
+    The block does nothing but write. A folder that may only be read and a full disk then cost the
+    time to compute it again, and never the result.
+
+    what: names it, as in "the measured errors".
+    """
+    try:
+        yield
+    except InputError as error:
+        LOG.warning("%s could not be kept: %s", what, error)
+    except OSError as error:
+        LOG.warning("%s could not be kept: %s ('%s')", what, error.strerror, error.filename)
+
+
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}(\.\w+)?|\.tmp\w{6}", re.ASCII)
+"""Names that `atomic` and `atomic_folder` write under, and those of safetensors."""
+
+_ABANDONED = 3600.0
+
+
+def remove_leftovers(folder: Path, *, age: float = _ABANDONED) -> None:
+    """Remove temporary files in a folder that writers left behind when they were killed.
+
+    age: seconds since the last change from which a file counts as left behind; 0 where nobody else
+        may be writing.
+    """
+    for path in folder.glob(".*"):
+        with suppress(OSError):  # somebody else was faster
+            if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime >= age:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
 def _told_when_full(path: Path) -> Iterator[None]:
     try:
         yield
@@ -87,34 +127,112 @@ def _told_when_full(path: Path) -> Iterator[None]:
         raise
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return the path that a person has written, with what a shell makes of `~` at its beginning.
+
+    A file that is called so is `./~name`. What is returned stays what it is when it is given again.
+    Raises InputError for what no file can be called.
+    """
+    text = os.fspath(path)
+    if "\0" in text:
+        raise InputError(f"path = {text!r}: a name has no zero byte in it")
+    found = Path(os.path.expanduser(text))
+    return found.absolute() if str(found).startswith("~") else found
+
+
 def unused(path: str | os.PathLike[str]) -> Path:
     """Return `path`; where it exists, the first of `name-2.png`, `name-3.png`, … that does not."""
-    path = Path(path)
+    path = expanded(path)
+    if not path.name:  # the folder that one is in, or the root
+        path = path / "new"
     if not os.path.lexists(path):
         return path
     names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
     return next(name for name in names if not os.path.lexists(name))
 
 
-def _check_free(path: Path, overwrite: bool) -> None:
-    if path.is_dir():
-        raise InputError(f"'{path}' is a folder; give a file in it, for example --out {path}/new")
-    if os.path.lexists(path) and not overwrite:
-        raise InputError(
-            f"'{path}' exists and is not overwritten; give another name, for example "
-            f"--out {unused(path)}"
-        )
-    if path.exists() and not path.is_file():
-        raise InputError(f"'{path}' is no regular file; give another name with --out FILE")
+def check_targets(**targets: tuple[str | os.PathLike[str] | None, tuple[str, ...]]) -> None:
+    """Refuse before the work the files that could not be written after it.
+
+    targets: name of the option → path, None where it is not given; and the endings it may have.
+    """
+    named: dict[Path, str] = {}
+    for name, (path, endings) in targets.items():
+        if path is None:
+            continue
+        checked = check_target(path, name, endings)
+        if checked in named:
+            raise InputError(
+                f"{named[checked]} and {name} = '{path}': two results go to one file; give each "
+                "another name"
+            )
+        named[checked] = name
 
 
-def _why_not(path: Path, error: OSError) -> str:
+def check_target(
+    path: str | os.PathLike[str],
+    name: str = "out",
+    endings: tuple[str, ...] = (),
+    *,
+    overwrite: bool = False,
+    folder: bool = False,
+) -> Path:
+    """Return where a result is to be written, if that is possible; this is the one check of it.
+
+    name: of the option. endings: that its name may have; () for any. overwrite: it may be there.
+    folder: it is a folder, new or empty, and those above it are made too.
+    Raises InputError with the reason and what to give.
+    """
+    path = expanded(path)
+    if endings and path.suffix.lower() not in endings:
+        raise InputError(f"{name} = '{path}': give a name that ends in {' or '.join(endings)}")
+    try:
+        if _is_there(path):
+            _check_replaceable(path, name, endings, overwrite=overwrite, folder=folder)
+        above = path.parent
+        while folder and not _is_there(above):
+            above = above.parent
+        if not above.is_dir():
+            raise NotADirectoryError
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(f"{name} = {_why_not(path, error, name)}") from error
+    return path
+
+
+def _check_replaceable(
+    path: Path, name: str, endings: tuple[str, ...], *, overwrite: bool, folder: bool
+) -> None:
+    """Raise InputError for what is there and is not to be replaced."""
+    other = f"give another name, for example --{name} {typed(unused(path))}"
+    if folder and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{name} = '{path}' exists and is no empty folder; {other}")
+    if path.is_dir() and not folder:
+        inside = typed(path / f"new{endings[0] if endings else ''}")
+        raise InputError(f"{name} = '{path}' is a folder; give a file in it: --{name} {inside}")
+    if not folder and not overwrite:
+        raise InputError(f"{name} = '{path}' exists and is not overwritten; {other}")
+    if not folder and path.exists() and not path.is_file():
+        raise InputError(f"{name} = '{path}' is no regular file; {other}")
+
+
+def _is_there(path: Path) -> bool:
+    """Tell whether something has this name; raise OSError where nothing could have it."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _why_not(path: Path, error: OSError, name: str = "out") -> str:
     folder = path.parent
-    if not folder.is_dir():
-        return f"'{path}' cannot be written: '{folder}' is no folder; mkdir -p {folder}"
+    if not os.path.isdir(folder) and not isinstance(error, PermissionError):
+        return f"'{path}' cannot be written: '{folder}' is no folder; mkdir -p {typed(folder)}"
     reason = (error.strerror or str(error)).lower()
     remedy = "free some space, or give" if error.errno in FULL else "give"
-    return f"'{path}' cannot be written: {reason}; {remedy} a place elsewhere with --out FILE"
+    return f"'{path}' cannot be written: {reason}; {remedy} a place elsewhere with --{name} FILE"
 
 
 def _flush(path: Path) -> None:
@@ -126,14 +244,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def printable(name: str) -> str:
-    """Return a file's name as text for terminals, tables and pictures.
-
-    Control characters, line breaks, marks that turn the direction of writing, and bytes that are
-    no UTF-8 become escapes such as \\n, so that a name is one line and is what it seems to be.
-    """
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in name
-    )

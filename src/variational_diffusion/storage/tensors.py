@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import DamagedFileError, InputError, is_short_of_memory
 from variational_diffusion.storage.files import atomic
 
 FORMAT = "1"
@@ -39,28 +40,78 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return what `write_tensors` wrote; raise `InputError` if the file is damaged or too new."""
+    """Return what `write_tensors` wrote.
+
+    The file may be replaced by another process meanwhile. safetensors opens it twice by its name,
+    and may then see the beginning of one file and the rest of another: the new one is read again.
+
+    Raises `DamagedFileError` if the file is missing or damaged, and InputError if it is too new or
+    memory is short.
+    """
+    while True:
+        opened = _inode(path)
+        try:
+            return _read(path)
+        except DamagedFileError:
+            if _inode(path) == opened:
+                raise
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # a file of tensors is no mapping: it has keys() and cannot be iterated over
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"'{path}' is damaged or cut short ({error}): restore it from a copy, "
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turn what safetensors, torch and the system say of a file into an `InputError`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DamagedFileError(f"'{path}' is missing: restore it from a copy") from error
+    except (SafetensorError, OSError, RuntimeError, MemoryError, ValueError) as error:
+        if is_short_of_memory(error):
+            raise InputError(
+                f"'{path}' cannot be read: there is not enough memory for its "
+                f"{path.stat().st_size / 1e6:,.0f} MB; the file may well be whole, so end other "
+                "programs, or raise the limit (ulimit -v)"
+            ) from error
+        reason = " ".join(str(error).split())
+        raise DamagedFileError(
+            f"'{path}' is damaged or cut short ({reason}): restore it from a copy, "
             "or train again in another --run"
         ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with _reported(path), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        # a file of tensors is no mapping: it has keys() and cannot be iterated over
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if metadata.get("format") != FORMAT:
         raise InputError(
             f"'{path}' has format {metadata.get('format')}, this version reads {FORMAT}: "
             "update variational-diffusion"
         )
     if metadata.get("digest") != _digest(tensors, metadata):
-        raise InputError(
+        raise DamagedFileError(
             f"'{path}' is damaged (its contents do not match their digest): restore it from a "
             "copy, or train again in another --run"
         )
     return tensors, metadata
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a file, of its header alone.
+
+    The header was compared with the size of the file, so that what it claims is there. Raises
+    DamagedFileError where it is not.
+    """
+    with _reported(path), safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -84,5 +135,5 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -254,6 +254,7 @@ class _Step:
         self.device = state.vdm.schedule.initial_end_points.device
         self.generator = torch.Generator(self.device)
         self.network = list(self.vdm.network.parameters())
+        self.has_buffers = any(True for _ in self.vdm.network.buffers())
         self.dropouts = dropout_layers(self.vdm.network)
         self.schedule = [p for p in self.vdm.schedule.parameters() if p.requires_grad]
         self.bound = engine.bound or self.vdm
@@ -271,6 +272,8 @@ class _Step:
         Returns the bound of the examples, and its mean, the norm of the network's gradient before
         clipping and that of the schedule's gradient.
         """
+        # recorded gradients remember errors unseen, and a network of one's own may do as it likes
+        self.state.whole = not (self.engine.graphs or self.has_buffers)
         seed = derived_seed(self.config.seed, self.state.step)
         devices = [self.device] if self.device.type == "cuda" else []
         schedule = self.vdm.schedule

@@ -1,10 +1,15 @@
-"""The page of `vdm serve`: its tabs, put together, and its server."""
+"""The page of `vdm serve`: its tabs, put together, and the guard before it."""
 
 from __future__ import annotations
 
-import gradio as gr
+from pathlib import Path
 
-from variational_diffusion.errors import InputError
+import gradio as gr
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from variational_diffusion.escaping import markdown
+from variational_diffusion.web.guard import Guard
 from variational_diffusion.web.studio import Studio
 from variational_diffusion.web.tabs import (
     NO_LABEL,
@@ -26,34 +31,29 @@ footer { display: none !important; }
 """
 
 
-def serve(studio: Studio, port: int | None = None) -> gr.Blocks:
-    """Start the page on 127.0.0.1 and return it; `close` ends it.
+def application(studio: Studio, folder: Path, token: str | None) -> ASGIApp:
+    """Return the page, guarded.
 
-    port: None takes the first free one from 7860 on. Raises InputError for one that is taken.
+    folder: of its files. token: what its address has to have; None: all users of this machine can
+    open it.
     """
     page = build(studio)
-    page.queue(max_size=_WAITING, default_concurrency_limit=1)
+    page.max_threads, page.state_session_capacity = 8, 100
+    page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)
     font = ["system-ui", "sans-serif"]
-    try:
-        page.launch(
-            server_name="127.0.0.1",
-            server_port=port,
-            share=False,
-            max_file_size=MAX_BYTES,
-            max_threads=8,
-            state_session_capacity=100,
-            show_error=False,
-            ssr_mode=False,
-            run_history=False,
-            footer_links=[],
-            quiet=True,
-            prevent_thread_lock=True,
-            theme=gr.themes.Default(font=font, font_mono=["ui-monospace", "monospace"]),
-            css=_CSS,
-        )
-    except OSError as error:
-        raise InputError(f"port = {port}: it is taken; give another --port") from error
-    return page
+    app = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        path="/",
+        max_file_size=MAX_BYTES,
+        show_error=False,
+        ssr_mode=False,
+        run_history=False,
+        footer_links=[],
+        theme=gr.themes.Default(font=font, font_mono=["ui-monospace", "monospace"]),
+        css=_CSS,
+    )
+    return Guard(app, folder, token)
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -61,7 +61,7 @@ def build(studio: Studio) -> gr.Blocks:
     channels, height, width = studio.shape
     with gr.Blocks(analytics_enabled=False, title="vdm serve", delete_cache=(600, 3600)) as page:
         gr.Markdown(
-            f"# {studio.run.path.resolve().name}\n{height}×{width} images, "
+            f"# {markdown(studio.run.path.resolve().name)}\n{height}×{width} images, "
             f"{ {1: 'grey', 3: 'colour', 4: 'colour with opacity'}[channels] }, "
             f"{studio.levels:,} levels. An uploaded image is cropped and scaled to that size."
         )

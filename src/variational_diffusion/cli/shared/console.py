@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import codecs
+import io
 import sys
 import textwrap
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import click
+from variational_diffusion.escaping import json_text, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -20,6 +21,32 @@ if TYPE_CHECKING:
 _LINE_INTERVAL = 10.0  # seconds between two lines of progress in a pipe
 _BAR_INTERVAL = 0.2  # seconds between two changes of the bar
 _LEAST_TEXT = 16  # a column of text is not narrower, if it has that much
+
+_LETTERS = {"±": "+-", "−": "-", "×": "x", "…": "...", "γ": "gamma", "ε": "eps", "α": "alpha"}
+"""How symbols are written where the terminal has no letters for them; others become "?"."""
+
+
+def set_up_streams() -> None:
+    """Let nothing that is printed fail for want of letters in the terminal's encoding."""
+    codecs.register_error("vdm-letters", _in_letters)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="vdm-letters")
+
+
+def _in_letters(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(_LETTERS.get(char, "?") for char in lacking), error.end
+
+
+def say(text: object = "", *, err: bool = False) -> None:
+    """Print one line, to standard output or to standard error.
+
+    All that commands print comes through here or `print_table`, so that names of files and of
+    columns cannot move the cursor, set the title of the window, or begin another line.
+    """
+    print(printable(str(text)), file=sys.stderr if err else sys.stdout, flush=True)
 
 
 class Meter:
@@ -85,14 +112,14 @@ class Meter:
         if self._bar is not None:
             self._bar.update(self._task, completed=fraction, note=text)
         else:
-            click.echo(f"{self.title} {100 * fraction:.0f} %: {text}", err=True)
+            say(f"{self.title} {100 * fraction:.0f} %: {text}", err=True)
 
     def message(self, text: str) -> None:
         """Print a line without breaking the bar."""
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
+            self._bar.console.print(printable(text), highlight=False, markup=False)
         else:
-            click.echo(text, err=True)
+            say(text, err=True)
 
 
 class Shown:
@@ -115,7 +142,7 @@ class Shown:
         """Print a line to standard error without breaking a bar."""
         for meter in self._meters.values():
             return meter.message(text)
-        click.echo(text, err=True)
+        say(text, err=True)
 
 
 shown = Shown()
@@ -133,12 +160,13 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    click.echo(title)
-    console, rows = Console(file=sys.stdout, highlight=False), list(rows)
+    say(title)
+    columns, rows = list(map(printable, columns)), [list(map(printable, row)) for row in rows]
+    console = Console(file=sys.stdout, highlight=False)
     widths = _widths(columns, rows, numbers, console.width)
     if widths is None:
         for line in _as_lines(columns, rows, console.width):
-            click.echo(line)
+            say(line)
         return
     table = Table(show_header=any(columns))
     for i, column in enumerate(columns):
@@ -201,7 +229,7 @@ def _wrapped(indent: str, text: str, width: int) -> list[str]:
 
 def print_json(values: dict[str, Any]) -> None:
     """Print one JSON object, on one line, to standard output."""
-    click.echo(json.dumps(values))
+    say(json_text(values))
 
 
 def _clock(seconds: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from variational_diffusion.cli.shared.sampling import GRIDS, VARIANCES
+from variational_diffusion.cli.shared.types import Number, OneOf
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -27,13 +28,13 @@ def estimator_options(command: Command) -> Command:
     for option in (
         click.option(
             "--tolerance",
-            type=click.FloatRange(1e-10, LOOSEST),
+            type=Number(1e-10, LOOSEST),
             help="Error of the ODE's solver (ode, importance), at most "
             f"{LOOSEST:g} (default 1e-5).",
         ),
         click.option(
             "--dequantisation",
-            type=click.Choice(DEQUANTISATIONS),
+            type=OneOf(DEQUANTISATIONS),
             help="How levels become real values (ode, importance; default: truncated-normal for "
             "discrete data).",
         ),
@@ -59,7 +60,7 @@ def estimator_options(command: Command) -> Command:
         ),
         click.option(
             "--variance",
-            type=click.Choice(VARIANCES),
+            type=OneOf(VARIANCES),
             help="Variance of the reverse steps (discrete): as in the paper (posterior, "
             "default), or widened "
             "by the measured error, one number a step (scalar), for each position, or predicted "
@@ -67,7 +68,7 @@ def estimator_options(command: Command) -> Command:
         ),
         click.option(
             "--grid",
-            type=click.Choice(GRIDS),
+            type=OneOf(GRIDS),
             help="Grid of the steps (discrete): uniform in time (default), in gamma, in a power of "
             "sigma/alpha (karras), for equal errors along the flow, or for the least bound "
             "(optimal).",
@@ -75,7 +76,7 @@ def estimator_options(command: Command) -> Command:
         click.option("--steps", type=click.IntRange(1), help="Steps T of the chain (discrete)."),
         click.option(
             "--estimator",
-            type=click.Choice(list(ESTIMATORS)),
+            type=OneOf(list(ESTIMATORS)),
             default="vlb",
             help="; ".join(f"{name}: {what}" for name, what in ESTIMATORS.items()) + ".",
         ),
@@ -89,7 +90,7 @@ def rounds_options(command: Command) -> Command:
     for option in (
         click.option(
             "--target-se",
-            type=click.FloatRange(0, min_open=True),
+            type=Number(0, min_open=True),
             help="Go on with rounds until the error of the draws is at most this, in bits/dim, "
             "however many evaluations that takes.",
         ),

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from variational_diffusion.cli.shared.types import Number, OneOf
+
 SPLITS = ("train", "validation", "test")
 """As in `data`, which imports torch; a test compares them."""
 
@@ -31,7 +33,7 @@ def choice_options(command: Command) -> Command:
         ),
         click.option(
             "--split",
-            type=click.Choice(SPLITS),
+            type=OneOf(SPLITS),
             help="Which examples (default: test; with DATA, all of them).",
         ),
     ):
@@ -43,7 +45,7 @@ def condition_option(command: Command) -> Command:
     """Add --condition, which says whether examples come with their conditions."""
     return click.option(
         "--condition",
-        type=click.Choice(["own", "none"]),
+        type=OneOf(["own", "none"]),
         default="own",
         help="What a model with conditions is given: those of the examples (own, default), or none "
         "at all.",
@@ -55,14 +57,14 @@ def given_options(command: Command) -> Command:
     for option in (
         click.option(
             "--guidance-interval",
-            type=float,
+            type=Number(),
             nargs=2,
             metavar="LOW HIGH",
             help="γ at which the guidance applies; default: everywhere.",
         ),
         click.option(
             "--guidance",
-            type=click.FloatRange(0),
+            type=Number(0),
             default=1.0,
             help="Weight of the condition: 1, the default, is the model's own; 2 is sharper.",
         ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from variational_diffusion.cli.shared.types import Number, OneOf, Size
 from variational_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,65 +37,6 @@ _NETWORK = "variational_diffusion.network"
 _PLACE = "variational_diffusion.place"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-class Size(click.ParamType):
-    """HEIGHTxWIDTH, or one number for both."""
-
-    name = "HxW"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        parts = str(value).lower().split("x")
-        if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is not a size: give one as 32 or 32x48 (height x width)")
-        return int(parts[0]), int(parts[-1])
-
-
-class Duration(click.ParamType):
-    """A time as 60s, 10m or 1.5h; without a letter it is in `unit`, as the command takes it.
-
-    unit: "seconds" or "minutes". least: the shortest, in that unit.
-    """
-
-    name = "TIME"
-
-    def __init__(self, unit: str, least: float = 0.0) -> None:
-        self.unit, self.least = unit, least
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        number = str(value).strip().lower()
-        seconds = _SECONDS[self.unit[0]]
-        if number[-1:] in _SECONDS:
-            number, seconds = number[:-1], _SECONDS[number[-1]]
-        try:
-            found = float(number) * seconds / _SECONDS[self.unit[0]]
-        except ValueError:
-            found = math.nan
-        if not self.least <= found < math.inf:
-            least = f" of {self.least:g} {self.unit} or more" if self.least else ""
-            self.fail(f"{value!r}: give a time{least} as 60s, 10m or 1.5h, or {self.unit}")
-        return found
-
-
-class Shape(click.ParamType):
-    """The axes of one example, separated by commas."""
-
-    name = "C,H,W"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        axes = str(value).split(",")
-        if not all(axis.isdigit() and int(axis) > 0 for axis in axes):
-            self.fail(f"{value!r} is not a shape: give one as 3,32,32 (channels, height, width)")
-        return tuple(int(axis) for axis in axes)
 
 
 def data_options(command: Command) -> Command:
@@ -126,7 +67,7 @@ def data_options(command: Command) -> Command:
         click.option("--crop", type=Size(), help="Random crop in training, the middle otherwise."),
         click.option(
             "--flip",
-            type=click.Choice(["none", "horizontal", "vertical", "both"]),
+            type=OneOf(["none", "horizontal", "vertical", "both"]),
             default="none",
             help="Mirror training images at random.",
         ),
@@ -138,9 +79,9 @@ def data_options(command: Command) -> Command:
             "'*/*'.",
         ),
         click.option("--split-seed", type=click.IntRange(0), default=0, help="Seed of the splits."),
-        click.option("--test", type=float, default=0.1, help="Share of the test split."),
+        click.option("--test", type=Number(), default=0.1, help="Share of the test split."),
         click.option(
-            "--validation", type=float, default=0.1, help="Share of the validation split."
+            "--validation", type=Number(), default=0.1, help="Share of the validation split."
         ),
         click.option(
             "--skip-sizes", is_flag=True, help="Leave out images of another size than most have."
@@ -162,7 +103,7 @@ def data_options(command: Command) -> Command:
         ),
         click.option(
             "--channels",
-            type=click.Choice(["auto", "grey", "rgb", "rgba"]),
+            type=OneOf(["auto", "grey", "rgb", "rgba"]),
             default="auto",
             help="Channels of image files; auto: grey if all are, otherwise rgb.",
         ),
@@ -174,7 +115,7 @@ def data_options(command: Command) -> Command:
         click.option(
             "--range",
             "value_range",
-            type=float,
+            type=Number(),
             nargs=2,
             help="Allowed range of real values; with --levels, the lowest and the highest level.",
         ),
@@ -246,7 +187,7 @@ def training_speed_options(command: Command) -> Command:
 def _compile_option(modes: Sequence[str]) -> Callable[[Command], Command]:
     return click.option(
         "--compile",
-        type=click.Choice(modes),
+        type=OneOf(modes),
         default="off",
         help="Compile the network: a minute at the start, faster steps (docs/performance.md).",
     )
@@ -261,7 +202,7 @@ _channels_last = click.option(
 
 precision_option = click.option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=OneOf(PRECISIONS),
     default="auto",
     help="Of the network's products in training; auto: bfloat16 where the device has units or "
     "instructions for it.",

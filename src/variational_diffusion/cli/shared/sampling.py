@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from variational_diffusion.cli.shared.types import Number, OneOf
+
 GRIDS = ("time", "gamma", "karras", "equal-error", "optimal")
 VARIANCES = ("posterior", "scalar", "position", "predicted")
 SAMPLERS = (
@@ -34,14 +36,14 @@ def sampling_options(command: Command) -> Command:
     for option in (
         click.option(
             "--clip",
-            type=click.FloatRange(0, 1),
+            type=Number(0, 1),
             metavar="QUANTILE",
             help="Keep x̂ in the range of the levels: 0 cuts it off; 0.995, say, scales an example "
             "whose x̂ exceeds it at that quantile (default: as it is).",
         ),
         click.option(
             "--stop-early",
-            type=click.FloatRange(0, 1),
+            type=Number(0, 1),
             metavar="SHARE",
             help="Take the last step from where the noise is this share of the range of the data "
             f"(default: {UNSEEN:.3g} for images of {-(-1 // UNSEEN):.0f} levels or more, all the "
@@ -49,13 +51,13 @@ def sampling_options(command: Command) -> Command:
         ),
         click.option(
             "--eta",
-            type=float,
+            type=Number(),
             help="Noise drawn on the way, from 0 (none) to 1 (as much as ancestral), by ddim, "
             "dpmpp-2m, dpmpp-3m, sde-dpmpp-2m and unipc.",
         ),
         click.option(
             "--variance",
-            type=click.Choice(VARIANCES),
+            type=OneOf(VARIANCES),
             default="posterior",
             help="Variance of the reverse steps (ancestral): as in the paper (posterior, "
             "default), or widened by the measured "
@@ -64,7 +66,7 @@ def sampling_options(command: Command) -> Command:
         ),
         click.option(
             "--grid",
-            type=click.Choice(GRIDS),
+            type=OneOf(GRIDS),
             default=GRID,
             help=f"Grid of the steps (default {GRID}); equal-error and optimal measure the "
             f"model once.",

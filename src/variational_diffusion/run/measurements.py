@@ -1,4 +1,4 @@
-"""Measurements that a report is made of, kept in the folder `report` of the run.
+"""Measurements of a run that take a while, kept in its folder `report`.
 
 Each is one file, `report/likelihood-ema.safetensors`: arrays, and in the header the figures, the
 options of the measurement, the digest of the weights that were measured, and where it was done. A
@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import json_text
 from variational_diffusion.run.directory import Run
+from variational_diffusion.storage.files import cached
 from variational_diffusion.storage.tensors import read_metadata, read_tensors, write_tensors
 
 _LAYOUT = 2
@@ -60,22 +62,17 @@ def read_section(
 
 
 def write_section(run: Run, name: str, weights: str, section: Section) -> None:
-    """Write a measurement; an earlier one of this name and these weights is replaced."""
+    """Write a measurement, if the run can be written; an earlier one of the name is replaced."""
     path = _path(run, name, weights)
-    try:
-        path.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"run = '{run.path}': '{path.parent}' cannot be made ({error.strerror}); "
-            "copy the run to where you may write"
-        ) from error
     header = {
         "layout": str(_LAYOUT),
         "weights": _digest_of_weights(run, weights),
-        "values": json.dumps(section.values),
-        "options": json.dumps(section.options),
+        "values": json_text(section.values),
+        "options": json_text(section.options),
     }
-    write_tensors(path, section.arrays, header)
+    with cached(f"the measurement '{name}'"):
+        path.parent.mkdir(exist_ok=True)
+        write_tensors(path, section.arrays, header)
 
 
 def _path(run: Run, name: str, weights: str) -> Path:
