@@ -510,6 +510,26 @@ def test_training_on_keeps_what_a_file_needs(trained, tmp_path, variance):
     assert f"{path}/kept/" in str(raised.value)
 
 
+def test_another_file_in_the_place_of_what_is_kept_is_named(trained, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    shutil.rmtree(path / "kept", ignore_errors=True)
+    file, x = tmp_path / "a.vdmz", np.arange(192, dtype=np.uint8).reshape(3, 8, 8) % 17
+    vd.compress(path, x, file, steps=4)
+    (kept,) = (path / "kept").iterdir()
+    whole, (state, *_) = kept.read_bytes(), sorted((path / "state").iterdir())
+    shutil.copy(state, kept)
+    with pytest.raises(InputError, match=r"kept/.*holds 'state' of this run where 'kept' belongs"):
+        vd.decompress(path, file)
+    kept.write_bytes(whole)
+    run = Run.open(path)
+    tensors, about = run.read(kept, "kept")
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    run.write(kept, "kept", tensors | {name: tensors[name] + 1}, about)
+    with pytest.raises(InputError, match=r"kept/.*holds another model than its name says"):
+        vd.decompress(path, file)
+
+
 def test_a_model_is_kept_once_and_a_run_that_cannot_be_written_is_told(trained, tmp_path, caplog):
     path = tmp_path / "run"
     shutil.copytree(trained, path)

@@ -181,6 +181,9 @@ def test_an_npz_file_with_several_arrays_needs_a_choice(tmp_path):
     with pytest.raises(InputError, match=r"no array 'x'; it holds images, labels; .*--array NAME"):
         opened(path, array="x")
     assert opened(path, array="images").splits["test"].read().tolist() == [[[[3] * 5] * 5]]
+    np.savez(path, **{"two\nlines": np.zeros((9, 2)), "a": np.zeros((9, 2))})
+    with pytest.raises(InputError, match=r"holds a, two\\nlines; choose"):
+        opened(path)
     np.savez(path, only=np.zeros((9, 2)))
     assert opened(path).levels is None
     np.savez(path)

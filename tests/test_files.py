@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from variational_diffusion.errors import InputError
-from variational_diffusion.storage.files import atomic, unused
+from variational_diffusion.storage.files import atomic, atomic_folder, unused
 
 
 def test_the_file_appears_when_the_block_ends_and_nothing_else_stays(tmp_path):
@@ -71,6 +71,23 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
         path.write_text("theirs")
     assert path.read_text() == "theirs"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_an_hour_later(tmp_path):
+    left = [tmp_path / ".sheet.0123abcd.png", tmp_path / ".back.0123abcd" / "a.png"]
+    young, own = tmp_path / ".sheet.89abcdef.png", tmp_path / ".other.0123abcd.png"
+    left[1].parent.mkdir()
+    for path in (*left, young, own):
+        path.write_bytes(b"left")
+    for path in (left[0], left[1].parent, own):
+        os.utime(path, (0, 0))
+    with atomic(tmp_path / "sheet.png") as temporary:
+        temporary.write_text("new")
+    with atomic_folder(tmp_path / "back") as folder:
+        (folder / "a.png").write_text("new")
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [young.name, own.name, "sheet.png", "back"]  # of somebody who may be writing, of another
+    )
 
 
 def test_a_missing_folder_is_named(tmp_path):

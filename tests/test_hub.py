@@ -12,6 +12,7 @@ from variational_diffusion.config import Component, ModelConfig
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import VDM, build
 from variational_diffusion.schedules import SCHEDULES, FixedLinear
+from variational_diffusion.storage.tensors import read_tensors, write_tensors
 
 MEASURED = {
     "data": "digits",
@@ -136,6 +137,11 @@ def rewritten(**values):
     return change
 
 
+def weights_of_a_run(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    write_tensors(path, read_tensors(path)[0], {"kind": "ema", "run": "0123456789abcdef"})
+
+
 OTHER_MODEL = {
     "shape": [1, 6, 5],
     "decoder": {"name": "discretized"},
@@ -152,6 +158,7 @@ OTHER_MODEL = {
         (rewritten(library_name="timm"), "holds no model of variational-diffusion"),
         (rewritten(model={"shape": [1]}), "does not match the digest"),
         (rewritten(model=OTHER_MODEL), "does not match the digest"),
+        (weights_of_a_run, "does not match the digest"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),

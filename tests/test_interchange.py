@@ -275,7 +275,7 @@ def test_a_run_is_made_of_an_official_checkpoint(tmp_path, capsys):
     assert opened.resume().state.step == 1234
     assert run(["evaluate", str(tmp_path / "run"), "--limit", "2", "--threads", "1"]) == 0
     assert run(words) == 2
-    assert "is not overwritten" in capsys.readouterr().err
+    assert "exists and is no empty folder" in capsys.readouterr().err
 
 
 def without(*path):

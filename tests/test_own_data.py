@@ -11,7 +11,7 @@ from PIL import Image
 from commands import TRAIN, output
 from variational_diffusion.cli import run
 from variational_diffusion.config import RunConfig
-from variational_diffusion.config import _digest as digest_of
+from variational_diffusion.config import digest_of_json as digest_of
 from variational_diffusion.data import open_dataset
 from variational_diffusion.errors import GoneError, InputError
 from variational_diffusion.run.compression import compress, decompress

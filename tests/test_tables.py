@@ -22,6 +22,8 @@ OPTIONS = {
     "skip_damaged": True,
     "frames": "each",
     "max_pixels": 10**9,
+    "skip_sizes": True,
+    "group": "(.*)_[0-9]+",
     "streaming": True,
 }
 

@@ -38,7 +38,7 @@ def as_tensor(name: str, value: Any, like: Tensor, *, numbers: bool = False) -> 
 
 def check_rows(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
     """Raise `InputError` unless a tensor has the shape (batch, *shape), with one row or more."""
-    if tuple(value.shape[1:]) != shape or not len(value):
+    if tuple(value.shape[1:]) != shape or value.shape[0] == 0:
         raise InputError(
             f"{name} has shape {tuple(value.shape)}: the model takes "
             f"(batch, {', '.join(map(str, shape))}), with one example or more"

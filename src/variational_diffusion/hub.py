@@ -120,8 +120,10 @@ def read_config(folder: Path) -> ModelConfig:
             f"'{folder}' has format {values.get('format')!r}, this version reads {FORMAT}: "
             f"update {LIBRARY}"
         )
-    digest = read_metadata(folder / WEIGHTS).get("config")
-    if digest not in (None, digest_of_json(values)):  # earlier versions wrote none
+    about = read_metadata(folder / WEIGHTS)
+    digest = about.get("config")
+    earlier = digest is None and "run" not in about  # versions that wrote none
+    if not earlier and digest != digest_of_json(values):
         raise InputError(
             f"'{folder}': {CONFIG} does not match the digest in {WEIGHTS}: it is damaged, was "
             "changed by hand, or belongs to another model; restore the pair"

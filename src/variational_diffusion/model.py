@@ -322,7 +322,7 @@ class VDM(nn.Module):
                 "data in torch.float32 or float64; vdm.in_precision(torch.bfloat16) is faster"
             )
         check_rows("z", z, self.shape)
-        z, gamma = z.to(like), self._level("gamma", gamma, z).expand(len(z))
+        z, gamma = z.to(like), self._level("gamma", gamma, z).expand(z.shape[0])
         with paced(z.shape, z.dtype, torch.is_grad_enabled()), self._products(z.device):
             output = estimate(self.network, z, gamma, conditioning)
         alpha, sigma = expand(process.alpha(gamma), z), expand(process.sigma(gamma), z)

@@ -27,6 +27,7 @@ from variational_diffusion.data.source import (
 )
 from variational_diffusion.data.splits import splits_of
 from variational_diffusion.errors import InputError
+from variational_diffusion.escaping import printable
 from variational_diffusion.storage.files import expanded
 
 _CHUNK = 2**24
@@ -213,9 +214,8 @@ def _from_npz(path: Path, wanted: str | None, beside: str | None = None) -> tupl
             wanted = names[0]
         if wanted not in names:
             given = "holds" if wanted is None else f"has no array {wanted!r}; it holds"
-            raise InputError(
-                f"{path.name} {given} {', '.join(names) or 'no array'}; choose with --array NAME"
-            )
+            found = ", ".join(map(printable, names)) or "no array"
+            raise InputError(f"{path.name} {given} {found}; choose with --array NAME")
         assert wanted is not None
         _check_claim(archive, path, wanted)
         array = archive[wanted]

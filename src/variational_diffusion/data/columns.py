@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -319,7 +320,7 @@ def asking(label: str) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, DatasetsError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.filename and not os.path.exists(error.filename):
+        if isinstance(error, OSError) and _is_of_the_cache(error.filename):
             raise InputError(
                 f"data = '{label}': '{error.filename}' cannot be made ({error.strerror}), where "
                 "data sets are kept; set HF_HOME to a folder that can be written to"
@@ -332,3 +333,9 @@ def asking(label: str) -> Iterator[None]:
             f"data = '{label}' cannot be read ({reason}); check the name, the files and, for hf:, "
             "the connection"
         ) from error
+
+
+def _is_of_the_cache(name: str | None) -> bool:
+    """Tell whether a file or a folder is where `datasets` keeps its own, or above that."""
+    kept = Path(huggingface_hub.constants.HF_HOME).absolute()
+    return name is not None and (Path(name).is_relative_to(kept) or kept.is_relative_to(name))

@@ -71,7 +71,17 @@ class Dataset:
         notes: Iterable[str] = (),
         labels: tuple[str, ...] | None = None,
     ) -> Dataset:
-        """Return a data set of what `splits_of` made."""
+        """Return a data set of what `splits_of` made.
+
+        Args:
+            source: What it was opened as.
+            parts: The splits, and what decided on them.
+            notes: Lines about what was read.
+            labels: Names of the classes, for a condition of labels.
+
+        Returns:
+            The data set.
+        """
         return cls(
             source,
             parts.splits,

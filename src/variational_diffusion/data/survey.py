@@ -180,7 +180,7 @@ def _arrays_decoder(
             "been read; give --levels"
         )
     if levels is None and kind != "f":
-        largest = max(int(first.max()), *(int(array.max()) for array in arrays))
+        largest = max([int(first.max()), *(int(array.max()) for array in arrays)])
         levels = min(MAX_LEVELS, max(2, largest + 1))
     return Arrays(
         first.dtype,

@@ -41,7 +41,6 @@ from variational_diffusion.run.examples import Data, check_free, chosen_examples
 from variational_diffusion.run.noise_errors import expected_errors, reverse_chain, widened
 from variational_diffusion.run.trained import Trained
 from variational_diffusion.storage.files import cached, expanded
-from variational_diffusion.storage.tensors import read_tensors, write_tensors
 
 LOG = logging.getLogger(__name__)
 
@@ -362,20 +361,26 @@ def _keep(run: Run, vdm: VDM, digest: str, weights: str, variance: str) -> None:
         about["head"] = json.dumps(head.options)
     with cached("the model, without which the file is not decoded once the run was trained on,"):
         path.parent.mkdir(exist_ok=True)
-        write_tensors(path, model_state(vdm), about)
+        run.write(path, "kept", model_state(vdm), about)
 
 
 def _needed(run: Run, container: Container, execution: Execution) -> VDM:
     """Return the model that a file names: what was kept of it, or else what the run has now."""
     header, kept = container.header, _kept_path(run, container.header.model)
     if kept.exists():
-        tensors, about = read_tensors(kept)
+        tensors, about = run.read(kept, "kept")
         model = run.build().eval().requires_grad_(False).prepare(execution)
         head = None
         if "head" in about:
             head = VarianceHead(run.config.model.shape, **json.loads(about["head"]))
             head = head.eval().requires_grad_(False).to(model.device)
-        return with_state(model, tensors, head)
+        vdm = with_state(model, tensors, head)
+        if model_digest(vdm) != header.model:
+            raise InputError(
+                f"'{kept}' holds another model than its name says: bring back the file that was "
+                "there"
+            )
+        return vdm
     try:
         trained = Trained.open(run, header.weights, execution)
         vdm = widened(trained, header.variance, measure=False)

@@ -242,7 +242,12 @@ class Run:
                 self._write_config()
 
     def set_data(self, data: DataConfig, fingerprint: Fingerprint | None) -> None:
-        """Take note of where the data are now, and what; the leading process writes it down."""
+        """Take note of where the data are now, and what; the leading process writes it down.
+
+        Args:
+            data: With the place where they are now.
+            fingerprint: Of the data; None: as it was.
+        """
         where = self.config.data.model_copy(update={"source": data.source})
         known = fingerprint or self.config.fingerprint
         config = self.config.model_copy(update={"data": where, "fingerprint": known})
@@ -331,14 +336,29 @@ class Run:
     def write(
         self, path: Path, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ) -> None:
-        """Write a file of tensors that says that it is of this run, and what it is."""
+        """Write a file of tensors that says that it is of this run, and what it is.
+
+        Args:
+            path: The file; one that is there is replaced.
+            kind: What it is, as `read` asks for it.
+            tensors: By name.
+            metadata: More text, by name.
+        """
         own = {"run": self.config.identity} if self.config.identity else {}
         write_tensors(path, tensors, {**metadata, "kind": kind, **own})
 
     def read(self, path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return what `write` wrote.
 
-        Raises `DamagedFileError` for a damaged file, for one of another run or of another kind.
+        Args:
+            path: The file.
+            kind: What it was written as.
+
+        Returns:
+            The tensors, and the metadata.
+
+        Raises:
+            DamagedFileError: For a damaged file, for one of another run or of another kind.
         """
         tensors, metadata = read_tensors(path)
         if metadata.get("run", "") != self.config.identity:

@@ -20,8 +20,8 @@ from variational_diffusion.images.pictures import (
     animation,
     check_animation,
     is_image,
-    save_image,
     save_sheet,
+    to_pil,
 )
 from variational_diffusion.likelihood import ContinuousBound, evaluate, example_columns
 from variational_diffusion.machine.distributed import here, sum_over_processes
@@ -43,7 +43,7 @@ from variational_diffusion.sampling import (
     named,
 )
 from variational_diffusion.storage.columns import write_columns
-from variational_diffusion.storage.files import atomic, check_target, expanded
+from variational_diffusion.storage.files import atomic, atomic_folder, check_target, expanded
 
 _BATCH = 250
 
@@ -106,9 +106,9 @@ class Samples:
             labels = None if self.labels is None else self.labels.tolist()
             save_sheet(self.values, levels, path, captions=labels)
         else:
-            path.mkdir(parents=True, exist_ok=True)
-            for i, sample in enumerate(self.values):
-                save_image(sample, levels, path / f"{i:05}.png")
+            with atomic_folder(path) as folder:
+                for i, sample in enumerate(self.values):
+                    to_pil(sample, levels).save(folder / f"{i:05}.png")
 
     def write_labels(self, path: str | Path) -> None:
         """Write the labels as a .csv or .parquet table."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import logging
 import os
 import re
@@ -36,6 +37,7 @@ def atomic(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Pa
     not be written to, and when the disk is full.
     """
     path = check_target(path, overwrite=overwrite)
+    remove_leftovers(path.parent, of=path)
     temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}{path.suffix}")
     with reported(path):
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -58,6 +60,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     `path` exists and is no empty folder, and when it cannot be made.
     """
     path = check_target(path, folder=True)
+    remove_leftovers(path.parent, of=path)
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
     with reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,13 +108,14 @@ _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}(\.\w+)?|\.tmp\w{6}", re.ASCII)
 _ABANDONED = 3600.0
 
 
-def remove_leftovers(folder: Path, *, age: float = _ABANDONED) -> None:
+def remove_leftovers(folder: Path, *, of: Path | None = None, age: float = _ABANDONED) -> None:
     """Remove temporary files in a folder that writers left behind when they were killed.
 
+    of: the file that they were to become; None in a folder whose files are all ours.
     age: seconds since the last change from which a file counts as left behind; 0 where nobody else
         may be writing.
     """
-    for path in folder.glob(".*"):
+    for path in folder.glob(".*" if of is None else f".{glob.escape(of.stem[:40])}.*"):
         with suppress(OSError):  # somebody else was faster
             if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime >= age:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from variational_diffusion.errors import DamagedFileError, InputError, is_short_of_memory
-from variational_diffusion.storage.files import atomic
+from variational_diffusion.storage.files import atomic, remove_leftovers
 
 FORMAT = "1"
 """Version of the tensor files."""
@@ -27,6 +27,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {**metadata, "format": FORMAT}
     header["digest"] = _digest(contents, header)
+    remove_leftovers(path.parent)  # safetensors' own, too: such files are in folders of ours
     with atomic(path, overwrite=True) as temporary:
         mode = temporary.stat().st_mode
         try:
