@@ -2,6 +2,7 @@
 # make test     style, types and tests
 # make bench    every benchmark, shortened: that they run, not what they measure
 # make notebooks  docs/notebooks, run again, with what they print and show
+# make pictures the pictures of README and docs, from trained runs: a quarter of an hour, or two
 # make docs     the site, into site/: a link that dangles is an error
 # make package  wheel and sdist, installed into an empty environment and run there
 # All set up .venv first. Another interpreter: make demo PYTHON=python3.12
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench install wheel package notebooks docs clean
+.PHONY: demo test bench install wheel package notebooks pictures docs clean
 
 demo: install
 	@$(BIN)/vdm demo
@@ -72,6 +73,9 @@ package: wheel
 
 notebooks: install
 	OMP_NUM_THREADS=1 $(BIN)/python docs/notebooks/execute.py
+
+pictures: install
+	$(BIN)/python docs/pictures.py
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean

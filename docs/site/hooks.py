@@ -184,7 +184,9 @@ def _link(match: re.Match[str], here: str, page: Page) -> str:
     path = posixpath.normpath(posixpath.join(posixpath.dirname(here), link))
     name = path.removeprefix("src/variational_diffusion/").removesuffix(".py")
     name = name.removesuffix("/__init__").replace("/", ".")
-    if path.startswith("src/") and name in modules():
+    if path == "src/variational_diffusion/__init__.py":  # the public names
+        target = "reference/index.md"
+    elif path.startswith("src/") and name in modules():
         target = f"reference/{name}.md"
     elif path.startswith("docs/"):
         target = path.removeprefix("docs/")
