@@ -29,6 +29,7 @@ from variational_diffusion.config import Component, ModelConfig, check_options
 from variational_diffusion.decoders import DECODERS, UNSEEN, Discretized, Gaussian
 from variational_diffusion.errors import InputError, meant, one_of, whole
 from variational_diffusion.machine.execution import Execution
+from variational_diffusion.machine.memory import rows_at_once
 from variational_diffusion.machine.threads import paced
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.networks import NETWORKS
@@ -324,11 +325,26 @@ class VDM(nn.Module):
         check_rows("z", z, self.shape)
         z, gamma = z.to(like), self._level("gamma", gamma, z).expand(z.shape[0])
         with paced(z.shape, z.dtype, torch.is_grad_enabled()), self._products(z.device):
-            output = estimate(self.network, z, gamma, conditioning)
+            output = self._estimated(z, gamma, conditioning)
         alpha, sigma = expand(process.alpha(gamma), z), expand(process.sigma(gamma), z)
         if self.prediction == "noise":
             return Denoised(noise=output, x=(z - sigma * output) / alpha)
         return Denoised(noise=alpha * output + sigma * z, x=alpha * z - sigma * output)
+
+    def _estimated(self, z: Tensor, gamma: Tensor, conditioning: Tensor | None) -> Tensor:
+        """Return the network's output; without gradients, of as many rows at once as fit."""
+
+        def of(rows: slice) -> Tensor:
+            given = None if conditioning is None else conditioning[rows]
+            return estimate(self.network, z[rows], gamma[rows], given)
+
+        everything = slice(None)
+        if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
+            return of(everything)
+        size = rows_at_once(self.network, z, of)
+        if size >= len(z):
+            return of(everything)
+        return torch.cat([of(slice(i, i + size)) for i in range(0, len(z), size)])
 
     def _products(self, device: torch.device) -> AbstractContextManager[None]:
         """Return a context in which the network's products are in the model's precision."""

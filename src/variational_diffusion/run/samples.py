@@ -26,6 +26,7 @@ from variational_diffusion.images.pictures import (
 from variational_diffusion.likelihood import ContinuousBound, evaluate, example_columns
 from variational_diffusion.machine.distributed import here, sum_over_processes
 from variational_diffusion.machine.execution import execution_of
+from variational_diffusion.machine.memory import check_room
 from variational_diffusion.machine.progress import Listener, telling
 from variational_diffusion.machine.signals import until
 from variational_diffusion.model import VDM
@@ -244,6 +245,7 @@ def draw(
     Raises KeyboardInterrupt where there are none, or several processes share them.
     """
     vdm, place = by.model, here()
+    check_room("n", count, 4 * count * vdm.dimensions, vdm.device)
     steps = len(by.gammas) - 1
     sizes = [min(_BATCH, count - first) for first in range(0, count, _BATCH)]
     own = range(place.rank, len(sizes), place.processes)
