@@ -110,7 +110,7 @@ def test_it_finds_values_that_damage_has_changed(tmp_path):
 
 def test_how_work_in_a_child_ends():
     def hungry():
-        np.ones(5 * GIBIBYTE // 32)  # of 8 bytes
+        np.ones(int(1.2 * GIBIBYTE) // 8)
         return 0
 
     def broken():

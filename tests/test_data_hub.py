@@ -174,9 +174,10 @@ def test_what_is_no_such_file_is_one_line(tmp_path, name):
             assert str(tmp_path) in str(info.value)
 
 
-def test_one_array_alone_has_levels(tmp_path):
+def test_one_array_alone_is_too_few(tmp_path):
     write_parquet(tmp_path / "a.parquet", [[0, 7, 3]])
-    assert open_dataset(DataConfig(source=str(tmp_path / "a.parquet"))).levels == 8
+    with pytest.raises(InputError, match=r"1 examples, .* give at least 3 different ones"):
+        open_dataset(DataConfig(source=str(tmp_path / "a.parquet")))
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,9 @@ def command(
     Example: vdm serve runs/first
     """
     with needs("web"):
-        import gradio  # noqa: F401 (asked only whether it is there, before the run is opened)
+        from variational_diffusion.web.serving import serve
     from variational_diffusion.machine.execution import Execution
     from variational_diffusion.web import Studio
-    from variational_diffusion.web.serving import serve
 
     with Execution(device, threads).begun() as target:
         studio = Studio(open_run(run), weights, target)

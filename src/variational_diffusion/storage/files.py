@@ -49,7 +49,8 @@ def atomic(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Pa
             os.replace(temporary, path)
             _flush(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what is left here is removed by a later command
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

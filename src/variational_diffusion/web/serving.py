@@ -16,7 +16,7 @@ from types import FrameType
 import uvicorn
 from filelock import FileLock, Timeout
 
-from variational_diffusion.errors import InputError
+from variational_diffusion.errors import InputError, needs
 from variational_diffusion.web.studio import Studio
 
 _HOST = "127.0.0.1"
@@ -35,13 +35,14 @@ def serve(
     """
     with listening(port) as opened, private_folder() as folder:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder)}
-        from variational_diffusion.web.page import application  # noqa: PLC0415 (gradio looks there)
+        with needs("web"):
+            from variational_diffusion.web.page import application  # noqa: PLC0415 (it looks there)
 
         app = application(studio, folder, token)
         query = "" if token is None else f"?token={token}"
-        ready(f"http://{_HOST}:{opened.getsockname()[1]}/{query}")
         for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
             signal.signal(number, _leave)
+        ready(f"http://{_HOST}:{opened.getsockname()[1]}/{query}")
         config = uvicorn.Config(
             app, log_level="critical", access_log=False, ws="none", timeout_graceful_shutdown=1
         )
