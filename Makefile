@@ -32,7 +32,7 @@ bench: install .venv/peers
 	$(BIN)/python benchmarks/schedules.py cost digits --repeats 11
 	$(BIN)/python benchmarks/averages.py digits --repeats 2 --no-log
 	$(BIN)/python benchmarks/calibration.py --repeats 2 --only discrete --only compare --only quality --no-log
-	$(BIN)/python benchmarks/attack.py --minutes 1 --no-log
+	$(BIN)/python benchmarks/attack.py --minutes 0.3 --only corruption --only inputs --no-log
 	$(BIN)/python benchmarks/quality.py digits --n 100 --steps 50 --no-log
 	rm -rf .venv/run .venv/labels
 	$(BIN)/vdm train digits --condition label --run .venv/labels --steps 20 --json

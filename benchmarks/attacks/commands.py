@@ -247,6 +247,7 @@ _MEANINGS: dict[str, Callable[[Path], Any]] = {
     ".jsonl": _lines,
     ".json": lambda path: _steady(json.loads(path.read_text(encoding="utf-8"))),
     ".html": _page,
+    ".png": lambda path: np.asarray(Image.open(path)).tobytes(),  # the text in it names folders
     ".csv": lambda path: list(csv.reader(path.read_text(encoding="utf-8").splitlines())),
     **dict.fromkeys((".md", ".lock", ".onnx"), Path.exists),  # with dates and versions in them
 }
