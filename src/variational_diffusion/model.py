@@ -338,12 +338,11 @@ class VDM(nn.Module):
             given = None if conditioning is None else conditioning[rows]
             return estimate(self.network, z[rows], gamma[rows], given)
 
-        everything = slice(None)
         if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
-            return of(everything)
+            return estimate(self.network, z, gamma, conditioning)
         size = rows_at_once(self.network, z, of)
         if size >= len(z):
-            return of(everything)
+            return estimate(self.network, z, gamma, conditioning)
         return torch.cat([of(slice(i, i + size)) for i in range(0, len(z), size)])
 
     def _products(self, device: torch.device) -> AbstractContextManager[None]:
