@@ -1,6 +1,6 @@
 """A training step on many devices: how they are joined, who holds what, and what exchanges take.
 
-What one device computes is counted and reckoned by `variational_diffusion.plan`; here are the
+What one device computes is counted and reckoned by `variational_diffusion.run.plan`; here are the
 exchange between devices, in closed forms of bytes, bandwidth and latency, and the state in parts.
 
 Source: Thakur, Rabenseifner, Gropp, "Optimization of Collective Communication Operations in MPICH"
@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from variational_diffusion.config import ModelConfig
 from variational_diffusion.model import build
-from variational_diffusion.plan import HARDWARE, Footprint, Hardware
-from variational_diffusion.plan.estimates import USABLE, seconds
+from variational_diffusion.run.plan import HARDWARE, Footprint, Hardware
+from variational_diffusion.run.plan.estimates import USABLE, seconds
 from variational_diffusion.training.sharding import blocks
 
 LINE_SHARE = 0.8

@@ -2,7 +2,7 @@
 
     python benchmarks/nodes.py [--hardware h100] [--no-write]
 
-Operations and memory of a step are counted (`variational_diffusion.plan`), rates and bandwidths are
+Operations and memory of a step are counted (`run.plan`), rates and bandwidths are
 those of `HARDWARE` and of cluster.py, which has the closed forms of exchanges as well. Once with
 the same batch on every device however many there are, once with the same batch on all together, in
 bfloat16. The tables go into docs/scaling.md between its marks, the figure beside it.
@@ -22,9 +22,9 @@ from common import markdown
 from matplotlib.figure import Figure
 
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig
-from variational_diffusion.plan import Footprint, footprint
 from variational_diffusion.presets import parts
 from variational_diffusion.report.figures import save_figure
+from variational_diffusion.run.plan import Footprint, footprint
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURE = "figures/nodes.png"

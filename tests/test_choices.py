@@ -21,9 +21,9 @@ from variational_diffusion.likelihood import (
     PROBES,
 )
 from variational_diffusion.machine.execution import COMPILE_MODES, PRECISIONS
-from variational_diffusion.plan import HARDWARE
 from variational_diffusion.run.averages import WIDTHS_COMPARED
 from variational_diffusion.run.compression import GROUP
+from variational_diffusion.run.plan import HARDWARE
 from variational_diffusion.run.scoring import FALSE_ALARMS, REFERENCE
 from variational_diffusion.sampling import DEFAULT_STEPS, SAMPLERS
 

@@ -6,8 +6,8 @@ import cluster as c
 import pytest
 
 from variational_diffusion.config import Component
-from variational_diffusion.plan import estimate, footprint
 from variational_diffusion.presets import parts
+from variational_diffusion.run.plan import estimate, footprint
 
 GB = 10**9
 H100 = c.CLUSTERS["h100"]

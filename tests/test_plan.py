@@ -14,7 +14,8 @@ from variational_diffusion.cli import run
 from variational_diffusion.config import Component
 from variational_diffusion.errors import InputError
 from variational_diffusion.model import build
-from variational_diffusion.plan import (
+from variational_diffusion.presets import parts
+from variational_diffusion.run.plan import (
     HARDWARE,
     Hardware,
     estimate,
@@ -22,9 +23,8 @@ from variational_diffusion.plan import (
     measure,
     plan,
 )
-from variational_diffusion.plan.counting import FLOP_FORMULAS, Operation
-from variational_diffusion.plan.estimates import seconds
-from variational_diffusion.presets import parts
+from variational_diffusion.run.plan.counting import FLOP_FORMULAS, Operation
+from variational_diffusion.run.plan.estimates import seconds
 from variational_diffusion.training import TrainingState, fit
 from variational_diffusion.training.sharding import recompute_activations
 

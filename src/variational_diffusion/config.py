@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from variational_diffusion.errors import InputError, meant
-from variational_diffusion.json_text import parse
+from variational_diffusion.escaping import parsed_json
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -300,7 +300,7 @@ class RunConfig(_Section):
     def from_json(cls, text: str) -> RunConfig:
         """Read what `to_json` wrote; raise `InputError` that names the field if it is not that."""
         try:
-            values = parse(text)
+            values = parsed_json(text)
         except ValueError as error:
             raise InputError(f"config.json is not JSON: {error}") from error
         version = values.pop("format", None) if isinstance(values, dict) else None
@@ -325,7 +325,7 @@ class RunConfig(_Section):
         path = Path(os.path.expanduser(path))
         try:
             text = path.read_text(encoding="utf-8")
-            values = parse(text) if path.suffix == ".json" else tomllib.loads(text)
+            values = parsed_json(text) if path.suffix == ".json" else tomllib.loads(text)
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"config = '{path}' cannot be read ({error}): give a file of TOML, or of JSON "

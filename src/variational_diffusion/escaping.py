@@ -3,7 +3,7 @@
 One function for each medium: `printable` for a line on a terminal, in a table or in a picture,
 `typed` for what can be pasted into a shell, `cell` for a spreadsheet, `markdown` and `code` for
 a model card and the page of vdm serve, `page_text` for a report, which escapes HTML by itself, and
-`json_text`.
+`json_text`. `parsed_json` reads JSON that anybody may have written.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typing import Any
 
 _MARKS = re.compile(r"[\\`*_{}\[\]<>#|!~$&@^]")
 """What may mean something to markdown or HTML within a line."""
+
+_DEEPEST = 100
+"""Levels of nesting of JSON; what this package writes has fewer than ten."""
 
 
 def printable(text: str) -> str:
@@ -86,3 +89,32 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises ValueError with a reason of one line for text that is not JSON, for numbers of thousands
+    of digits, which Python refuses to read, and for values nested more than 100 levels deep, which
+    would exhaust the stack of whoever walks through them.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError as error:
+        raise ValueError("a number in it has too many digits") from error
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []

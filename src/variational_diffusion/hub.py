@@ -20,8 +20,7 @@ from torch import Tensor
 
 from variational_diffusion.config import ModelConfig, digest_of_json, validated
 from variational_diffusion.errors import InputError, needs
-from variational_diffusion.escaping import code, json_text, markdown
-from variational_diffusion.json_text import parse
+from variational_diffusion.escaping import code, json_text, markdown, parsed_json
 from variational_diffusion.machine import environment
 from variational_diffusion.storage.files import atomic_folder, expanded
 from variational_diffusion.storage.tensors import read_metadata, write_tensors
@@ -108,7 +107,7 @@ def read_config(folder: Path) -> ModelConfig:
             raise InputError(f"'{folder}' has no {name}: it is no folder of a pretrained model")
     text = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
     try:
-        values = parse(text)
+        values = parsed_json(text)
     except ValueError as error:
         raise InputError(f"'{folder}': {CONFIG} is not JSON: {error}") from error
     if not isinstance(values, dict) or values.get("library_name") != LIBRARY:

@@ -22,7 +22,6 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from variational_diffusion import grids, hub, objective, process
-from variational_diffusion.arguments import as_tensor, check_rows
 from variational_diffusion.conditions import CONDITIONS, Arrays, Batch, Labels, parted
 from variational_diffusion.conditions.guidance import EVERYWHERE, Guided
 from variational_diffusion.config import Component, ModelConfig, check_options
@@ -30,6 +29,7 @@ from variational_diffusion.decoders import DECODERS, UNSEEN, Discretized, Gaussi
 from variational_diffusion.errors import InputError, meant, one_of, whole
 from variational_diffusion.machine.execution import Execution
 from variational_diffusion.machine.memory import rows_at_once
+from variational_diffusion.machine.tensors import as_tensor, check_rows
 from variational_diffusion.machine.threads import paced
 from variational_diffusion.modes import in_evaluation_mode
 from variational_diffusion.networks import NETWORKS

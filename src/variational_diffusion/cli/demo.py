@@ -9,7 +9,6 @@ import click
 from variational_diffusion.cli.shared.console import print_json, print_table, say, shown
 from variational_diffusion.cli.shared.options import device_options, json_option
 from variational_diffusion.cli.shared.types import Duration
-from variational_diffusion.escaping import typed
 
 
 @click.command()
@@ -29,6 +28,7 @@ def command(
     Example: vdm demo
     """
     from variational_diffusion.compression.baselines import code_lengths
+    from variational_diffusion.escaping import typed
     from variational_diffusion.run.evaluation import evaluate
     from variational_diffusion.run.examples import own_data
     from variational_diffusion.run.samples import sample_run

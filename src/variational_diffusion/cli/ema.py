@@ -17,7 +17,6 @@ from variational_diffusion.cli.shared.options import (
 )
 from variational_diffusion.cli.shared.types import Number
 from variational_diffusion.errors import InputError
-from variational_diffusion.escaping import typed
 
 if TYPE_CHECKING:
     from variational_diffusion.run.averages import WidthBound
@@ -83,6 +82,7 @@ def command(
 
     Example: vdm ema runs/first --width 0.07
     """
+    from variational_diffusion.escaping import typed
     from variational_diffusion.run import averages
 
     if width is not None:

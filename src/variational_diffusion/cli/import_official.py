@@ -7,7 +7,6 @@ import click
 from variational_diffusion.cli.shared.console import print_json, say
 from variational_diffusion.cli.shared.options import json_option
 from variational_diffusion.cli.shared.types import Size
-from variational_diffusion.escaping import typed
 
 
 @click.command()
@@ -29,6 +28,7 @@ def command(file: str, run: str, data: str, size: tuple[int, int], as_json: bool
 
     Example: vdm import-official checkpoints-10000000.flax --run runs/official
     """
+    from variational_diffusion.escaping import typed
     from variational_diffusion.run.sharing import import_official
 
     made = import_official(file, run, data=data, size=size)

@@ -24,7 +24,7 @@ from variational_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from variational_diffusion.config import ModelConfig, TrainingConfig
-    from variational_diffusion.plan import Plan
+    from variational_diffusion.run.plan import Plan
 
 HARDWARE = ("h100", "h200", "b200", "a100", "l4", "rtx-4090")
 """As in `plan`, which imports torch; a test compares them."""
@@ -77,7 +77,7 @@ def command(
 
     Example: vdm plan --shape 3,64,64 --batch-size 64 --hardware h100
     """
-    from variational_diffusion.plan import plan
+    from variational_diffusion.run.plan import plan
 
     model, training = _configured(data, options)
     found = plan(

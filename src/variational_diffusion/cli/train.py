@@ -19,7 +19,6 @@ from variational_diffusion.cli.shared.options import (
     typed_options,
 )
 from variational_diffusion.cli.shared.types import Duration, Number, OneOf
-from variational_diffusion.escaping import typed
 
 if TYPE_CHECKING:
     from variational_diffusion.run.training import End
@@ -176,6 +175,7 @@ def command(
 
 def _report(end: End, directory: str, as_json: bool) -> None:
     """Print what a training came to."""
+    from variational_diffusion.escaping import typed
     from variational_diffusion.likelihood import summary_rows
     from variational_diffusion.schedules import floor_note
 

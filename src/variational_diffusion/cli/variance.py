@@ -14,7 +14,6 @@ from variational_diffusion.cli.shared.options import (
     seed_option,
     weights_option,
 )
-from variational_diffusion.escaping import typed
 
 
 @click.command()
@@ -34,6 +33,7 @@ def command(run: str, as_json: bool, **options: Any) -> None:
 
     Example: vdm variance runs/first
     """
+    from variational_diffusion.escaping import typed
     from variational_diffusion.run.variance import train_variance
 
     begin, end = train_variance(open_run(run), progress=shown, **options)

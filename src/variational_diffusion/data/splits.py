@@ -82,8 +82,8 @@ def _rule(config: DataConfig, keys: np.ndarray, shares: Mapping[str, float | Spl
     example needs.
     """
     test, validation = (
-        0.0 if isinstance(shares[name], Split) else float(shares[name])  # type: ignore[arg-type]
-        for name in ("test", "validation")
+        0.0 if isinstance(part, Split) else float(part)
+        for part in (shares["test"], shares["validation"])
     )
     by, needed = "content", 1 + (test > 0) + (validation > 0)
     if config.group is None and len(np.unique(keys)) < max(needed, _DRAWS * len(keys)):

@@ -1,15 +1,18 @@
 """Progress of long work, for whoever wants to show it.
 
-A function that takes time has an argument `progress`: False says nothing, True shows a bar (rich's,
-in a terminal or a notebook), and a callable is given a `Progress` now and then. Remarks of one line
+A function that takes time has an argument `progress`: False says nothing, True keeps a line on
+standard error up to date, and a callable is given a `Progress` now and then. Remarks of one line
 go to the logger "variational_diffusion", at level INFO.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+_WIDTH = 20  # of a bar
 
 
 @dataclass(frozen=True)
@@ -61,19 +64,13 @@ def telling(progress: bool | Listener, title: str, unit: str) -> Iterator[Tell]:
 
 
 def _bar() -> Listener:
-    from rich import progress as bars  # noqa: PLC0415 (a tenth of a second)
-    from rich.console import Console  # noqa: PLC0415 (as above)
-
-    columns = ("{task.description}", bars.BarColumn(), bars.TaskProgressColumn())
-    shown = bars.Progress(*columns, "{task.fields[note]}", console=Console(stderr=True))
-    tasks: list[bars.TaskID] = []
+    """Return what keeps one line on standard error; commands show their own bars."""
 
     def listener(progress: Progress) -> None:
-        if not tasks:
-            tasks.append(shown.add_task(progress.title, total=1.0, note=""))
-            shown.start()
-        shown.update(tasks[0], completed=progress.share, note=progress.note())
-        if progress.ended:
-            shown.stop()
+        bar = "#" * round(_WIDTH * progress.share)
+        line = f"{progress.title} {bar:<{_WIDTH}} {progress.share:4.0%} {progress.note()}"
+        end = "\n" if progress.ended else "\r"
+        sys.stderr.write(f"{line:<79}{end}")
+        sys.stderr.flush()
 
     return listener

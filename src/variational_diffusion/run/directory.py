@@ -45,9 +45,8 @@ from torch import Tensor
 from variational_diffusion.config import DataConfig, Fingerprint, RunConfig, TrainingConfig
 from variational_diffusion.data import Dataset
 from variational_diffusion.errors import DamagedFileError, InputError
-from variational_diffusion.escaping import typed
+from variational_diffusion.escaping import parsed_json, typed
 from variational_diffusion.grids import NoiseErrors
-from variational_diffusion.json_text import parse
 from variational_diffusion.machine.distributed import (
     Place,
     gathered,
@@ -491,7 +490,7 @@ class Run:
         )
         try:
             restore(state, joined([tensors for tensors, _ in parts]), metadata, path)
-            position = parse(metadata["position"])
+            position = parsed_json(metadata["position"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DamagedFileError(f"'{path}' holds no state of training of this run") from error
         return state, position

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from variational_diffusion.json_text import parse
+from variational_diffusion.escaping import parsed_json
 from variational_diffusion.storage.files import atomic, reported
 from variational_diffusion.storage.lock import waiting_for
 
@@ -83,7 +83,7 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
 
 def _values(line: bytes) -> dict[str, Any] | None:
     try:
-        values = parse(line)
+        values = parsed_json(line)
         checksum = values.pop("crc32")
     except (ValueError, AttributeError, TypeError, KeyError):
         return None

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from variational_diffusion.json_text import parse
+from variational_diffusion.escaping import parsed_json
 from variational_diffusion.storage.files import reported
 
 LOG = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def _own() -> dict[str, str | int]:
 
 def _holder(file: IO[str]) -> dict[str, str]:
     try:
-        found = parse(file.read())
+        found = parsed_json(file.read())
     except ValueError:
         found = {}
     found = found if isinstance(found, dict) else {}

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from variational_diffusion.escaping import json_text, printable
-
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -46,6 +44,8 @@ def say(text: object = "", *, err: bool = False) -> None:
     All that commands print comes through here or `print_table`, so that names of files and of
     columns cannot move the cursor, set the title of the window, or begin another line.
     """
+    from variational_diffusion.escaping import printable
+
     print(printable(str(text)), file=sys.stderr if err else sys.stdout, flush=True)
 
 
@@ -117,6 +117,8 @@ class Meter:
     def message(self, text: str) -> None:
         """Print a line without breaking the bar."""
         if self._bar is not None:
+            from variational_diffusion.escaping import printable
+
             self._bar.console.print(printable(text), highlight=False, markup=False)
         else:
             say(text, err=True)
@@ -161,6 +163,8 @@ def print_table(
     from rich.table import Table
 
     say(title)
+    from variational_diffusion.escaping import printable
+
     columns, rows = list(map(printable, columns)), [list(map(printable, row)) for row in rows]
     console = Console(file=sys.stdout, highlight=False)
     widths = _widths(columns, rows, numbers, console.width)
@@ -229,6 +233,8 @@ def _wrapped(indent: str, text: str, width: int) -> list[str]:
 
 def print_json(values: dict[str, Any]) -> None:
     """Print one JSON object, on one line, to standard output."""
+    from variational_diffusion.escaping import json_text
+
     say(json_text(values))
 
 

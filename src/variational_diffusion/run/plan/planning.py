@@ -13,10 +13,10 @@ import torch
 from variational_diffusion.config import ModelConfig, TrainingConfig
 from variational_diffusion.errors import InputError, one_of
 from variational_diffusion.machine.execution import PRECISIONS, Execution, multiplies_bfloat16
-from variational_diffusion.plan.counting import Footprint, footprint
-from variational_diffusion.plan.estimates import Estimate, estimate, memory
-from variational_diffusion.plan.hardware import HARDWARE, Hardware
-from variational_diffusion.plan.measure import measured, this_machine
+from variational_diffusion.run.plan.counting import Footprint, footprint
+from variational_diffusion.run.plan.estimates import Estimate, estimate, memory
+from variational_diffusion.run.plan.hardware import HARDWARE, Hardware
+from variational_diffusion.run.plan.measure import measured, this_machine
 
 Count = Callable[..., Footprint]
 
@@ -85,7 +85,7 @@ def plan(
 
     Examples:
         >>> from variational_diffusion.config import Component
-        >>> from variational_diffusion.plan import plan
+        >>> from variational_diffusion.run.plan import plan
         >>> from variational_diffusion.presets import parts
         >>> levels = Component(name="discretized", options={"levels": 256})
         >>> model, training = parts((1, 8, 8), 256, levels, settings={"training.steps": 1000})

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from variational_diffusion.plan.counting import Footprint, Operation
-from variational_diffusion.plan.hardware import Hardware
+from variational_diffusion.run.plan.counting import Footprint, Operation
+from variational_diffusion.run.plan.hardware import Hardware
 
 USABLE = 0.9
 """Share of a GPU's memory that a step may fill: the rest is the driver's and what lies between."""

@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from variational_diffusion.config import Component, ModelConfig, TrainingConfig
 from variational_diffusion.machine.memory import keep_freed_memory
 from variational_diffusion.model import build
-from variational_diffusion.plan.counting import FLOP_FORMULAS
-from variational_diffusion.plan.hardware import Hardware
+from variational_diffusion.run.plan.counting import FLOP_FORMULAS
+from variational_diffusion.run.plan.hardware import Hardware
 from variational_diffusion.training import TrainingState, fit
 from variational_diffusion.training.sharding import recompute_activations
 

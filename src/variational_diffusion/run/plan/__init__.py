@@ -4,11 +4,11 @@
 `estimate` puts the two together. `plan` is all of that for a configuration.
 """
 
-from variational_diffusion.plan.counting import Footprint, footprint
-from variational_diffusion.plan.estimates import Estimate, Memory, estimate, memory
-from variational_diffusion.plan.hardware import HARDWARE, Hardware
-from variational_diffusion.plan.measure import Measured, measured, this_machine
-from variational_diffusion.plan.planning import Plan, plan
+from variational_diffusion.run.plan.counting import Footprint, footprint
+from variational_diffusion.run.plan.estimates import Estimate, Memory, estimate, memory
+from variational_diffusion.run.plan.hardware import HARDWARE, Hardware
+from variational_diffusion.run.plan.measure import Measured, measured, this_machine
+from variational_diffusion.run.plan.planning import Plan, plan
 
 __all__ = [
     "HARDWARE",
